@@ -1,0 +1,28 @@
+# make setup | quickstart | test | bench | lint
+.PHONY: setup quickstart lint test bench clean
+export PYTHONUNBUFFERED = 1
+BIN = .venv/bin
+
+setup:
+	@sh scripts/setup.sh
+
+quickstart: setup
+	@$(BIN)/python -m vergence.pipelines.quickstart
+
+lint: setup
+	@mkdir -p build/dev/vergence
+	@for p in platform methods pipelines; do ln -sfn ../../../$$p build/dev/vergence/$$p; done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	MYPYPATH=build/dev $(BIN)/mypy -p vergence.platform -p vergence.methods -p vergence.pipelines
+	PYTHONPATH=build/dev $(BIN)/lint-imports
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+bench: setup
+	@sh benchmarks/setup.sh
+	OMP_NUM_THREADS=1 .venv-bench/bin/python -m benchmarks $(BENCH)
+
+clean:
+	rm -rf .venv .venv-bench build *.egg-info
