@@ -1,0 +1,97 @@
+"""MoCo v2: find the key of one's own other view among a long queue of older keys.
+
+He et al. 2019, arXiv:1911.05722, Algorithm 1 and eq. 1-2; Chen et al. 2020, arXiv:2003.04297 (MLP head). With
+unit vectors q (student, view 0), k (teacher, view 1) and the queue's rows n:
+    l = -log( exp(q.k / T) / ( exp(q.k / T) + sum_n exp(q.n / T) ) ),  mean over images.
+Query and key encoder are called student and teacher here. The official code moves the teacher before the key
+forward; moving it after the optimiser step gives the same sequence, since m is constant and the two start
+equal. Shape suffixes: b = images on this rank, d = embed_dim, K = queue_size.
+"""
+
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, Field, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from . import collectives
+from .method import Batch, Method
+from .parts import ema
+from .parts.backbones import Encoder, ZeroInit
+from .parts.contrast import info_nce
+from .parts.heads import mlp
+from .parts.precision import full
+from .parts.queue import Queue
+
+
+class MoCoV2Config(BaseModel, frozen=True, extra="forbid", strict=True):
+    zero_init_residual: ClassVar[ZeroInit] = "none"
+
+    name: Literal["mocov2"] = "mocov2"
+    hidden_dim: PositiveInt = Field(2048, description="Hidden width of the projector.")
+    embed_dim: PositiveInt = Field(128, description="Width of queries and keys.")
+    temperature: PositiveFloat = Field(0.2, description="T; cosine similarities are divided by it.")
+    momentum: float = Field(0.999, ge=0, le=1, description="m of teacher = m * teacher + (1 - m) * student.")
+    queue_size: PositiveInt = Field(65536, description="K, the number of negatives.")
+    view_forward: Literal["per_view"] = Field("per_view", description="Each network sees one view only.")
+
+
+class Embeddings(NamedTuple):
+    q_bd: Tensor  # projector output, not normalised
+
+
+class Targets(NamedTuple):
+    k_bd: Tensor  # unit keys, fp32
+
+
+class Losses(NamedTuple):
+    loss: Tensor
+    accuracy: Tensor  # share of queries that find their key among 1 + K candidates
+    positive_cosine: Tensor
+
+
+class MoCoV2(nn.Module, Method):
+    """Student (encoder, projector), teacher, and the queue of keys."""
+
+    shuffles: ClassVar[bool] = True
+
+    def __init__(self, config: MoCoV2Config, encoder: Encoder) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        dims = (encoder.dim, config.hidden_dim, config.embed_dim)
+        self.projector = mlp(dims, norm=False, hidden_bias=True, last_bias=True)
+        self.teacher = ema.teacher_of(nn.Sequential(encoder, self.projector))
+        self.queue = Queue(config.queue_size, config.embed_dim)
+
+    def forward(self, batch: Batch) -> Embeddings:
+        """Queries of view 0, (b, 3, H, W)."""
+        view_0, _ = batch.views
+        return Embeddings(self.projector(self.encoder(view_0)))
+
+    @torch.no_grad()
+    def targets(self, batch: Batch) -> Targets:
+        """Keys of view 1, from shuffled images: else the norm's groups would tell which key is whose."""
+        _, view_1 = batch.views
+        order = batch.shuffle
+        k = self.teacher(view_1 if order is None else view_1[order])
+        if order is not None:
+            k = k[order.argsort()]
+        return Targets(F.normalize(full(k), dim=1))
+
+    def criterion(self, out: Embeddings, targets: Targets, batch: Batch) -> Losses:
+        """InfoNCE of this rank's b queries against the queue as it was before this batch (eq. 1)."""
+        q, k = F.normalize(full(out.q_bd), dim=1), targets.k_bd.detach()
+        positive = (q * k).sum(dim=1, keepdim=True)  # (b, 1)
+        negative = q @ self.queue.keys.T  # (b, K)
+        logits = torch.cat([positive, negative], dim=1) / self.config.temperature
+        first = torch.zeros(len(q), dtype=torch.int64, device=q.device)
+        loss, accuracy = info_nce(logits, first)
+        return Losses(loss, accuracy, positive.detach().mean())
+
+    @torch.no_grad()
+    def after_step(self, out: Embeddings, targets: Targets, batch: Batch, progress: float) -> None:
+        """Move the teacher (eq. 2), then enqueue the keys of all ranks in the order of the global batch."""
+        ema.update(self.teacher, nn.Sequential(self.encoder, self.projector), self.config.momentum)
+        self.queue.enqueue(collectives.gather(targets.k_bd))

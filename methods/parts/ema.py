@@ -1,0 +1,30 @@
+"""The teacher: an exponential moving average of the student's parameters (key, target, momentum encoder).
+
+Parameters only, as in the official code of MoCo and BYOL: each network keeps the running statistics of its
+own forwards. In fp32: a bf16 teacher hardly moves, since (1 - m) * (student - teacher) rounds away.
+"""
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def teacher_of(student: nn.Module) -> nn.Module:
+    """A frozen fp32 copy, to be called without gradient and in train mode."""
+    return copy.deepcopy(student).float().requires_grad_(False)
+
+
+@torch.no_grad()
+def update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """teacher <- momentum * teacher + (1 - momentum) * student, in the teacher's precision."""
+    pairs = list(zip(teacher.parameters(), student.parameters(), strict=True))
+    old: list[Tensor] = [t for t, _ in pairs]
+    new: list[Tensor] = [s.to(t.dtype) for t, s in pairs]
+    torch._foreach_lerp_(old, new, 1 - momentum)
+
+
+def half_cosine(start: float, progress: float) -> float:
+    """Momentum from `start` at progress 0 to 1 at progress 1 (BYOL, arXiv:2006.07733, section 3.3)."""
+    return 1 - (1 - start) * (1 + math.cos(math.pi * progress)) / 2

@@ -1,0 +1,97 @@
+import pytest
+import torch
+from torch import nn
+
+from vergence.methods.parts.backbones import Encoder, EncoderConfig, build_encoder
+from vergence.methods.torchvision_shim import timm
+
+
+def build(name: str = "resnet18", zero_init: str = "all", **config: object) -> Encoder:
+    return build_encoder(EncoderConfig(name=name, **config), zero_init)
+
+
+def test_default_is_timms_own_model() -> None:
+    encoder = build()
+    reference = timm.create_model("resnet18", num_classes=0)
+    encoder.backbone.load_state_dict(reference.state_dict())
+    images = torch.randn(2, 3, 64, 64)
+    assert encoder.dim == 512
+    assert torch.equal(encoder.eval()(images), reference.eval()(images))
+
+
+def test_quarter_width_with_cifar_stem() -> None:
+    encoder = build(stem="cifar", width=0.25)
+    backbone = encoder.backbone
+    assert (backbone.conv1.out_channels, backbone.conv1.kernel_size, backbone.conv1.stride) == (
+        16,
+        (3, 3),
+        (1, 1),
+    )
+    assert backbone.bn1.num_features == 16
+    assert backbone.layer1[0].downsample is None  # 16 channels in and out
+    assert encoder.dim == 128
+    assert sum(p.numel() for p in encoder.parameters()) == 700_176
+    shapes = []
+    backbone.layer1.register_forward_hook(lambda _, args, y: shapes.append((*args[0].shape, *y.shape)))
+    assert encoder(torch.randn(2, 3, 32, 32)).shape == (2, 128)
+    assert shapes == [(2, 16, 32, 32, 2, 16, 32, 32)]  # no pooling in front
+    full = build(stem="cifar").backbone.state_dict()
+    assert list(full) == list(timm.create_model("resnet18", num_classes=0).state_dict())  # same names
+
+
+def test_half_width_bottleneck_keeps_the_large_image_stem() -> None:
+    encoder = build("resnet50", width=0.5)
+    assert (encoder.backbone.conv1.kernel_size, encoder.backbone.conv1.out_channels) == ((7, 7), 32)
+    assert encoder(torch.randn(2, 3, 64, 64)).shape == (2, encoder.dim) == (2, 1024)
+
+
+def test_vision_transformer_by_name() -> None:
+    assert build("vit_tiny_patch16_224")(torch.randn(2, 3, 224, 224)).shape == (2, 192)
+
+
+def test_channels_last_goes_through() -> None:
+    encoder, formats = build(stem="cifar", width=0.25), []
+    encoder.to(memory_format=torch.channels_last)
+    for module in encoder.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(
+                lambda _, __, y: formats.append(y.is_contiguous(memory_format=torch.channels_last))
+            )
+    encoder(torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last))
+    assert len(formats) == 20
+    assert all(formats)
+
+
+@pytest.mark.parametrize(
+    ("name", "zero_init", "asked", "expected"),
+    [
+        ("resnet18", "all", None, True),
+        ("resnet18", "bottleneck", None, False),
+        ("resnet50", "bottleneck", None, True),
+        ("resnet50", "none", None, False),
+        ("resnet18", "none", True, True),
+        ("resnet18", "all", False, False),
+    ],
+)
+def test_residual_branches_start_at_zero_as_the_method_or_the_recipe_says(
+    name: str, zero_init: str, asked: bool | None, expected: bool
+) -> None:
+    block = build(name, zero_init, zero_init_residual=asked, width=0.25).backbone.layer2[0]
+    last = block.bn3 if name == "resnet50" else block.bn2
+    assert (last.weight == 0).all() == expected
+    assert (block.bn1.weight == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"name": "resnet19"}, "timm has no model 'resnet19'; did you mean resnet18"),
+        ({"name": "vit_tiny_patch16_224", "width": 0.5}, "is not a ResNet of timm and cannot take width=0.5"),
+        ({"name": "vit_tiny_patch16_224", "stem": "cifar"}, "cannot take stem='cifar'"),
+        ({"name": "vit_tiny_patch16_224", "zero_init_residual": True}, "cannot take zero_init_residual=True"),
+        ({"name": "resnet18d", "stem": "cifar"}, "resnet18d has a stem of several convolutions"),
+    ],
+)
+def test_what_cannot_be_built_is_said(config: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_encoder(EncoderConfig(**config))

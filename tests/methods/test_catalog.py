@@ -1,0 +1,94 @@
+import pytest
+import torch
+from pydantic import ValidationError
+from small_methods import small_method, two_views, whole
+
+from vergence.methods.catalog import METHODS
+
+NAMES = list(METHODS)
+TWO_VIEW_NAMES = [name for name in NAMES if name != "mocov2"]  # its networks see one view each
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_is_strict_frozen_and_described(name: str) -> None:
+    config, _ = METHODS[name]
+    assert config().name == name
+    assert all(field.description for key, field in config.model_fields.items() if key != "name")
+    with pytest.raises(ValidationError, match="temprature"):
+        config(temprature=0.1)
+    with pytest.raises(ValidationError):
+        config(embed_dim="128")
+    with pytest.raises(ValidationError):
+        config().embed_dim = 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_trainable_parameter_acts_inside_forward_only(name: str) -> None:
+    """Contract C9 (a): criterion on detached embeddings reaches no parameter, forward reaches all."""
+    method, batch = small_method(name), two_views(6)
+    out, targets = method(batch), method.targets(batch)
+    cut = type(out)(*(x.detach().requires_grad_() for x in out))
+    method.criterion(cut, targets, whole(6)).loss.backward()
+    assert all(p.grad is None for p in method.parameters())
+    torch.autograd.backward(list(out), [x.grad for x in cut])
+    assert [key for key, p in method.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_outputs_have_samples_first_and_losses_are_scalars(name: str) -> None:
+    method, batch = small_method(name), two_views(6)
+    out, targets = method(batch), method.targets(batch)
+    assert all(len(x) == 6 for x in (*out, *targets))
+    losses = method.criterion(out, targets, whole(6))
+    assert losses._fields[0] == "loss"
+    assert all(x.ndim == 0 and x.isfinite() for x in losses)
+    assert [x.requires_grad for x in losses] == [True] + [False] * (len(losses) - 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bf16_networks_get_an_fp32_loss(name: str) -> None:
+    method, batch = small_method(name).float(), two_views(6)
+    batch = batch._replace(views=[view.float() for view in batch.views])
+    with torch.autocast("cpu", torch.bfloat16):
+        out, targets = method(batch), method.targets(batch)
+    assert out[0].dtype == torch.bfloat16
+    assert all(x.dtype == torch.float32 for x in method.criterion(out, targets, whole(6)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_state_has_every_tensor_that_training_changes(name: str) -> None:
+    """Going on from the state equals going on undisturbed: nothing lives outside the state dict."""
+
+    def step(method: torch.nn.Module, seed: int) -> torch.Tensor:
+        batch = two_views(6, seed)
+        out, targets = method(batch), method.targets(batch)
+        loss = method.criterion(out, targets, whole(6)).loss
+        trained = [p for p in method.parameters() if p.requires_grad]
+        for p, g in zip(trained, torch.autograd.grad(loss, trained), strict=True):
+            p.data -= 0.5 * g
+        method.after_step(out, targets, batch, seed / 6)
+        return loss.detach()
+
+    undisturbed = small_method(name)
+    losses = [step(undisturbed, seed) for seed in range(6)]
+    first, second = small_method(name), small_method(name, seed=1)
+    for seed in range(3):
+        step(first, seed)
+    second.load_state_dict(first.state_dict())
+    assert [step(second, seed) for seed in range(3, 6)] == losses[3:]
+
+
+@pytest.mark.parametrize(
+    ("name", "default"), [("simclr", "joint"), ("byol", "per_view"), ("barlow_twins", "per_view")]
+)
+def test_views_share_a_forward_as_published(name: str, default: str) -> None:
+    assert METHODS[name][0]().view_forward == default
+
+
+@pytest.mark.parametrize("name", TWO_VIEW_NAMES)
+@pytest.mark.parametrize("how", ["joint", "per_view"])
+def test_only_a_joint_forward_mixes_the_statistics_of_both_views(name: str, how: str) -> None:
+    method, batch = small_method(name, view_forward=how), two_views(6)
+    moved = batch._replace(views=[batch.views[0], batch.views[1] + 1])
+    before, after = (method(each)[0][:, 0] for each in (batch, moved))
+    assert torch.equal(before, after) == (how == "per_view")

@@ -1,0 +1,98 @@
+import math
+
+import pytest
+import torch
+from small_methods import normal, small_method, whole
+from torch import Tensor
+
+from vergence.methods import simclr
+from vergence.methods.simclr import Embeddings, SimCLRConfig
+
+
+def loss_of(z_bvd: Tensor, temperature: float = 0.2) -> Tensor:
+    return (
+        small_method("simclr", temperature=temperature)
+        .criterion(Embeddings(z_bvd), (), whole(len(z_bvd)))
+        .loss
+    )
+
+
+def transcription(z_bvd: Tensor, temperature: float) -> float:
+    """Eq. 1 in loops: z_1..z_2N with the positive of i at i + N mod 2N."""
+    n = len(z_bvd)
+    z = [z_bvd[i % n, i // n].tolist() for i in range(2 * n)]
+
+    def s(i: int, j: int) -> float:
+        dot = sum(a * b for a, b in zip(z[i], z[j], strict=True))
+        return dot / math.sqrt(sum(a * a for a in z[i])) / math.sqrt(sum(b * b for b in z[j]))
+
+    total = 0.0
+    for i in range(2 * n):
+        denominator = sum(math.exp(s(i, k) / temperature) for k in range(2 * n) if k != i)
+        total -= math.log(math.exp(s(i, (i + n) % (2 * n)) / temperature) / denominator)
+    return total / (2 * n)
+
+
+@pytest.mark.parametrize("n", [2, 4, 7])
+def test_loss_equals_float64_transcription(n: int) -> None:
+    z_bvd = normal(n, 2, 5) * 3 + 1
+    assert loss_of(z_bvd).item() == pytest.approx(transcription(z_bvd, 0.2), abs=1e-10)
+
+
+def test_closed_forms() -> None:
+    N, T = 8, 0.2
+    collapsed = torch.ones(N, 2, 16, dtype=torch.float64)
+    assert loss_of(collapsed, T).item() == pytest.approx(math.log(2 * N - 1), abs=1e-6)
+    orthogonal = torch.eye(N, 16, dtype=torch.float64)[:, None].repeat(1, 2, 1)
+    assert loss_of(orthogonal, T).item() == pytest.approx(0.090143, abs=1e-6)
+    simplex = torch.eye(N, dtype=torch.float64) - 1 / N
+    assert loss_of(simplex[:, None].repeat(1, 2, 1), T).item() == pytest.approx(0.045145, abs=1e-6)
+
+
+def test_metrics_of_aligned_and_of_collapsed_embeddings() -> None:
+    method = small_method("simclr")
+    aligned = torch.eye(6, dtype=torch.float64)[:, None].repeat(1, 2, 1)
+    losses = method.criterion(Embeddings(aligned), (), whole(6))
+    assert (losses.accuracy, losses.positive_cosine) == (1, 1)
+    losses = method.criterion(Embeddings(torch.ones(6, 2, 4)), (), whole(6))
+    assert losses.accuracy == 0  # every candidate ties
+    assert not losses.accuracy.requires_grad
+    assert not losses.positive_cosine.requires_grad
+
+
+def test_loss_is_invariant_to_order_of_samples_and_views_and_to_scale() -> None:
+    z = normal(6, 2, 5)
+    scale = torch.arange(1, 13, dtype=torch.float64).view(6, 2, 1)
+    for same in (z[normal(6).argsort()], z.flip(1), z * scale):
+        torch.testing.assert_close(loss_of(same), loss_of(z))
+
+
+def test_gradient_by_finite_differences() -> None:
+    assert torch.autograd.gradcheck(loss_of, normal(4, 2, 8).requires_grad_())
+
+
+def test_blocks_with_recomputation_equal_the_whole_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    z = normal(11, 2, 5).requires_grad_()
+    losses = small_method("simclr").criterion(Embeddings(z), (), whole(11))
+    (expected,) = torch.autograd.grad(losses.loss, z)
+    monkeypatch.setattr(simclr, "LARGE", 1)
+    monkeypatch.setattr(simclr, "BLOCK", 4)  # 22 anchors: the last block is short
+    blocks = small_method("simclr").criterion(Embeddings(z), (), whole(11))
+    torch.testing.assert_close(blocks, losses)
+    torch.testing.assert_close(torch.autograd.grad(blocks.loss, z)[0], expected)
+
+
+def test_half_precision_embeddings_with_outliers_give_a_finite_fp32_loss() -> None:
+    z = normal(8, 2, 5).half()
+    z[0, 0, 0] = 1e4
+    loss = loss_of(z)
+    assert loss.dtype == torch.float32
+    assert loss.isfinite()
+
+
+def test_projector_is_the_published_one() -> None:
+    method = small_method("simclr")
+    names = [name for name, _ in method.projector.named_parameters()]
+    assert names == ["0.0.weight", "0.1.weight", "0.1.bias", "0.3.weight", "1.weight"]  # last norm: no offset
+    config = SimCLRConfig()
+    assert (config.hidden_dim, config.embed_dim, config.temperature) == (2048, 128, 0.1)

@@ -1,0 +1,51 @@
+"""Run a function as several gloo ranks: real processes, file rendezvous."""
+
+import datetime
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def _entry(rank: int, world_size: int, store: str, fn: Callable[..., Any], args: tuple, queue: Any) -> None:
+    try:
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{store}",
+            rank=rank,
+            world_size=world_size,
+            timeout=datetime.timedelta(seconds=60),
+        )
+        queue.put((rank, fn(rank, world_size, *args), None))
+        dist.barrier()
+        dist.destroy_process_group()
+    except Exception:
+        queue.put((rank, None, traceback.format_exc()))
+
+
+def run_ranks(fn: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
+    """[fn(rank, world_size, *args) for each rank], each in a forked process; raises if any rank failed.
+
+    Results travel through a queue: return plain or numpy values, or tensors that are cheap to pickle.
+    """
+    context = mp.get_context("fork")
+    queue = context.SimpleQueue()
+    with tempfile.TemporaryDirectory() as folder:
+        store = str(Path(folder) / "store")
+        processes = [
+            context.Process(target=_entry, args=(rank, world_size, store, fn, args, queue))
+            for rank in range(world_size)
+        ]
+        for process in processes:
+            process.start()
+        results = [queue.get() for _ in processes]
+        for process in processes:
+            process.join(60)
+    errors = [f"rank {rank}:\n{error}" for rank, _, error in results if error]
+    if errors:
+        raise RuntimeError("\n".join(errors))
+    return [value for _, value, _ in sorted(results, key=lambda result: result[0])]

@@ -1,0 +1,62 @@
+"""Small methods in float64 for tests: an encoder without norms, heads of a few units."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vergence.methods.catalog import METHODS
+from vergence.methods.method import Batch
+
+SIDE = 4  # pixels
+SMALL: dict[str, dict[str, Any]] = {
+    "simclr": {"hidden_dim": 7, "embed_dim": 5},
+    "mocov2": {"hidden_dim": 7, "embed_dim": 5, "queue_size": 16, "momentum": 0.9},
+    "byol": {"hidden_dim": 7, "embed_dim": 5, "momentum": 0.9},
+    "barlow_twins": {"hidden_dim": 7, "embed_dim": 5},
+}
+
+
+class ToyEncoder(nn.Module):
+    """(n, 3, SIDE, SIDE) -> (n, dim), each sample on its own."""
+
+    def __init__(self, dim: int = 6) -> None:
+        super().__init__()
+        self.dim = dim
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, dim), nn.Tanh())
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images)
+
+
+def without_norms(module: nn.Module) -> nn.Module:
+    """Batch norms of the heads replaced by the identity, so that samples meet in `criterion` only."""
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.BatchNorm1d):
+                setattr(parent, name, nn.Identity())
+    return module
+
+
+def small_method(name: str, seed: int = 0, **overrides: Any) -> Any:
+    torch.manual_seed(seed)
+    config, method = METHODS[name]
+    return method(config(**{**SMALL[name], **overrides}), ToyEncoder()).double()
+
+
+def two_views(n: int, seed: int = 0, skew: float = 0.0) -> Batch:
+    """n samples in two views; with skew the mean and spread of a sample grow with its position."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(2, n, 3, SIDE, SIDE, generator=generator, dtype=torch.float64)
+    drift = skew * torch.arange(n, dtype=torch.float64).view(1, n, 1, 1, 1) / n
+    view_0, view_1 = images * (1 + drift) + drift
+    return Batch([view_0, view_1], torch.arange(n))
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def whole(n: int) -> Batch:
+    """The batch that `criterion` gets: ids, no views."""
+    return Batch([], torch.arange(n))
