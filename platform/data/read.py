@@ -1,0 +1,90 @@
+"""Samples by id: bytes, pixels, labels, read from the shards at the places that the index names."""
+
+import os
+import time
+from collections import OrderedDict
+from io import FileIO
+
+import numpy as np
+
+from vergence.platform.data.decode import MAX_PIXELS, BadSample, decode
+from vergence.platform.data.index import Index
+from vergence.platform.errors import VergenceError
+
+OPEN_FILES = 64
+TRIES, PAUSE_S = 3, 0.2
+
+
+class Reader:
+    """Random access to the samples of an index; one a process or thread.
+
+    A sample is bad because of its bytes, for every reader alike. An error of the storage is no property of
+    the sample: it is tried three times and then raised (OSError).
+    """
+
+    def __init__(self, index: Index, max_pixels: int = MAX_PIXELS) -> None:
+        self.index, self.max_pixels = index, max_pixels
+        self._files: OrderedDict[int, FileIO] = OrderedDict()
+
+    def images(self, ids: np.ndarray) -> list[np.ndarray | BadSample]:
+        """Pixels of each sample, uint8 (H, W, 3), or why there are none; in the order of ids, int64 (n,)."""
+        return [self._image(data) for data in self.raw(ids, "image")]
+
+    def raw(self, ids: np.ndarray, extension: str) -> list[bytes | None]:
+        """Bytes of one member of each sample ("image": its image), None where it has no such member."""
+        shards, offsets, sizes = self.index.members(extension, np.asarray(ids, np.int64))
+        found: list[bytes | None] = [None] * len(shards)
+        for i in np.lexsort((offsets, shards)):  # each file from front to back
+            if offsets[i] >= 0:
+                found[i] = self._read(int(shards[i]), int(offsets[i]), int(sizes[i]))
+        return found
+
+    def labels(self, ids: np.ndarray) -> np.ndarray | None:
+        """Class of each sample from its .cls, int64 (n,); None when the set has no classes.
+
+        Raises VergenceError naming the first sample whose .cls is missing or no number.
+        """
+        if "cls" not in self.index.extensions:
+            return None
+        labels = [parse_label(data) for data in self.raw(ids, "cls")]
+        for sample_id, label in zip(ids, labels):
+            if label is None:
+                where = self.index.where(sample_id)
+                raise VergenceError(f"{where}.cls is missing or no number; see `vergence shards check`")
+        return np.array(labels, np.int64)
+
+    def _image(self, data: bytes | None) -> np.ndarray | BadSample:
+        if data is None:
+            return BadSample("no image member")
+        try:
+            return decode(data, self.max_pixels)
+        except BadSample as bad:
+            return bad
+
+    def _read(self, shard: int, offset: int, size: int) -> bytes:
+        for attempt in range(1, TRIES + 1):
+            try:
+                data = os.pread(self._open(shard), size, offset)
+                break
+            except OSError:
+                self._files.pop(shard, None)  # a stale handle is opened anew
+                if attempt == TRIES:
+                    raise
+                time.sleep(PAUSE_S * attempt)
+        if len(data) < size:
+            path = self.index.shards[shard]
+            raise VergenceError(f"{path}: shorter than when it was indexed; it has changed during the run")
+        return data
+
+    def _open(self, shard: int) -> int:
+        file = self._files.pop(shard, None) or FileIO(str(self.index.shards[shard]))
+        self._files[shard] = file  # the most recent last
+        if len(self._files) > OPEN_FILES:
+            self._files.popitem(last=False)[1].close()
+        return file.fileno()
+
+
+def parse_label(data: bytes | None) -> int | None:
+    """The class in a .cls member; None if it is missing or no number >= 0."""
+    text = b"" if data is None else data.strip()
+    return int(text) if text.isdigit() and len(text) < 19 else None

@@ -1,0 +1,92 @@
+import os
+
+import numpy as np
+import pytest
+from shard_files import png, write_shard
+
+from vergence.platform.data import read
+from vergence.platform.data.decode import BadSample
+from vergence.platform.data.index import open_index
+from vergence.platform.data.read import Reader
+from vergence.platform.errors import VergenceError
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (30, 5, 6, 3), np.uint8)
+
+
+@pytest.fixture
+def index(tmp_path):
+    for number in range(3):
+        ids = range(number * 10, number * 10 + 10)
+        samples = [(f"k{i}", {"cls": b"%d\n" % (i % 4), "png": png(IMAGES[i])}) for i in ids]
+        write_shard(tmp_path / f"s/{number}.tar", samples)
+    return open_index(tmp_path / "s", tmp_path / "cache")
+
+
+def test_images_and_labels_come_in_the_order_of_the_ids(index):
+    ids = np.array([29, 0, 13, 13, 7, 28])
+    reader = Reader(index)
+    np.testing.assert_array_equal(np.stack(reader.images(ids)), IMAGES[ids])
+    assert reader.labels(ids).tolist() == (ids % 4).tolist()
+    assert reader.raw(ids[:2], "png") == [png(IMAGES[29]), png(IMAGES[0])]
+    assert reader.raw(ids[:2], "json") == [None, None]
+    assert reader.images(np.array([], np.int64)) == []
+
+
+def test_bad_samples_stand_in_their_places(tmp_path):
+    good = png(IMAGES[0])
+    samples = [
+        ("a", {"png": good}),
+        ("b", {"png": b""}),
+        ("c", {"png": good[:-30]}),
+        ("d", {"txt": b"no image"}),
+    ]
+    reader = Reader(open_index(write_shard(tmp_path / "b.tar", samples), tmp_path / "cache"))
+    images = reader.images(np.arange(4))
+    assert [isinstance(image, BadSample) for image in images] == [False, True, True, True]
+    assert str(images[1]) == "zero bytes"
+    assert str(images[3]) == "no image member"
+    limited = Reader(reader.index, max_pixels=29)
+    assert isinstance(limited.images(np.array([0]))[0], BadSample)
+
+
+def test_no_more_files_are_open_than_the_bound(index, monkeypatch):
+    monkeypatch.setattr(read, "OPEN_FILES", 2)
+    reader, before = Reader(index), len(os.listdir("/proc/self/fd"))
+    for ids in (np.arange(30), np.arange(30)[::-1], np.array([0, 29])):
+        np.testing.assert_array_equal(np.stack(reader.images(ids)), IMAGES[ids])
+        assert len(os.listdir("/proc/self/fd")) == before + 2
+
+
+def test_storage_error_is_retried_and_then_raised(index, monkeypatch):
+    failures = 2
+
+    def flaky(*args, pread=os.pread):
+        nonlocal failures
+        failures -= 1
+        if failures >= 0:
+            raise OSError(5, "input/output error")
+        return pread(*args)
+
+    monkeypatch.setattr(read, "PAUSE_S", 0)
+    monkeypatch.setattr(os, "pread", flaky)
+    assert Reader(index).images(np.array([4]))[0].tolist() == IMAGES[4].tolist()
+    failures = 3
+    with pytest.raises(OSError, match="input/output"):
+        Reader(index).images(np.array([4]))
+
+
+def test_shard_that_shrank_is_an_error_not_a_bad_sample(index):
+    os.truncate(index.shards[1], 600)
+    with pytest.raises(VergenceError, match=r"1\.tar: shorter than when it was indexed"):
+        Reader(index).images(np.array([19]))
+
+
+def test_no_labels_and_damaged_labels(tmp_path):
+    write_shard(tmp_path / "n.tar", [("a", {"png": b"1"})])
+    assert Reader(open_index(tmp_path / "n.tar", tmp_path / "c")).labels(np.array([0])) is None
+    for damaged in ({"cls": b"cat"}, {"cls": b"-1"}, {}):
+        write_shard(tmp_path / "d.tar", [("a", {"png": b"1", "cls": b"0"}), ("b", {"png": b"1", **damaged})])
+        reader = Reader(open_index(tmp_path / "d.tar", tmp_path / "c"))
+        assert reader.labels(np.array([0])).tolist() == [0]
+        with pytest.raises(VergenceError, match=r"d\.tar:b\.cls is missing or no number"):
+            reader.labels(np.arange(2))

@@ -1,0 +1,117 @@
+"""The stream through Ray Data: the planned samples, in order, whatever the workers, after any resume."""
+
+import io
+import tarfile
+
+import numpy as np
+import pytest
+import ray
+from PIL import Image
+
+from vergence.platform.data.index import open_index
+from vergence.platform.data.plan import Plan
+from vergence.platform.data.stream import Stream, stack
+
+NUM, BATCH, EPOCHS, BROKEN = 83, 12, 2, (4, 30)
+
+
+def write(path, sides):
+    """A shard of one-coloured pictures: sample i has red value i; two of them are broken."""
+    with tarfile.open(path, "w") as tar:
+        for i in range(NUM):
+            file = io.BytesIO()
+            side = sides[i % len(sides)]
+            Image.new("RGB", (side, side), (i, 0, 0)).save(file, "PNG")
+            data = file.getvalue()[:40] if i in BROKEN else file.getvalue()
+            info = tarfile.TarInfo(f"{i:03d}.png")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.fixture(scope="module")
+def ray_session():
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def stream(tmp_path_factory):
+    return make_stream(tmp_path_factory.mktemp("stream"), sides=(8,))
+
+
+def make_stream(folder, sides):
+    write(folder / "train-000000.tar", sides)
+    index = open_index(folder / "train-000000.tar", folder / "index")
+    return Stream(index.path, Plan(len(index), 0.1, 7, BATCH), EPOCHS, 1 << 20, 192)
+
+
+def batches(stream, rank, world_size, start_step):
+    dataset = stream.dataset(rank, world_size, start_step, 1.0)
+    dataset.context.execution_options.preserve_order = True
+    return list(dataset.iter_batches(batch_size=BATCH // world_size, batch_format="numpy"))
+
+
+def global_ids(stream, world_size, start_step=0):
+    """(steps, BATCH) ids of every global batch, from all ranks."""
+    ranks = [batches(stream, rank, world_size, start_step) for rank in range(world_size)]
+    return np.array([np.concatenate([batch["id"] for batch in step]) for step in zip(*ranks)])
+
+
+def test_ids_are_the_same_for_1_2_and_3_workers_and_after_a_resume(ray_session, stream):
+    one = global_ids(stream, 1)
+    steps = EPOCHS * stream.plan.batches_per_epoch
+    assert one.shape == (steps, BATCH)
+    planned = np.array([stream.plan.batch_ids(step) for step in range(steps)])
+    assert ((one == planned) | np.isin(planned, BROKEN)).all()
+    for world_size in (2, 3):
+        np.testing.assert_array_equal(global_ids(stream, world_size), one)
+    middle = stream.plan.batches_per_epoch + 2
+    np.testing.assert_array_equal(global_ids(stream, 2, start_step=middle), one[middle:])
+
+
+def test_no_planned_id_comes_twice_in_an_epoch(ray_session, stream):
+    per_epoch = stream.plan.batches_per_epoch
+    rows = batches(stream, 0, 1, 0)
+    for epoch in range(EPOCHS):
+        steps = rows[epoch * per_epoch : (epoch + 1) * per_epoch]
+        good = np.concatenate([batch["id"][~batch["bad"]] for batch in steps])
+        assert len(set(good)) == len(good)
+
+
+def test_rows_carry_pixels_position_and_badness(ray_session, stream):
+    for world_size in (1, 2):
+        for rank in range(world_size):
+            for step, batch in enumerate(batches(stream, rank, world_size, 0)):
+                share = BATCH // world_size
+                np.testing.assert_array_equal(batch["image"][:, 3, 3, 0], batch["id"])
+                assert batch["image"].shape == (share, 8, 8, 3)
+                assert batch["image"].dtype == np.uint8
+                assert batch["position"][0] == step * BATCH + rank * share
+                planned = stream.plan.rank_ids(step, rank, world_size)
+                np.testing.assert_array_equal(batch["bad"], np.isin(planned, BROKEN))
+
+
+def test_a_broken_sample_has_the_same_stand_in_everywhere(stream):
+    order = stream.plan.epoch(0)
+    position = int(np.flatnonzero(order == BROKEN[0])[0])
+    stand_in, image = stream.replacement(0, position)
+    assert stand_in not in BROKEN
+    assert image[0, 0, 0] == stand_in
+    tail = order[stream.plan.batches_per_epoch * BATCH :]
+    assert stand_in in tail
+    assert stream.replacement(0, position)[0] == stand_in
+
+
+def test_pictures_of_unequal_size_arrive_whole(ray_session, tmp_path):
+    stream = make_stream(tmp_path, sides=(8, 11, 5))
+    rows = [row for batch in batches(stream, 0, 2, 0) for row in zip(batch["image"], batch["id"])]
+    assert {image.shape[0] for image, _ in rows} == {8, 11, 5}
+    assert all(image.shape == ((8, 11, 5)[i % 3],) * 2 + (3,) and image[0, 0, 0] == i for image, i in rows)
+
+
+def test_stack_keeps_unequal_pictures_apart():
+    ragged = stack([np.zeros((2, 3, 3), np.uint8), np.zeros((3, 2, 3), np.uint8)])
+    assert ragged.dtype == object
+    assert stack([np.zeros((2, 3, 3), np.uint8)] * 4).shape == (4, 2, 3, 3)

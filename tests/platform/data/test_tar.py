@@ -1,0 +1,116 @@
+import io
+import subprocess
+import tarfile
+
+import numpy as np
+import pytest
+
+from vergence.platform.data import tar
+
+NAMES = [
+    "plain.jpg",
+    "folder/nested/a.png",
+    "ünïcödé/日本.cls",
+    "d" * 60 + "/" + "e" * 60 + ".jpg",  # ustar prefix
+    "x" * 180 + ".jpg",  # more than ustar holds
+    "y" * 90 + "ü" * 90 + ".jpg",
+]
+
+
+def write(path, names=NAMES, format=tarfile.PAX_FORMAT):
+    with tarfile.open(path, "w", format=format) as file:
+        folder = tarfile.TarInfo("folder")
+        folder.type = tarfile.DIRTYPE
+        file.addfile(folder)
+        for i, name in enumerate(names):
+            info = tarfile.TarInfo(name)
+            info.size = i * 300
+            file.addfile(info, io.BytesIO(bytes([i]) * info.size))
+        link = tarfile.TarInfo("link.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "plain.jpg"
+        file.addfile(link)
+    return path
+
+
+@pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_members_are_those_of_tarfile(tmp_path, format):
+    path = write(tmp_path / "a.tar", format=format)
+    with tarfile.open(path) as file:
+        expected = [(m.name, m.offset_data, m.size) for m in file.getmembers() if m.isreg()]
+    assert [name for name, _, _ in expected] == NAMES
+    assert list(tar.members(path)) == expected
+
+
+def test_members_of_the_tar_command(tmp_path):
+    for name in ("a.jpg", "z" * 150 + ".jpg"):
+        (tmp_path / name).write_bytes(b"12345")
+    subprocess.run(
+        ["tar", "-cf", "b.tar", *(p.name for p in tmp_path.glob("*.jpg"))], cwd=tmp_path, check=True
+    )
+    with tarfile.open(tmp_path / "b.tar") as file:
+        expected = [(m.name, m.offset_data, m.size) for m in file.getmembers()]
+    assert list(tar.members(tmp_path / "b.tar")) == expected
+
+
+def test_pax_global_header_and_size_record_are_read(tmp_path):
+    path = tmp_path / "g.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "all"}) as file:
+        info = tarfile.TarInfo("a.jpg")
+        info.size, info.pax_headers = 5, {"size": "5", "comment": "one=two"}
+        file.addfile(info, io.BytesIO(b"12345"))
+    [(name, offset, size)] = tar.members(path)
+    assert (name, path.read_bytes()[offset : offset + size]) == ("a.jpg", b"12345")
+
+
+def test_every_cut_of_a_tar_is_noticed(tmp_path):
+    whole = write(tmp_path / "a.tar").read_bytes()
+    end = len(whole.rstrip(b"\0"))  # within the last header; the end mark follows
+    cut = tmp_path / "cut.tar"
+    for length in [1, 511, 512, 513, end // 3, end // 2, end // 512 * 512, -(-end // 512) * 512]:
+        cut.write_bytes(whole[:length])
+        with pytest.raises(
+            tar.DamagedShard, match=r"cut\.tar: the tar is truncated .*; fetch or pack it again"
+        ):
+            list(tar.members(cut))
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("w:gz", "gzip"), ("w:bz2", "bzip2"), ("w:xz", "xz")])
+def test_compressed_tar_is_refused_with_the_cure(tmp_path, mode, kind):
+    with tarfile.open(tmp_path / "c.tar", mode) as file:
+        file.addfile(tarfile.TarInfo("a.jpg"))
+    with pytest.raises(tar.DamagedShard, match=rf"c\.tar: a {kind}-compressed .* unpack it to a plain \.tar"):
+        list(tar.members(tmp_path / "c.tar"))
+
+
+def test_empty_file_and_other_files_are_refused(tmp_path):
+    (tmp_path / "e.tar").write_bytes(b"")
+    with pytest.raises(tar.DamagedShard, match=r"e\.tar: the file is empty"):
+        list(tar.members(tmp_path / "e.tar"))
+    (tmp_path / "t.tar").write_bytes(b"this is no tar\n" * 100)
+    with pytest.raises(tar.DamagedShard, match=r"t\.tar: no tar header at byte 0"):
+        list(tar.members(tmp_path / "t.tar"))
+
+
+def test_tar_from_before_posix_is_read(tmp_path):
+    header = bytearray(512)
+    header[0:5], header[124:135] = b"a.jpg", b"00000000003"
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (tmp_path / "v7.tar").write_bytes(bytes(header) + b"abc".ljust(512, b"\0") + bytes(1024))
+    assert list(tar.members(tmp_path / "v7.tar")) == [("a.jpg", 512, 3)]
+
+
+def test_damaged_headers_are_refused_and_never_end_in_a_crash_or_a_loop(tmp_path):
+    whole, path, rng = write(tmp_path / "a.tar").read_bytes(), tmp_path / "b.tar", np.random.default_rng(0)
+    used = np.frombuffer(whole, np.uint8)[: 20 * 512]
+    refused = 0
+    for _ in range(2000):
+        damaged = bytearray(whole)
+        for position in rng.choice(np.flatnonzero(used), 2):
+            damaged[position] = rng.choice([0, 32, 45, 49, 55, 57, 65, 128, 255])
+        path.write_bytes(damaged)
+        try:
+            list(tar.members(path))
+        except tar.DamagedShard:
+            refused += 1
+    assert 20 < refused < 2000
