@@ -1,0 +1,114 @@
+"""Published augmentations as data: what a recipe's `views: [{recipe: simclr}]` stands for.
+
+Jitter strengths b, c, s mean a factor drawn from [max(0, 1 - b), 1 + b], hue .1 means +-36 degrees; the rest
+are probabilities. Every preset crops, flips, jitters (sub-operations in random order), turns gray, blurs and
+solarises, in this order.
+"""
+
+from typing import Annotated, NamedTuple, Self
+
+from pydantic import BaseModel, Field, PositiveInt, model_validator
+
+from ..errors import nearest
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Strength = Annotated[float, Field(ge=0)]
+
+
+class Augmentation(NamedTuple):
+    """How one view is drawn. Probabilities per sample are called by the name of their operation."""
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # area of the crop / area of the image
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height of the crop, log-uniform
+    flip: float = 0.5
+    jitter: float = 0.8
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    gray: float = 0.0
+    blur: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+    solarize: float = 0.0
+    solarize_threshold: int = 128  # of 255
+
+    @staticmethod
+    def blur_kernel(size: int) -> int:
+        """Taps a side of the blur of a (size, size) view: size // 10, made odd (SimCLR: 23 at 224)."""
+        return (size // 10) | 1
+
+
+def _colour(b: float, c: float, s: float, h: float) -> Augmentation:
+    return Augmentation(brightness=b, contrast=c, saturation=s, hue=h, gray=0.2)
+
+
+_STRONG, _WEAK, _BYOL = _colour(0.8, 0.8, 0.8, 0.2), _colour(0.4, 0.4, 0.4, 0.1), _colour(0.4, 0.4, 0.2, 0.1)
+
+# One entry serves every view; two are for view 0 and view 1 of an asymmetric pair.
+PRESETS: dict[str, tuple[Augmentation, ...]] = {
+    # Chen et al. 2020, arXiv:2002.05709, appendix A, strength 1
+    "simclr": (_STRONG._replace(blur=0.5),),
+    # Chen et al. 2020, arXiv:2003.04297, section 3
+    "mocov2": (_WEAK._replace(crop_scale=(0.2, 1.0), blur=0.5),),
+    # Grill et al. 2020, arXiv:2006.07733, table 6; Barlow Twins and VICReg use it too
+    "byol": (_BYOL._replace(blur=1.0), _BYOL._replace(blur=0.1, solarize=0.2)),
+    # 32 px: SimCLR's appendix B.9 (strength 0.5, no blur), and its counterpart for BYOL
+    "simclr-cifar": (_WEAK,),
+    "mocov2-cifar": (_WEAK,),
+    "byol-cifar": (_BYOL, _BYOL._replace(solarize=0.2)),
+}
+
+
+class ViewSpec(BaseModel, frozen=True, extra="forbid", strict=True):
+    """`count` views of one size; a field given here wins over the preset's (None: take the preset's)."""
+
+    count: PositiveInt = Field(1, description="number of views drawn with these settings")
+    size: PositiveInt = Field(description="height and width of the view in pixels")
+    recipe: str | None = Field(None, description=f"preset: {', '.join(PRESETS)}; none: crop and flip only")
+    crop_scale: tuple[float, float] | None = Field(
+        None, description="smallest and largest crop area, as a share of the image"
+    )
+    crop_ratio: tuple[float, float] | None = Field(
+        None, description="smallest and largest width / height of the crop"
+    )
+    flip: Probability | None = Field(None, description="probability of a horizontal flip")
+    jitter: Probability | None = Field(None, description="probability of colour jitter")
+    brightness: Strength | None = Field(None, description="jitter: factor from [max(0, 1 - x), 1 + x]")
+    contrast: Strength | None = Field(None, description="jitter: factor from [max(0, 1 - x), 1 + x]")
+    saturation: Strength | None = Field(None, description="jitter: factor from [max(0, 1 - x), 1 + x]")
+    hue: Annotated[float, Field(ge=0, le=0.5)] | None = Field(
+        None, description="jitter: turn of the hue from [-x, x], 1 = the whole circle"
+    )
+    gray: Probability | None = Field(None, description="probability of dropping the colours")
+    blur: Probability | None = Field(None, description="probability of a Gaussian blur, kernel size/10 odd")
+    blur_sigma: tuple[float, float] | None = Field(
+        None, description="smallest and largest sigma of the blur in pixels"
+    )
+    solarize: Probability | None = Field(None, description="probability of inverting the bright pixels")
+    solarize_threshold: Annotated[int, Field(ge=0, le=256)] | None = Field(
+        None, description="first level of 255 that is inverted"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.recipe is not None and self.recipe not in PRESETS:
+            raise ValueError(
+                f"recipe {self.recipe!r} is not a preset of views ({nearest(self.recipe, PRESETS)})"
+            )
+        if self.recipe is not None and len(PRESETS[self.recipe]) not in (1, self.count):
+            raise ValueError(
+                f"recipe {self.recipe!r} is a pair of different views: count must be 2, got {self.count}"
+            )
+        for name in ("crop_scale", "crop_ratio", "blur_sigma"):
+            low, high = getattr(self, name) or (1, 1)
+            if not 0 < low <= high or (name == "crop_scale" and high > 1):
+                limit = " <= 1" if name == "crop_scale" else ""
+                raise ValueError(f"{name} must be 0 < smallest <= largest{limit}, got [{low}, {high}]")
+        return self
+
+    def augmentations(self) -> list[Augmentation]:
+        """The settings of each of the `count` views, preset and explicit fields merged."""
+        base = PRESETS[self.recipe] if self.recipe else (Augmentation(),)
+        given = {name: getattr(self, name) for name in Augmentation._fields}
+        given = {name: value for name, value in given.items() if value is not None}
+        return [base[k % len(base)]._replace(**given) for k in range(self.count)]
