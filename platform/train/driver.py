@@ -1,0 +1,107 @@
+"""The driver's side of training: starts Ray Train, watches it, turns signals into a commit."""
+
+import contextlib
+import json
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+from vergence.platform.cluster.session import ScaleConfig
+from vergence.platform.data.stream import Stream
+from vergence.platform.train.job import Job, Outcome
+from vergence.platform.train.worker import work
+
+log = logging.getLogger(__name__)
+
+
+class Interrupt:
+    """The first SIGINT or SIGTERM asks the ranks to commit and return; a second one ends at once."""
+
+    def __init__(self, job: Job, says: Callable[[str], None]) -> None:
+        self.job, self.says, self.signal = job, says, 0
+
+    @contextlib.contextmanager
+    def handled(self) -> Iterator["Interrupt"]:
+        previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            self.job.stop_file.unlink(missing_ok=True)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal:
+            raise SystemExit(128 + number)
+        self.signal = number
+        self.job.stop_file.touch()
+        self.says(f"{signal.Signals(number).name}: committing, then stopping (once more to stop at once)")
+
+
+def fit(
+    job: Job, stream: Stream, scale: ScaleConfig, name: str, interrupt: Interrupt, watch: Callable[[], bool]
+) -> Outcome:
+    """Run the ranks to the end, a stop or a failure.
+
+    `watch` is called twice a second and says whether a step has been taken: before the first one a stop
+    does not wait, there is nothing to commit.
+    """
+    result: list[Any] = []
+    # fit() on the main thread would take the signal handlers and abort without a commit
+    thread = threading.Thread(target=lambda: result.append(_fit(job, stream, scale, name)), daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.5)
+        started = watch()
+        if interrupt.signal and not started:
+            return Outcome("interrupted")
+    try:
+        return Outcome(**json.loads(job.outcome_file.read_text()))
+    except FileNotFoundError:
+        return Outcome("failed", result[0] if result else "the training thread died")
+
+
+def _fit(job: Job, stream: Stream, scale: ScaleConfig, name: str) -> str:
+    """Ray Train's own run; the first line of what it raised, or an empty string."""
+    import ray.data
+    import ray.train
+    from ray import cloudpickle
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from vergence.platform.train.feed import PlanConfig
+
+    gpus = scale.gpus_per_worker
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={"job": cloudpickle.dumps(job)},  # bytes: the controller need not import methods
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=scale.workers,
+            use_gpu=bool(gpus),
+            resources_per_worker={"CPU": scale.cpus_per_worker, **({"GPU": gpus} if gpus else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"{name}-{job.attempt}",
+            storage_path=str(job.run / "ray"),
+            failure_config=ray.train.FailureConfig(
+                max_failures=scale.max_failures,
+                controller_failure_limit=2,  # type: ignore[call-arg]
+            ),
+        ),
+        datasets={"train": ray.data.range(1)},
+        dataset_config=PlanConfig(stream, job.run / "commits", job.data.readers, job.data.reader_cpus),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        log.exception("training failed")
+        return f"training failed: {_cause(error)}; the whole story is in {job.run / 'logs'}"
+    return ""
+
+
+def _cause(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

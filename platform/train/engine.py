@@ -1,0 +1,295 @@
+"""The one place that knows DeepSpeed: backward, reduction, the optimiser step, state by parameter name."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from vergence.platform.errors import UserError, VergenceError
+from vergence.platform.train.optim.config import OptimConfig, effective_lr
+from vergence.platform.train.optim.groups import build_optimizer, slots
+
+Precision = Literal["fp32", "bf16"]
+
+
+def resolve_precision(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
+    """auto: bf16 where the device computes it natively (emulated bf16 is slower than fp32)."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+
+
+def check_support(optim: OptimConfig, zero: int) -> None:
+    """Raises UserError for what cannot be right: ZeRO stage 3, and LARS with a stage above 0."""
+    if zero not in (0, 1, 2):
+        raise UserError(
+            f"scale.zero={zero}: stages 0, 1 and 2 are supported; stage 3 shards the weights themselves, and "
+            "a teacher's moving average would silently follow the shards; use scale.zero=2"
+        )
+    if optim.name == "lars" and zero:
+        raise UserError(
+            f"optim.name=lars with scale.zero={zero}: LARS needs the norm of each layer, and ZeRO hands the "
+            "optimiser flat slices across layers; use scale.zero=0, or optim.name=sgd or adamw"
+        )
+
+
+class Engine:
+    """A method, its optimiser and DeepSpeed around both.
+
+    A step is backward(..., last=True), grad_norms(), step(). Gradients are averaged over ranks, never scaled
+    by the number of backward calls. DeepSpeed's own counters are never used.
+    """
+
+    def __init__(
+        self,
+        method: nn.Module,
+        optim: OptimConfig,
+        *,
+        global_batch: int,
+        zero: int,
+        precision: Precision,
+        device: torch.device,
+    ) -> None:
+        """zero: ZeRO stage 0, 1 or 2. Moves `method` to `device`, at stage 0 channels_last. Collective.
+
+        Raises UserError: see check_support; a parameter group that matches nothing.
+        """
+        check_support(optim, zero)
+        self.module = method.to(device)
+        self.lr, self._device, self._precision = effective_lr(optim, global_batch), device, precision
+        self._slots = slots(optim)
+        self._norms: tuple[Tensor, Tensor] | None = None
+        names = {parameter: name for name, parameter in method.named_parameters() if parameter.requires_grad}
+        optimizer = build_optimizer(method, optim, self.lr)
+        groups = [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
+        self._first = next(p for p in method.encoder.parameters() if p.requires_grad)  # type: ignore[union-attr]
+        self._deepspeed = _initialize(method, optimizer, zero, optim.clip, device)
+        for buffer in method.buffers():  # DeepSpeed broadcasts parameters only
+            dist.broadcast(buffer, 0)
+        if (
+            not zero
+        ):  # after DeepSpeed's start, whose broadcast refuses it; ZeRO's flat views stay as they are
+            method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._zero: Any = self._deepspeed.optimizer if zero else None
+        self._partitions = [
+            _Partition(self._zero, i, group, dict(method.named_parameters()))
+            for i, group in enumerate(groups)
+        ]
+        self._create_optimizer_state()
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """A fresh context around one forward; fp32 weights, bf16 arithmetic if that is the precision."""
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._precision == "bf16")
+
+    def backward(self, scalar: Tensor, last: bool) -> None:
+        """Adds the gradients of `scalar`; with `last` they are averaged over ranks. Collective."""
+        self._norms = None
+        self._deepspeed.set_gradient_accumulation_boundary(last)
+        self._deepspeed.backward(scalar)
+
+    def set_lr(self, factor: float, epoch: float) -> None:
+        """lr = scaled lr * factor * the group's own; groups that are frozen until later do not move."""
+        for group in self._optimizer.param_groups:
+            frozen = epoch < group["frozen_until"]
+            group["lr"] = 0.0 if frozen else group["base_lr"] * factor
+            group["weight_decay"] = 0.0 if frozen else group["base_weight_decay"]
+
+    def grad_norms(self) -> tuple[Tensor, Tensor]:
+        """0-d fp32 norms of the averaged gradient before clipping: all parameters, and the encoder's first.
+
+        Between the last backward and step; computed once. Collective.
+        """
+        if self._norms is None:
+            pieces = [piece for partition in self._partitions for piece in partition.gradients()]
+            squares = torch.zeros(2, device=self._device)
+            if pieces:
+                norms = torch.stack(torch._foreach_norm([grad.float() for _, grad in pieces])).square()
+                first = [i for i, (parameter, _) in enumerate(pieces) if parameter is self._first]
+                squares = torch.stack([norms.sum(), norms[first].sum()])
+            if self._zero is not None:  # each rank holds a part of the gradient
+                dist.all_reduce(squares)
+            total, first_layer = squares.sqrt().unbind()
+            self._norms = total, first_layer
+        return self._norms
+
+    def step(self) -> bool:
+        """One optimiser step; False if the gradient is not finite: then it is dropped and nothing changed."""
+        # The averaged gradient is the same on all ranks, so all of them come to the same verdict.
+        finite = bool(self.grad_norms()[0].isfinite())
+        if finite:
+            self._deepspeed.step()
+        self.zero_grad()
+        return finite
+
+    def zero_grad(self) -> None:
+        self._norms = None
+        self._deepspeed.zero_grad()
+        if self._zero is not None:
+            self._zero.zero_grad()
+            for i in range(len(self._partitions)):  # stage 2 would add to what is left here
+                self._zero.averaged_gradients[i] = None
+                self._zero.all_grad_tensors[i] = None
+
+    @property
+    def _optimizer(self) -> Any:
+        return self._zero.optimizer if self._zero is not None else self._deepspeed.optimizer
+
+    def _create_optimizer_state(self) -> None:
+        """Zeros for every slot: what torch's first step would make, and a state that always has all names."""
+        for group in self._optimizer.param_groups:
+            for parameter in group["params"]:
+                self._optimizer.state[parameter] = {
+                    slot: torch.zeros((), device=self._device)
+                    if slot == "step"
+                    else torch.zeros_like(parameter)
+                    for slot in self._slots
+                }
+
+    def state(self) -> dict[str, Tensor]:
+        """Full CPU copies by name, the same at every stage and world size. Collective at stage >= 1.
+
+        model.NAME: parameters and buffers; optim.NAME.SLOT: optimiser state of a trainable parameter.
+        """
+        state = {f"model.{name}": _copy(value) for name, value in self.module.state_dict().items()}
+        for partition in self._partitions:
+            for slot in self._slots:
+                for name, value in partition.read(self._optimizer.state, slot):
+                    state[f"optim.{name}.{slot}"] = _copy(value)
+        return state
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `state`, from any stage and world size. Raises VergenceError listing wrong names."""
+        own = self.module.state_dict()
+        names = {f"model.{name}" for name in own}
+        names |= {
+            f"optim.{name}.{slot}" for part in self._partitions for name in part.names for slot in self._slots
+        }
+        missing, unexpected = sorted(names - state.keys()), sorted(state.keys() - names)
+        if missing or unexpected:
+            raise VergenceError(
+                f"the state does not fit this run: missing {_listed(missing)}; "
+                f"unexpected {_listed(unexpected)}"
+            )
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(state[f"model.{name}"])
+            for partition in self._partitions:
+                partition.write_master()
+                for slot in self._slots:
+                    values = {name: state[f"optim.{name}.{slot}"] for name in partition.names}
+                    partition.write(self._optimizer.state, slot, values)
+        self.zero_grad()
+
+
+class _Partition:
+    """One parameter group: how its state and gradients lie in memory.
+
+    Stage 0: one tensor a parameter. Stage >= 1: all parameters are views of one flat buffer, and this rank's
+    optimiser holds one even slice of it, so offsets in the buffer locate every parameter.
+    """
+
+    def __init__(self, zero: Any, index: int, names: list[str], parameters: dict[str, nn.Parameter]) -> None:
+        self.names, self._zero, self._index = names, zero, index
+        self._parameters = [parameters[name] for name in names]
+
+    def gradients(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """The pieces of the averaged gradient that this rank holds."""
+        for parameter in self._parameters:
+            if self._zero is None:
+                if parameter.grad is not None:
+                    yield parameter, parameter.grad
+            elif parameter._hp_mapping is not None:  # type: ignore[attr-defined]
+                index = parameter._index_in_param_group  # type: ignore[attr-defined]
+                yield parameter, parameter._hp_mapping.get_lp_grad_fragment(index)  # type: ignore[attr-defined]
+
+    def read(self, state: Any, slot: str) -> Iterator[tuple[str, Tensor]]:
+        if self._zero is None:
+            yield from ((name, state[p][slot]) for name, p in zip(self.names, self._parameters))
+        elif slot == "step":
+            yield from ((name, state[self._slice][slot]) for name in self.names)
+        else:
+            flat = self._zero.bit16_groups_flat[self._index]
+            full = torch.empty_like(flat)
+            dist.all_gather(list(full.chunk(dist.get_world_size())), state[self._slice][slot])
+            yield from ((name, self._view(full, p)) for name, p in zip(self.names, self._parameters))
+
+    def write(self, state: Any, slot: str, values: dict[str, Tensor]) -> None:
+        if self._zero is None:
+            for name, parameter in zip(self.names, self._parameters):
+                state[parameter][slot].copy_(values[name])
+        elif slot == "step":
+            state[self._slice][slot].copy_(values[self.names[0]])
+        else:
+            full = torch.zeros_like(self._zero.bit16_groups_flat[self._index])
+            for name, parameter in zip(self.names, self._parameters):
+                self._view(full, parameter).copy_(values[name])
+            state[self._slice][slot].copy_(full.chunk(dist.get_world_size())[dist.get_rank()])
+
+    def write_master(self) -> None:
+        """The weights that the optimiser steps are a copy of the module's."""
+        if self._zero is not None:
+            parts = self._zero.parallel_partitioned_bit16_groups[self._index]
+            self._slice.data.copy_(parts[dist.get_rank()])
+
+    @property
+    def _slice(self) -> Any:
+        return self._zero.single_partition_of_fp32_groups[self._index]
+
+    def _view(self, full: Tensor, parameter: nn.Parameter) -> Tensor:
+        start = self._zero.bit16_groups_flat[self._index].storage_offset()
+        return full.as_strided(parameter.size(), parameter.stride(), parameter.storage_offset() - start)
+
+
+def _initialize(
+    method: nn.Module, optimizer: torch.optim.Optimizer, zero: int, clip: float | None, device: torch.device
+) -> Any:
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
+    import deepspeed
+    import deepspeed.ops
+
+    # No compiled ops. Asking which could be built runs the compiler; on CPU hosts its start would then build
+    # one, and a compiler killed meanwhile leaves a lock that hangs every later run.
+    deepspeed.ops.__compatible_ops__ = {}
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if not dist.is_initialized():
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+    deepspeed.init_distributed(dist_backend=backend, dist_init_required=False, verbose=False)
+    num_elements = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    config = {
+        "train_micro_batch_size_per_gpu": 1,  # unused: the boundary of a step is set by hand
+        "gradient_accumulation_steps": 1,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {"stage": zero, "reduce_bucket_size": min(num_elements, 500_000_000)},
+        "gradient_clipping": clip or 0.0,
+        "steps_per_print": 2**62,
+    }
+    # torch 2.13 renamed it, DeepSpeed calls it every step
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor", category=FutureWarning)
+    logger = logging.getLogger("DeepSpeed")
+    logger.setLevel(logging.ERROR)  # it warns of every optimiser but its own
+    engine, *_ = deepspeed.initialize(
+        model=method, optimizer=optimizer, config=config, dist_init_required=False
+    )
+    logger.setLevel(logging.WARNING)
+    return engine
+
+
+def _copy(value: Tensor) -> Tensor:
+    return value.detach().to("cpu", copy=True).contiguous()
+
+
+def _listed(names: list[str], limit: int = 5) -> str:
+    if not names:
+        return "none"
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest

@@ -1,0 +1,278 @@
+"""The rank loop: one global batch after another, from a commit to the next. Knows nothing of Ray.
+
+Every rank runs it; ranks meet in one small all-reduce before each backward (loss finite, stop wanted,
+unreadable samples), in the method's collectives, in the gradients, at metrics and at commits.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vergence.methods import collectives
+from vergence.methods.method import Batch
+from vergence.platform.augment import rng
+from vergence.platform.augment.views import Views
+from vergence.platform.data.index import load_index
+from vergence.platform.data.read import Reader
+from vergence.platform.runs import commit as commits
+from vergence.platform.runs.monitor import Monitor, verdict
+from vergence.platform.train import norms
+from vergence.platform.train.engine import Engine
+from vergence.platform.train.exact import Result, accumulate
+from vergence.platform.train.job import Job, Outcome
+from vergence.platform.train.record import Recorder, committed
+from vergence.platform.train.schedule import factor
+
+log = logging.getLogger(__name__)
+
+MAX_SKIPPED_IN_A_ROW = 10
+SHUFFLE = 0x5B  # the stream of random words that shuffling BN draws from
+
+
+class RankLoop:
+    """State of one rank between two steps."""
+
+    def __init__(
+        self, job: Job, start_step: int, commit: commits.Commit | None, entered_s: float | None = None
+    ) -> None:
+        """entered_s: Unix time at which this rank began, for the story of the start."""
+        self.job, self.step = job, start_step
+        self.rank, self.world_size = collectives.rank(), collectives.world_size()
+        self.share = job.plan.global_batch // self.world_size
+        self.device = torch.device(job.device)
+        torch.set_num_threads(job.threads)
+        torch.manual_seed(job.plan.seed)
+        self.method: Any = job.build().train()
+        self.norms = norms.install(self.method, job.norm_group, share=self.share)
+        self.engine = Engine(
+            self.method,
+            job.optim,
+            global_batch=job.plan.global_batch,
+            zero=job.zero,
+            precision=job.precision,
+            device=self.device,
+        )
+        self.counts = {"updates": 0, "skipped": 0, "bad": 0, "bad_in_epoch": 0}
+        if commit is not None:
+            self.engine.load_state(commits.load_state(commit))
+            self.counts = dict(commit.manifest["counts"])
+        self.score: float | None = None
+        self.skipped_in_a_row, self.lr_factor = 0, 0.0
+        self.views = Views(
+            job.views,
+            seed=job.plan.seed,
+            mean=job.data.mean,
+            std=job.data.std,
+            dtype=torch.bfloat16 if job.precision == "bf16" else torch.float32,
+            device=self.device,
+        )
+        self.reader = Reader(load_index(job.index), max_pixels=job.data.max_pixels)
+        self.monitor = self._monitor()
+        self.recorder = Recorder(job, start_step, speaks=self.rank == 0)
+        self.recorder.stage("workers", entered_s)
+
+    def run(self, rows: Iterator[Mapping[str, np.ndarray]]) -> Outcome:
+        """Train until the last step, a stop or a failure; always leaves a commit unless it failed."""
+        job, per_epoch = self.job, self.job.plan.batches_per_epoch
+        while self.step < job.steps:
+            with self.recorder.waiting():
+                row = next(rows)
+            stop = self._train_step(row)
+            self.step += 1
+            if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+                return Outcome("failed", self._skip_message())
+            if self.counts["bad_in_epoch"] > job.data.max_bad * job.plan.num_training:
+                return Outcome("failed", self._bad_message())
+            end_of_epoch = self.step % per_epoch == 0
+            if end_of_epoch:
+                self.counts["bad_in_epoch"] = 0
+                self._evaluate(self.step // per_epoch)
+            if stop or end_of_epoch or self.step % job.commit.every_steps == 0:
+                failure = self._commit()
+                if failure:
+                    return Outcome("failed", failure)
+            if stop and self.step < job.steps:
+                return Outcome("interrupted")
+        return Outcome("finished")
+
+    def _train_step(self, row: Mapping[str, np.ndarray]) -> bool:
+        """One global batch; True if a stop is wanted. A step that is not finite anywhere is skipped."""
+        job, step = self.job, self.step
+        expected = step * job.plan.global_batch + self.rank * self.share
+        assert row["position"][0] == expected, f"stream is at {row['position'][0]}, loop at {expected}"
+        bad = self._report_bad(row)
+        progress = step / job.steps
+        self.lr_factor = factor(job.schedule, progress, job.epochs)
+        self.engine.set_lr(self.lr_factor, epoch=progress * job.epochs)
+        agreed: list[float] = []
+
+        def proceed(loss: Tensor) -> bool:
+            agreed.extend(self._agree(loss, bad))
+            return agreed[0] == 0
+
+        result = accumulate(
+            self.method,
+            self._micros(row),
+            regime=job.regime,
+            norms=self.norms,
+            autocast=self.engine.autocast,
+            backward=self.engine.backward,
+            proceed=proceed,
+        )
+        _, stop, num_bad, loss = agreed
+        due = (step + 1) % job.metrics_every == 0 or step == 0
+        grad_norms = self.engine.grad_norms() if due and result is not None else None
+        taken = result is not None and self.engine.step()
+        if result is not None and taken:
+            self.norms.update()
+            self.method.after_step(result.out, result.targets, result.batch, progress)
+        else:
+            self.engine.zero_grad()
+            self.norms.discard()
+            log.warning("step %d skipped: loss or gradients are not finite", step)
+        self.skipped_in_a_row = 0 if taken else self.skipped_in_a_row + 1
+        for name, more in (
+            ("updates", taken),
+            ("skipped", not taken),
+            ("bad", num_bad),
+            ("bad_in_epoch", num_bad),
+        ):
+            self.counts[name] += int(more)
+        self.recorder.stepped(step)
+        if due:
+            self._record(result, loss, grad_norms)
+        return stop > 0
+
+    def _micros(self, row: Mapping[str, np.ndarray]) -> list[Batch]:
+        """The share as micro-batches with their views; view draws depend on the sample only."""
+        micros = []
+        epoch = self.step // self.job.plan.batches_per_epoch
+        for start in range(0, self.share, self.job.micro):
+            part = slice(start, start + self.job.micro)
+            ids = np.array(row["id"][part])
+            views, geometry = self.views(row["image"][part], ids, epoch)
+            micros.append(
+                Batch(
+                    views=views,
+                    ids=torch.from_numpy(ids).to(self.device),
+                    geometry=geometry,
+                    shuffle=self._shuffle(self.rank * self.share + start),
+                )
+            )
+        return micros
+
+    def _shuffle(self, start: int) -> Tensor | None:
+        """Permutation inside each span of the micro-batch that starts at `start` of the global batch."""
+        span = self.job.norm_span
+        if span is None:
+            return None
+        spans = [
+            offset + rng.permutation(span, SHUFFLE, self.job.plan.seed, self.step, (start + offset) // span)
+            for offset in range(0, self.job.micro, span)
+        ]
+        return torch.from_numpy(np.concatenate(spans)).to(self.device)
+
+    def _agree(self, loss: Tensor, bad: int) -> list[float]:
+        """Over all ranks: number of losses that are not finite, stops wanted, unreadable samples; mean loss."""
+        stop = self.rank == 0 and self.job.stop_file.exists()
+        value = loss.detach().double()
+        finite = torch.isfinite(value)
+        flags = torch.stack([(~finite).double(), *value.new_tensor([stop, bad]), value.nan_to_num(0, 0, 0)])
+        if collectives.is_distributed():
+            dist.all_reduce(flags)
+        not_finite, stops, num_bad, total = flags.tolist()
+        return [not_finite, stops, num_bad, total / self.world_size]
+
+    def _record(self, result: Result | None, loss: float, grad_norms: tuple[Any, Any] | None) -> None:
+        """Metrics of this step; collective."""
+        metrics: dict[str, float] = {"loss": loss, "lr": self.engine.lr * self.lr_factor, **self.counts}
+        if result is not None and grad_norms is not None:
+            names = [name for name in result.losses._fields if name != "loss"]
+            values = [getattr(result.losses, name).detach().float() for name in names]
+            if names:
+                metrics |= zip(names, collectives.mean(torch.stack(values)).tolist())
+            metrics["grad_norm"], metrics["grad_norm_first"] = float(grad_norms[0]), float(grad_norms[1])
+            metrics |= embedding_metrics(result.out[0])
+        self.recorder.metrics(self.step, metrics)
+
+    def _monitor(self) -> Monitor | None:
+        ids = self.job.plan.holdout_ids()
+        if len(ids) < 2:
+            return None
+        return Monitor(
+            self.job.monitor,
+            ids=ids,
+            reader=self.reader,
+            size=self.job.size,
+            mean=self.job.data.mean,
+            std=self.job.data.std,
+            device=self.device,
+        )
+
+    def _evaluate(self, epoch: int) -> None:
+        self.score = None
+        if self.monitor is None or (epoch % self.job.monitor.every_epochs and epoch < self.job.epochs):
+            return
+        metrics = self.monitor(self.method.encoder, self.engine.autocast)
+        self.score = metrics.get("knn", metrics["h_effective_rank"])
+        warning = verdict(metrics, self.method.encoder.dim)
+        if warning:
+            log.warning("epoch %d: %s", epoch, warning)
+        self.recorder.monitored(self.step, epoch, metrics, warning)
+
+    def _commit(self) -> str | None:
+        """Commit on rank 0; what went wrong, known to all ranks, or None. Collective."""
+        state = self.engine.state()
+        facts = {**self.job.facts, "step": self.step, "counts": self.counts, "score": self.score}
+        failure = committed(self.job, state, facts)
+        self.score = None
+        return failure
+
+    def _report_bad(self, row: Mapping[str, np.ndarray]) -> int:
+        """Log the samples of this share that could not be read, and their number."""
+        rows = np.flatnonzero(row["bad"])
+        for position, used in zip(row["position"][rows], row["id"][rows]):
+            name, reason = self._describe(int(position))
+            log.warning(
+                "unreadable sample %s (%s), %s takes its place", name, reason, self.reader.index.where(used)
+            )
+        return len(rows)
+
+    def _describe(self, position: int) -> tuple[str, str]:
+        plan = self.job.plan
+        step, slot = divmod(position, plan.global_batch)
+        planned = plan.batch_ids(step)[slot]
+        return self.reader.index.where(planned), str(self.reader.images(np.array([planned]))[0])
+
+    def _bad_message(self) -> str:
+        return (
+            f"{self.counts['bad_in_epoch']} unreadable samples in this epoch are more than data.max_bad="
+            f"{self.job.data.max_bad:g} of {self.job.plan.num_training}; they are listed in "
+            f"{self.job.run / 'logs'}/rank-*.log; mend them (`vergence shards check`) or raise data.max_bad"
+        )
+
+    def _skip_message(self) -> str:
+        return (
+            f"{MAX_SKIPPED_IN_A_ROW} steps in a row had a loss or gradients that are not finite, the last "
+            f"one step {self.step - 1}; lower optim.lr, lengthen schedule.warmup_epochs or use precision=fp32"
+        )
+
+
+def embedding_metrics(z: Tensor) -> dict[str, float]:
+    """Spread and effective rank of the embeddings over the global batch; collective.
+
+    z: (n, ..., d) on this rank; of several views the first. At most 256 rows enter the rank.
+    """
+    from vergence.platform.encoders import knn
+
+    rows = collectives.gather(z.detach().float().flatten(1, -2)[:, 0] if z.dim() > 2 else z.detach().float())
+    features = rows[:256].cpu().numpy()
+    return {
+        "embedding_std": float(knn.embedding_std(features)),
+        "effective_rank": float(knn.effective_rank(features)),
+    }

@@ -1,0 +1,116 @@
+"""What leaves the rank loop: metric records (metrics.jsonl) and commits."""
+
+import json
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from vergence.methods import collectives
+from vergence.platform.errors import VergenceError
+from vergence.platform.runs import commit as commits
+from vergence.platform.runs.run import owns, write_atomic
+from vergence.platform.train.job import Job
+
+
+class Recorder:
+    """Appends records to logs/metrics.jsonl on rank 0, and measures what they report."""
+
+    def __init__(self, job: Job, start_step: int, *, speaks: bool) -> None:
+        self.job, self.speaks = job, speaks
+        self.path = job.run / "logs" / "metrics.jsonl"
+        self.window_start, self.window_steps, self.waited_s = time.perf_counter(), 0, 0.0
+        self.stages: dict[str, float] | None = dict(job.stages)  # of the start; None once told
+        if speaks:
+            cut(self.path, start_step)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around the wait for the next batch."""
+        self.stage("model")
+        start = time.perf_counter()
+        yield
+        self.waited_s += time.perf_counter() - start
+        self.stage("data")
+
+    def stage(self, name: str, moment: float | None = None) -> None:
+        """A stage of the start is done; only the first time counts."""
+        if self.stages is not None:
+            self.stages.setdefault(name, moment or time.time())
+
+    def stepped(self, step: int) -> None:
+        self.window_steps += 1
+        if self.stages is not None:
+            self.stage("first step")
+            self._append({"step": step, "event": "first_step", "stages": self.stages})
+            self.stages = None
+
+    def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """A record of the metrics after `step`, with the speed since the last one."""
+        elapsed = time.perf_counter() - self.window_start
+        images = self.window_steps * self.job.plan.global_batch
+        speed = {"images_per_s": images / elapsed, "data_wait_share": self.waited_s / elapsed}
+        self._append({"step": step, "time": time.time(), **metrics, **speed})
+        self.window_start, self.window_steps, self.waited_s = time.perf_counter(), 0, 0.0
+
+    def monitored(self, step: int, epoch: int, metrics: Mapping[str, float], warning: str | None) -> None:
+        """A record of the monitor, made after `step` steps; its time does not count as training."""
+        self._append({"step": step - 1, "event": "monitor", "epoch": epoch, **metrics, "warning": warning})
+        self.window_start, self.window_steps, self.waited_s = time.perf_counter(), 0, 0.0
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        if self.speaks and owns(self.job.run, self.job.attempt):
+            with self.path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+
+
+def cut(path: Path, start_step: int) -> None:
+    """Drop the records of steps that will be done again, and a half-written last line."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] < start_step:
+                kept.append(line)
+        except ValueError:
+            continue
+    write_atomic(path, "".join(line + "\n" for line in kept))
+
+
+def committed(job: Job, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str | None:
+    """Commit `state` on rank 0 after proving that all ranks hold the same; collective.
+
+    Returns what went wrong, the same on every rank: it is not raised, because a restart would not mend it.
+    """
+    failure = [_difference(state)]
+    if failure[0] is None and collectives.rank() == 0:
+        try:
+            commits.write(
+                job.run / "commits", state, facts, job.attempt, owned=lambda: owns(job.run, job.attempt)
+            )
+            commits.prune(job.run / "commits", job.commit.keep)
+        except (OSError, VergenceError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            failure = [f"commit at step {facts['step']} failed: {reason}; the last commit is intact"]
+    if collectives.is_distributed():
+        dist.broadcast_object_list(failure, src=0)
+    return failure[0]
+
+
+def _difference(state: Mapping[str, Tensor]) -> str | None:
+    """Names of the tensors that are not bit-equal on all ranks, as a message; collective."""
+    if not collectives.is_distributed():
+        return None
+    sums = {name: zlib.crc32(tensor.numpy().tobytes()) for name, tensor in state.items()}
+    everyone: list[Any] = [None] * collectives.world_size()
+    dist.all_gather_object(everyone, sums)
+    differing = [name for name in sums if len({other.get(name) for other in everyone}) > 1]
+    if not differing:
+        return None
+    return f"the ranks differ in {', '.join(differing[:5])} ({len(differing)} tensors): this is a bug"

@@ -1,0 +1,273 @@
+"""The engine at ZeRO stages 0, 1, 2 against plain torch in one process, and its state by name."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ranks import run_ranks
+from torch import Tensor, nn
+
+from vergence.platform.errors import UserError, VergenceError
+from vergence.platform.train.engine import Engine
+from vergence.platform.train.optim.config import GroupConfig, OptimConfig
+from vergence.platform.train.optim.lars import LARS
+
+N, STAGES = 12, (0, 1, 2)
+OPTIMS = {
+    "sgd": OptimConfig(name="sgd", lr=0.1, rule="none", weight_decay=0.01),
+    "adamw": OptimConfig(name="adamw", lr=0.01, rule="none", weight_decay=0.1),
+    "clipped": OptimConfig(name="sgd", lr=0.1, rule="none", clip=0.05),
+    "lars": OptimConfig(name="lars", lr=1.0, rule="none", trust=0.1, weight_decay=0.01),
+}
+Arrays = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _deepspeed_imported_once() -> None:
+    import deepspeed  # noqa: F401  # the forked ranks inherit it
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = nn.Sequential(
+            nn.Conv2d(3, 5, 3), nn.GroupNorm(1, 5), nn.ReLU(), nn.Conv2d(5, 4, 3), nn.Flatten()
+        )
+        self.head = nn.Linear(64, 3)
+        self.teacher = nn.Linear(2, 2).requires_grad_(False)
+        self.register_buffer("queue", torch.arange(4.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(x)).square().mean()
+
+
+def inputs(step: int) -> Tensor:
+    generator = torch.Generator().manual_seed(step)
+    scale = torch.linspace(0.5, 2, N).view(-1, 1, 1, 1)
+    return torch.randn(N, 3, 8, 8, generator=generator) * scale
+
+
+def make(optim: str, zero: int, **changes: Any) -> Engine:
+    config = OptimConfig(**{**OPTIMS[optim].model_dump(), **changes})
+    return Engine(Net(), config, global_batch=N, zero=zero, precision="fp32", device=torch.device("cpu"))
+
+
+def train(
+    engine: Engine, steps: range, rank: int, world: int, num_micros: int = 2
+) -> list[tuple[float, float]]:
+    """Micro-batches of this rank's share, each scaled so that their sum is the share's mean."""
+    norms = []
+    for step in steps:
+        share = inputs(step).chunk(world)[rank]
+        for i, micro in enumerate(share.chunk(num_micros)):
+            loss = engine.module(micro.contiguous(memory_format=torch.channels_last)) / num_micros
+            engine.backward(loss, i == num_micros - 1)
+        engine.set_lr(1 - step / 10, epoch=step)
+        all_norm, first_norm = engine.grad_norms()
+        norms.append((all_norm.item(), first_norm.item()))
+        assert engine.step()
+    return norms
+
+
+def arrays(state: dict[str, Tensor]) -> Arrays:
+    return {name: value.numpy() for name, value in state.items()}
+
+
+def assert_same(a: Arrays, b: Arrays, what: str) -> None:
+    assert a.keys() == b.keys()
+    differing = [name for name in a if not np.array_equal(a[name], b[name])]
+    assert not differing, f"{what}: {differing}"
+
+
+def reference(optim: str, steps: int) -> tuple[Arrays, list[tuple[float, float]]]:
+    """Plain torch: one process, the whole batch at once, unfused optimiser."""
+    net, config, norms = Net(), OPTIMS[optim], []
+    weights = [net.encoder[0].weight, net.encoder[3].weight, net.head.weight]
+    others = [p for p in net.parameters() if p.requires_grad and all(p is not w for w in weights)]
+    if optim == "adamw":
+        groups = [{"params": weights, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+        optimizer: Any = torch.optim.AdamW(groups, lr=config.lr, fused=False, foreach=False)
+    elif optim == "lars":
+        groups = [{"params": weights, "weight_decay": 0.01}, {"params": others, "adapt": False}]
+        optimizer = LARS(groups, lr=config.lr, trust=config.trust)
+    else:
+        optimizer = torch.optim.SGD(
+            weights + others, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay, foreach=False
+        )
+    for step in range(steps):
+        optimizer.zero_grad()
+        net(inputs(step)).backward()
+        gradients = [p.grad for p in weights + others]
+        norms.append(
+            (torch.cat([g.flatten() for g in gradients]).norm().item(), weights[0].grad.norm().item())
+        )
+        if config.clip:
+            nn.utils.clip_grad_norm_(weights + others, config.clip)
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * (1 - step / 10)
+        optimizer.step()
+    return {f"model.{n}": v.numpy() for n, v in net.state_dict().items()}, norms
+
+
+def _train_all(rank: int, world: int, todo: list[tuple[str, int]]) -> list[tuple[Arrays, list]]:
+    torch.set_num_threads(1)
+    results = []
+    for optim, zero in todo:
+        engine = make(optim, zero)
+        norms = train(engine, range(3), rank, world)
+        results.append((arrays(engine.state()), norms))
+    return results
+
+
+def test_three_steps_equal_plain_torch_at_every_stage() -> None:
+    todo = [(optim, zero) for optim in OPTIMS for zero in STAGES if optim != "lars" or zero == 0]
+    for results in run_ranks(_train_all, 2, todo):
+        for (optim, zero), (state, norms) in zip(todo, results):
+            expected, expected_norms = reference(optim, 3)
+            for name, value in expected.items():
+                np.testing.assert_allclose(
+                    state[name], value, atol=1e-5, err_msg=f"{optim}, stage {zero}: {name}"
+                )
+            np.testing.assert_allclose(norms, expected_norms, rtol=1e-5)
+            moved = np.abs(expected["model.head.weight"] - Net().head.weight.detach().numpy()).max()
+            assert moved > 1e-3  # the comparison is not one of standing still
+
+
+def _stage_pairs(rank: int, world: int, optim: str) -> Arrays:
+    # One backward a step: stage 2 reduces at each, so that several add up in another order.
+    torch.set_num_threads(1)
+    saved, undisturbed = {}, {}
+    for zero in STAGES:
+        engine = make(optim, zero)
+        train(engine, range(2), rank, world, num_micros=1)
+        saved[zero] = copy.deepcopy(engine.state())
+        train(engine, range(2, 5), rank, world, num_micros=1)
+        undisturbed[zero] = arrays(engine.state())
+    for old in STAGES:
+        for new in STAGES:
+            engine = make(optim, new)
+            engine.load_state(saved[old])
+            assert_same(arrays(engine.state()), arrays(saved[old]), f"{optim}: loaded {old} -> {new}")
+            train(engine, range(2, 5), rank, world, num_micros=1)
+            assert_same(arrays(engine.state()), undisturbed[old], f"{optim}: continued {old} -> {new}")
+    return arrays(saved[1])
+
+
+def _reload(rank: int, world: int, optim: str, state: Arrays) -> Arrays:
+    results = []
+    for zero in STAGES:
+        engine = make(optim, zero)
+        engine.load_state({name: torch.from_numpy(value) for name, value in state.items()})
+        results.append(arrays(engine.state()))
+        assert_same(results[-1], state, f"{optim}: {world} ranks, stage {zero}")
+    return results[0]
+
+
+@pytest.mark.parametrize("optim", ["sgd", "adamw"])
+def test_state_by_name_is_bit_equal_across_stages_and_world_sizes(optim: str) -> None:
+    states = run_ranks(_stage_pairs, 2, optim)
+    assert_same(states[0], states[1], "ranks")
+    slots = {"sgd": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}[optim]
+    assert {
+        name.rpartition(".")[2] for name in states[0] if name.startswith("optim.encoder.0.weight")
+    } == slots
+    assert states[0]["model.encoder.0.weight"].shape == (5, 3, 3, 3)
+    assert not any(name.startswith("optim.teacher") for name in states[0])
+    for world in (1, 3):
+        run_ranks(_reload, world, optim, states[0])
+
+
+def _nan_on_one_rank(rank: int, world: int) -> None:
+    torch.set_num_threads(1)
+    for zero in STAGES:
+        clean, engine = make("adamw", zero), make("adamw", zero)
+        train(clean, range(4), rank, world)
+        train(engine, range(2), rank, world)
+        before = arrays(engine.state())
+        loss = engine.module(inputs(9).chunk(world)[rank])
+        engine.backward(loss, False)
+        engine.backward(
+            engine.module(inputs(8).chunk(world)[rank]) * (float("nan") if rank == 1 else 1.0), True
+        )
+        assert not engine.step()
+        assert_same(arrays(engine.state()), before, f"skipped at stage {zero}")
+        engine.backward(engine.module(inputs(7).chunk(world)[rank]), False)
+        engine.zero_grad()  # a step given up half way
+        train(engine, range(2, 4), rank, world)
+        assert_same(arrays(engine.state()), arrays(clean.state()), f"after the skip at stage {zero}")
+
+
+def test_nan_on_one_rank_skips_the_step_on_all_and_leaves_no_trace() -> None:
+    run_ranks(_nan_on_one_rank, 2)
+
+
+def _first_state(rank: int, world: int) -> Arrays:
+    net = Net()
+    with torch.no_grad():
+        net.queue += rank
+        net.head.weight += rank
+    engine = Engine(net, OPTIMS["sgd"], global_batch=N, zero=0, precision="fp32", device=torch.device("cpu"))
+    return arrays(engine.state())
+
+
+def test_parameters_and_buffers_start_as_on_rank_0() -> None:
+    first, second = run_ranks(_first_state, 2)
+    assert_same(first, second, "start")
+    np.testing.assert_array_equal(second["model.queue"], np.arange(4.0))
+
+
+def _groups(rank: int, world: int) -> list[Arrays]:
+    rules = (GroupConfig(match="head.*", frozen_until=2.0), GroupConfig(match="encoder.0.*", lr=0.0))
+    states = []
+    for zero in STAGES:
+        engine = make("sgd", zero, groups=rules)
+        for steps in (range(2), range(2, 3)):
+            train(engine, steps, rank, world)
+            states.append(arrays(engine.state()))
+    return states
+
+
+def test_frozen_groups_move_from_their_epoch_on() -> None:
+    start = {f"model.{n}": v.numpy() for n, v in Net().state_dict().items()}
+    states = run_ranks(_groups, 2)[0]
+    for frozen, thawed in zip(states[::2], states[1::2]):
+        assert np.array_equal(frozen["model.head.weight"], start["model.head.weight"])
+        assert not np.array_equal(thawed["model.head.weight"], start["model.head.weight"])
+        assert np.array_equal(thawed["model.encoder.0.weight"], start["model.encoder.0.weight"])
+        assert not np.array_equal(frozen["model.encoder.3.weight"], start["model.encoder.3.weight"])
+
+
+def _alone(rank: int, world: int) -> tuple[Arrays, list[str]]:
+    """Without a process group: the engine makes its own of one rank."""
+    torch.distributed.destroy_process_group()
+    engine = make("sgd", 1)
+    train(engine, range(3), 0, 1)
+    state = engine.state()
+    broken = {name: value for name, value in state.items() if name != "model.queue"} | {
+        "model.extra": torch.zeros(1)
+    }
+    try:
+        engine.load_state(broken)
+    except VergenceError as error:
+        return arrays(state), [str(error)]
+    return arrays(state), []
+
+
+def test_works_alone_and_names_what_does_not_fit() -> None:
+    ((state, errors),) = run_ranks(_alone, 1)
+    expected, _ = reference("sgd", 3)
+    for name, value in expected.items():
+        np.testing.assert_allclose(state[name], value, atol=1e-5, err_msg=name)
+    assert "missing model.queue; unexpected model.extra" in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("optim", "zero", "message"),
+    [("lars", 1, "norm of each layer.*scale.zero=0"), ("sgd", 3, "stages 0, 1 and 2 are supported")],
+)
+def test_what_cannot_be_right_is_refused(optim: str, zero: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make(optim, zero)

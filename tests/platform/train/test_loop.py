@@ -1,0 +1,136 @@
+"""The rank loop without Ray: what it skips, when it gives up, and what shuffling BN permutes."""
+
+import numpy as np
+import pytest
+import torch
+from shard_files import png, write_shard
+
+from vergence.pipelines.recipe import Recipe, build_method
+from vergence.pipelines.resolve import resolve
+from vergence.platform import yaml
+from vergence.platform.data.index import open_index
+from vergence.platform.runs import commit as commits
+from vergence.platform.runs.run import Run, locked
+from vergence.platform.train.loop import MAX_SKIPPED_IN_A_ROW, RankLoop
+
+RECIPE = """
+epochs: 2
+precision: fp32
+method:   {name: METHOD, hidden_dim: 16, embed_dim: 8}
+encoder:  {name: resnet18, stem: cifar, width: 0.0625}
+data:     {train: SHARDS, holdout: 0.0}
+views:    [{count: 2, size: 8, recipe: simclr-cifar}]
+norm:     {group: 4}
+batch:    {global: 16}
+optim:    {name: sgd, lr: 0.1, per: 16}
+"""
+
+
+@pytest.fixture
+def make_loop(tmp_path, monkeypatch):
+    """A loop at step 0 over 40 images, with overrides of the recipe's text."""
+    monkeypatch.setenv("VERGENCE_HOME", str(tmp_path / "home"))
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    shard = write_shard(tmp_path / "t-000000.tar", ((f"{i}", {"png": png(p)}) for i, p in enumerate(pixels)))
+
+    def make(method="simclr", extra="", start_step=0, commit=None):
+        text = RECIPE.replace("METHOD", method).replace("SHARDS", str(shard)) + extra
+        recipe = Recipe.parse(yaml.parse(text, "recipe"), "recipe")
+        index = open_index(shard, tmp_path / "index")
+        resolved = resolve(recipe, index, build_method(recipe), {})
+        run = Run("r", attempt="test")
+        run.logs.mkdir(parents=True, exist_ok=True)
+        stream = resolved.stream()
+        loop = RankLoop(resolved.job(run, {}), start_step, commit)
+        steps = range(start_step, resolved.steps)
+        rows = (stream.rows(np.arange(16), 0, 1, step) for step in steps)
+        return loop, rows, run
+
+    return make
+
+
+def test_a_run_finishes_with_a_commit_at_its_last_step(make_loop):
+    loop, rows, run = make_loop()
+    with locked(run):
+        assert loop.run(rows).status == "finished"
+    newest = commits.newest(run.commits)
+    assert newest.step == 4
+    assert newest.manifest["counts"] == {"updates": 4, "skipped": 0, "bad": 0, "bad_in_epoch": 0}
+    assert newest.manifest["recipe"]["optim"]["lr"] == 0.1
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_counts(make_loop, monkeypatch):
+    loop, rows, _ = make_loop()
+    criterion, calls = loop.method.criterion, []
+
+    def sometimes_nan(*arguments):
+        calls.append(1)
+        losses = criterion(*arguments)
+        return losses._replace(loss=losses.loss * float("nan")) if len(calls) == 2 else losses
+
+    monkeypatch.setattr(loop.method, "criterion", sometimes_nan)
+    states = []
+    for row in rows:
+        loop._train_step(row)
+        loop.step += 1
+        states.append(loop.engine.state())
+    assert all(torch.equal(states[1][name], states[0][name]) for name in states[0])
+    assert not all(torch.equal(states[2][name], states[1][name]) for name in states[0])
+    assert loop.counts["skipped"] == 1
+    assert loop.counts["updates"] == 3
+
+
+def test_skipping_without_end_stops_the_run_with_the_cure(make_loop, monkeypatch):
+    loop, rows, run = make_loop()
+    monkeypatch.setattr("vergence.platform.train.loop.MAX_SKIPPED_IN_A_ROW", 3)
+    criterion = loop.method.criterion
+    monkeypatch.setattr(
+        loop.method,
+        "criterion",
+        lambda *a: (lambda losses: losses._replace(loss=losses.loss / 0))(criterion(*a)),
+    )
+    with locked(run):
+        outcome = loop.run(rows)
+    assert outcome.status == "failed"
+    assert "3 steps in a row" in outcome.message
+    assert "lower optim.lr" in outcome.message
+    assert MAX_SKIPPED_IN_A_ROW == 10
+
+
+def test_a_stop_file_ends_the_loop_after_a_commit(make_loop):
+    loop, rows, run = make_loop()
+    with locked(run):
+        loop.job.stop_file.touch()
+        assert loop.run(rows).status == "interrupted"
+    assert commits.newest(run.commits).step == 1
+
+
+def test_a_loop_that_goes_on_from_a_commit_ends_like_one_that_never_stopped(make_loop):
+    loop, rows, run = make_loop()
+    with locked(run):
+        loop.run(rows)
+        reference = loop.engine.state()
+        for path in run.commits.iterdir():
+            if path.name > commits.folder_name(2):
+                path.rename(path.with_name(f".{path.name}"))
+        commit = commits.newest(run.commits)
+        again, rest, _ = make_loop(start_step=commit.step, commit=commit)
+        again.run(rest)
+    state = again.engine.state()
+    assert state.keys() == reference.keys()
+    assert all(torch.equal(state[name], reference[name]) for name in state)
+
+
+def test_shuffles_stay_within_spans_and_follow_the_place_in_the_global_batch(make_loop):
+    loop, _, _ = make_loop("mocov2", extra="")
+    assert loop.job.norm_span == 16
+    shuffle = loop._shuffle(0)
+    assert sorted(shuffle.tolist()) == list(range(16))
+    assert shuffle.tolist() != list(range(16))
+    object.__setattr__(loop.job, "norm_span", 8)
+    halves = loop._shuffle(0)
+    assert sorted(halves[:8].tolist()) == list(range(8))
+    object.__setattr__(loop.job, "micro", 8)
+    assert (loop._shuffle(8) + 8).tolist() == halves[8:].tolist()
+    loop.step += 1
+    assert loop._shuffle(8).tolist() != (halves[8:] - 8).tolist()

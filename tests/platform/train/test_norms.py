@@ -1,0 +1,182 @@
+"""Norm groups against statistics written out by hand, and against torch's own batch norm."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from ranks import run_ranks
+from torch import nn
+
+from vergence.methods.torchvision_shim import timm
+from vergence.platform.errors import UserError
+from vergence.platform.train.norms import GroupedBatchNorm, NormConfig, install, validate
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4, affine=False)
+    )
+    for layer in (net[1], net[3]):
+        nn.init.uniform_(layer.running_mean)
+        nn.init.uniform_(layer.running_var)
+    return net
+
+
+def rows(num_views: int, n: int) -> torch.Tensor:
+    """Skewed: every sample has a mean and a scale of its own. (V * n, 3, 5, 5) float64."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(num_views, n, 3, 5, 5, generator=generator, dtype=torch.float64)
+    position = torch.arange(n).view(1, n, 1, 1, 1)
+    return (x * (1 + position) + position).flatten(0, 1)
+
+
+@pytest.mark.parametrize("num_views", [1, 2])
+@pytest.mark.parametrize("group", [2, 3, 6])
+def test_groups_are_runs_of_samples_over_all_views(num_views: int, group: int) -> None:
+    bn = nn.Sequential(nn.BatchNorm2d(3)).double()
+    nn.init.uniform_(bn[0].weight)
+    nn.init.uniform_(bn[0].bias)
+    norms = install(bn, group, share=6)
+    x = rows(num_views, 6)
+    with norms.samples(6, collect=True):
+        y = bn(x).detach().unflatten(0, (num_views, 6))
+    norms.update()
+
+    x_v, means, variances = x.unflatten(0, (num_views, 6)).numpy(), [], []
+    weight, bias = (p.detach().numpy().reshape(1, 1, 3, 1, 1) for p in (bn[0].weight, bn[0].bias))
+    for j in range(6 // group):
+        part = x_v[:, j * group : (j + 1) * group]
+        mean, var = part.mean((0, 1, 3, 4), keepdims=True), part.var((0, 1, 3, 4), keepdims=True)
+        expected = (part - mean) / np.sqrt(var + 1e-5) * weight + bias
+        np.testing.assert_allclose(y[:, j * group : (j + 1) * group].numpy(), expected, atol=1e-12)
+        means.append(mean.ravel())
+        variances.append(part.var((0, 1, 3, 4), ddof=1))
+    np.testing.assert_allclose(bn[0].running_mean.numpy(), 0.1 * np.mean(means, 0), rtol=1e-12)
+    np.testing.assert_allclose(bn[0].running_var.numpy(), 0.9 + 0.1 * np.mean(variances, 0), rtol=1e-12)
+    assert bn[0].num_batches_tracked == 1
+
+
+def test_installing_changes_neither_state_dict_nor_plain_results() -> None:
+    plain = network()
+    grouped = copy.deepcopy(plain)
+    norms = install(grouped, "global", share=6)
+    assert list(plain.state_dict()) == list(grouped.state_dict())
+    assert [type(grouped[i]) for i in (1, 3)] == [GroupedBatchNorm, GroupedBatchNorm]
+    x = rows(1, 6).float()
+    with norms.samples(6, collect=True):
+        torch.testing.assert_close(grouped(x), plain(x))
+    norms.update()
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(grouped.state_dict()[name], value)
+    torch.testing.assert_close(grouped.eval()(x), plain.eval()(x))
+
+
+def test_running_statistics_change_only_in_update() -> None:
+    net = network()
+    norms = install(net, 2, share=4)
+    before = copy.deepcopy(net.state_dict())
+    x = rows(1, 4).float()
+    with norms.samples(4, collect=False):
+        net(x)
+    norms.update()
+    with norms.samples(4, collect=True):
+        net(x)
+        net(x * float("nan"))
+    norms.discard()
+    norms.update()
+    assert all(torch.equal(net.state_dict()[name], value) for name, value in before.items())
+    with norms.samples(4, collect=True):
+        net(x)
+    norms.update()
+    assert net[1].running_mean.isfinite().all()
+    assert not torch.equal(net[1].running_mean, before["1.running_mean"])
+
+
+def test_training_outside_samples_is_an_error() -> None:
+    net = network()
+    install(net, 2, share=4)
+    with pytest.raises(AssertionError, match=r"norms\.samples"):
+        net(rows(1, 4).float())
+
+
+@pytest.mark.parametrize(("group", "num_views"), [(4, 2), (2, 1), (2, 2)])
+def test_channels_last_and_bf16_pass_through(group: int, num_views: int) -> None:
+    net = network()
+    norms = install(net, group, share=4)
+    x = rows(num_views, 4).float().to(memory_format=torch.channels_last)
+    with norms.samples(4, collect=True), torch.autocast("cpu", torch.bfloat16):
+        y = net(x)
+    assert y.dtype == torch.bfloat16
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert net[1].scratch[0].dtype == torch.float32
+
+
+def test_timm_norm_with_activation_keeps_its_activation() -> None:
+    plain = nn.Sequential(timm.layers.BatchNormAct2d(3, inplace=False))
+    grouped = copy.deepcopy(plain)
+    norms = install(grouped, 4, share=4)
+    x = rows(1, 4).float()
+    with norms.samples(4, collect=True):
+        y = grouped(x)
+    torch.testing.assert_close(y, plain(x))
+    assert y.min() == 0
+
+
+def _synchronised(rank: int, world_size: int, group: int | str) -> dict[str, np.ndarray]:
+    net = network().double()
+    share = 12 // world_size
+    norms = install(net, group, share=share)
+    x = rows(2, 12).unflatten(0, (2, 12))[:, rank * share : (rank + 1) * share].flatten(0, 1).requires_grad_()
+    with norms.samples(share, collect=True):
+        y = net(x)
+    (y * y.sin()).sum().backward()
+    norms.update()
+    grads = {name: p.grad.clone() for name, p in net.named_parameters()}
+    for grad in grads.values():
+        if world_size > 1:
+            torch.distributed.all_reduce(grad)
+    running = dict(net.named_buffers())
+    own = {"y": y.detach().unflatten(0, (2, share)), "dx": x.grad.unflatten(0, (2, share))}
+    return {name: value.numpy() for name, value in {**grads, **running, **own}.items()}
+
+
+@pytest.mark.parametrize(("world_size", "group"), [(2, "global"), (3, "global"), (4, 6)])
+def test_groups_larger_than_a_share_equal_one_process(world_size: int, group: int | str) -> None:
+    expected = _synchronised(0, 1, group)
+    results = run_ranks(_synchronised, world_size, group)
+    for name, value in expected.items():
+        if name in ("y", "dx"):
+            got = np.concatenate([result[name] for result in results], axis=1)
+            np.testing.assert_allclose(got, value, atol=1e-12 * np.abs(value).max())
+        else:
+            for result in results:
+                np.testing.assert_allclose(result[name], value, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("config", "micro", "message"),
+    [
+        ({"group": 24}, 64, "norm.group 24 does not divide the micro-batch of 64 samples; nearest: 16, 32"),
+        ({"group": 64}, 32, "use batch.micro=64"),
+        ({"group": "global"}, 32, "norm.group global is larger than the micro-batch of 32"),
+        ({"group": 96}, 64, "nearest: 64, 128"),
+        (
+            {"group": 16, "span": 24},
+            64,
+            "norm.span 24 must be a multiple of norm.group 16 .* nearest: 16, 32",
+        ),
+        ({"group": "global", "span": 64}, 64, "no room for shuffling"),
+    ],
+)
+def test_groups_that_cannot_be_exact_are_refused(config: dict, micro: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        validate(NormConfig(**config), share=64, micro=micro, global_batch=256)
+
+
+@pytest.mark.parametrize(
+    "config", [{"group": 16, "span": 32}, {"group": 64}, {"group": 128}, {"group": "global"}]
+)
+def test_groups_that_fit_are_accepted(config: dict) -> None:
+    validate(NormConfig(**config), share=64, micro=64, global_batch=256)
