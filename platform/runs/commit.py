@@ -1,0 +1,156 @@
+"""Commits: the durable state of a run, written whole or not at all (DESIGN C11).
+
+A commit is a folder `step-00001200` with `state.safetensors` and `manifest.json`. It is written under a
+hidden name, the manifest last, and renamed once; without a valid manifest it does not exist.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import BaseModel, Field, PositiveInt
+
+from vergence.platform.errors import VergenceError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STATE = "state.safetensors"
+MANIFEST = "manifest.json"
+
+
+class CommitConfig(BaseModel, frozen=True, extra="forbid", strict=True):
+    every_steps: PositiveInt = Field(200, description="steps between commits")
+    keep: PositiveInt = Field(3, description="newest commits kept, besides the best and the final one")
+
+
+class Commit(NamedTuple):
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Global batches consumed."""
+        return int(self.manifest["step"])
+
+    @property
+    def score(self) -> float | None:
+        """The monitor's score at this commit."""
+        return self.manifest.get("score")
+
+
+def folder_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def write(
+    commits: Path,
+    state: "Mapping[str, Tensor]",
+    facts: Mapping[str, Any],
+    attempt: str,
+    owned: Callable[[], bool],
+) -> Commit:
+    """Commit `state` with `facts` (at least `step`); one process only.
+
+    Raises VergenceError if `owned()` is false just before the manifest: another attempt has the run.
+    OSError (a full disk) leaves every earlier commit as it was.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    target = commits / folder_name(facts["step"])
+    done = read(target)
+    if done is not None:
+        return done
+    partial = commits / f".{target.name}.{attempt}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial / STATE)
+        except SafetensorError as error:  # its own type also for a full disk
+            raise OSError(errno.ENOSPC if "No space" in str(error) else errno.EIO, str(error)) from error
+        _sync(partial / STATE)
+        manifest = {
+            **facts,
+            "attempt": attempt,
+            "files": {STATE: {"bytes": (partial / STATE).stat().st_size, "sha256": _sha256(partial / STATE)}},
+        }
+        if not owned():
+            raise VergenceError("another attempt has taken over this run; this one stops without a commit")
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        _sync(partial / MANIFEST)
+        shutil.rmtree(target, ignore_errors=True)  # an invalid leftover: a valid one was returned above
+        os.rename(partial, target)
+        _sync(commits)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return Commit(target, manifest)
+
+
+def read(path: Path) -> Commit | None:
+    """The commit in a folder, or None if it is not whole: every file is compared with its digest."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        whole = all(
+            (path / name).stat().st_size == file["bytes"] and _sha256(path / name) == file["sha256"]
+            for name, file in manifest["files"].items()
+        )
+    except (OSError, ValueError, KeyError):
+        return None
+    return Commit(path, manifest) if whole else None
+
+
+def newest(commits: Path) -> Commit | None:
+    """The whole commit of the highest step."""
+    for path in sorted(commits.glob("step-*"), reverse=True):
+        commit = read(path)
+        if commit is not None:
+            return commit
+    return None
+
+
+def load_state(commit: Commit) -> "dict[str, Tensor]":
+    """Name -> CPU tensor."""
+    from safetensors.torch import load_file
+
+    return load_file(commit.path / STATE)
+
+
+def prune(commits: Path, keep: int) -> None:
+    """Delete all but the newest `keep` commits and the one with the best score; leftovers too."""
+    for partial in commits.glob(".step-*"):
+        shutil.rmtree(partial, ignore_errors=True)
+    paths = sorted(commits.glob("step-*"))
+    scores = {path: _score(path) for path in paths}
+    best = max(paths, key=lambda path: (scores[path], path), default=None)
+    for path in paths[:-keep]:
+        if path != best or scores[path] == float("-inf"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _score(path: Path) -> float:
+    try:
+        score = json.loads((path / MANIFEST).read_text()).get("score")
+    except (OSError, ValueError):
+        return float("-inf")
+    return float("-inf") if score is None else float(score)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,88 @@
+import errno
+import json
+import os
+import shutil
+
+import pytest
+import torch
+
+from vergence.platform.errors import VergenceError
+from vergence.platform.runs import commit as commits
+
+STATE = {
+    "model.w": torch.arange(24, dtype=torch.float32).view(2, 3, 2, 2).to(memory_format=torch.channels_last),
+    "optim.w.step": torch.tensor(7.0),
+    "model.queue.pointer": torch.tensor(3),
+}
+
+
+def write(folder, step, score=None, state=None, owned=lambda: True):
+    facts = {"step": step, "score": score, "counts": {}}
+    return commits.write(folder, state or STATE, facts, "attempt", owned=owned)
+
+
+def test_state_comes_back_bit_equal(tmp_path):
+    write(tmp_path, 5)
+    newest = commits.newest(tmp_path)
+    assert newest.step == 5
+    loaded = commits.load_state(newest)
+    assert loaded.keys() == STATE.keys()
+    assert all(
+        torch.equal(loaded[name], STATE[name]) and loaded[name].dtype == STATE[name].dtype for name in STATE
+    )
+
+
+def test_newest_passes_over_commits_that_are_not_whole(tmp_path):
+    for step in (1, 2, 3, 4):
+        write(tmp_path, step)
+    (tmp_path / commits.folder_name(4) / commits.MANIFEST).unlink()
+    state = tmp_path / commits.folder_name(3) / commits.STATE
+    data = bytearray(state.read_bytes())
+    data[-1] ^= 1  # same size, another bit
+    state.write_bytes(data)
+    assert commits.newest(tmp_path).step == 2
+
+
+def test_an_attempt_that_lost_the_run_cannot_commit(tmp_path):
+    write(tmp_path, 1)
+    with pytest.raises(VergenceError, match="another attempt"):
+        write(tmp_path, 2, owned=lambda: False)
+    assert commits.newest(tmp_path).step == 1
+    assert [path.name for path in tmp_path.iterdir()] == [commits.folder_name(1)]
+
+
+def test_a_valid_commit_is_not_written_again(tmp_path):
+    first = write(tmp_path, 1)
+    before = os.stat(first.path / commits.STATE).st_ino
+    write(tmp_path, 1, state={"model.w": torch.zeros(1)})
+    assert os.stat(first.path / commits.STATE).st_ino == before
+
+
+def test_prune_keeps_newest_and_best(tmp_path):
+    for step, score in ((1, 0.2), (2, 0.9), (3, None), (4, 0.3), (5, None)):
+        write(tmp_path, step, score)
+    commits.prune(tmp_path, keep=2)
+    assert sorted(json.loads((p / commits.MANIFEST).read_text())["step"] for p in tmp_path.iterdir()) == [
+        2,
+        4,
+        5,
+    ]
+
+
+def test_prune_keeps_no_old_commit_when_none_has_a_score(tmp_path):
+    for step in (1, 2, 3):
+        write(tmp_path, step)
+    commits.prune(tmp_path, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == [commits.folder_name(3)]
+
+
+def test_full_disk_leaves_the_last_commit_intact(small_disk, tmp_path):
+    disk = small_disk(tmp_path / "disk")
+    write(disk, 1)
+    with pytest.raises(OSError, match=r"[Nn]o space") as caught:
+        write(disk, 2, state={"model.w": torch.randn(1 << 19)})
+    assert caught.value.errno == errno.ENOSPC
+    assert commits.newest(disk).step == 1
+    assert [path.name for path in disk.iterdir()] == [commits.folder_name(1)]
+    write(disk, 3)  # the space that the attempt took is free again
+    shutil.rmtree(disk / commits.folder_name(1))

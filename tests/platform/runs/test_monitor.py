@@ -1,0 +1,71 @@
+import contextlib
+import math
+
+import numpy as np
+import pytest
+import torch
+from ranks import run_ranks
+from shard_files import png, write_shard
+from torch import nn
+
+from vergence.platform.data.index import open_index
+from vergence.platform.data.read import Reader
+from vergence.platform.runs.monitor import Monitor, MonitorConfig, verdict
+
+NUM = 41
+
+
+class Mean(nn.Module):
+    """Mean colour: (n, 3, H, W) -> (n, 3)."""
+
+    def forward(self, x):
+        return x.mean((2, 3))
+
+
+def make_shards(folder, labelled=True):
+    generator = np.random.default_rng(0)
+    samples = []
+    for i in range(NUM):
+        pixels = generator.integers(0, 60, (8, 8, 3), dtype=np.uint8)
+        pixels[..., i % 3] += 150
+        members = {"png": b"" if i == 5 else png(pixels)}
+        samples.append((f"{i:03d}", members | ({"cls": b"%d" % (i % 3)} if labelled else {})))
+    write_shard(folder / "m-000000.tar", samples)
+
+
+def evaluate(rank, world_size, folder):
+    reader = Reader(open_index(folder / "m-000000.tar", folder / f"index-{rank}-{world_size}"))
+    monitor = Monitor(
+        MonitorConfig(k=5),
+        ids=np.arange(NUM),
+        reader=reader,
+        size=8,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.2, 0.2, 0.2),
+        device=torch.device("cpu"),
+    )
+    return monitor(Mean(), contextlib.nullcontext), monitor.num_bad
+
+
+def test_scores_are_the_same_on_1_and_2_ranks(tmp_path):
+    make_shards(tmp_path)
+    (one, bad), *_ = run_ranks(evaluate, 1, tmp_path)
+    two = run_ranks(evaluate, 2, tmp_path)
+    assert one["knn"] == 1.0
+    assert bad == 1
+    assert sum(bad for _, bad in two) == 1
+    for metrics, _ in two:
+        assert metrics == pytest.approx(one)
+
+
+def test_without_labels_there_is_no_knn(tmp_path):
+    make_shards(tmp_path, labelled=False)
+    metrics, _ = evaluate(0, 1, tmp_path)
+    assert set(metrics) == {"h_std", "h_effective_rank"}
+
+
+def test_collapse_is_told_in_words():
+    healthy = {"h_std": 0.5 / math.sqrt(128), "h_effective_rank": 40.0}
+    assert verdict(healthy, 128) is None
+    assert "all images get the same" in verdict({**healthy, "h_std": 1e-4}, 128)
+    assert "one direction" in verdict({**healthy, "h_effective_rank": 1.2}, 128)

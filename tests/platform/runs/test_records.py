@@ -1,0 +1,41 @@
+import json
+
+from vergence.platform.runs.records import Tail
+from vergence.platform.train.record import cut
+
+
+def append(path, *steps):
+    with path.open("a") as file:
+        for step in steps:
+            file.write(json.dumps({"step": step, "loss": step / 10}) + "\n")
+
+
+def test_tail_hands_out_each_record_once_and_waits_for_whole_lines(tmp_path):
+    tail, path = Tail(tmp_path), tmp_path / "metrics.jsonl"
+    assert tail.read() == []
+    append(path, 0, 1)
+    with path.open("a") as file:
+        file.write('{"step": 2, "lo')
+    assert [record["step"] for record in tail.read()] == [0, 1]
+    with path.open("a") as file:
+        file.write('ss": 1}\n')
+    assert tail.read() == [{"step": 2, "loss": 1}]
+    assert tail.read() == []
+
+
+def test_after_a_resume_only_new_steps_are_handed_out(tmp_path):
+    tail, path = Tail(tmp_path), tmp_path / "metrics.jsonl"
+    append(path, *range(10))
+    assert len(tail.read()) == 10
+    cut(path, 5)  # the resumed run repeats steps 5 to 9
+    append(path, *range(5, 12))
+    assert [record["step"] for record in tail.read()] == [10, 11]
+
+
+def test_cut_drops_later_steps_and_a_half_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    append(path, *range(6))
+    with path.open("a") as file:
+        file.write('{"step": 1, "lo')
+    cut(path, 3)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 1, 2]
