@@ -1,0 +1,198 @@
+"""An encoder that outlives us: a torch.export program that takes pixels, safetensors, and a card."""
+
+import copy
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vergence.platform.encoders.resize import RULE
+from vergence.platform.errors import VergenceError
+
+PROGRAM, WEIGHTS, CARD, README, ONNX = (
+    "encoder.pt2",
+    "encoder.safetensors",
+    "encoder.json",
+    "card.md",
+    "encoder.onnx",
+)
+GATE_BATCHES = (1, 7, 64)
+TOLERANCE = 1e-5  # between eager and exported, relative to the largest output where that exceeds 1
+MAX_BATCH = 2**20
+
+
+class EncoderCard(BaseModel, frozen=True, extra="forbid"):
+    """What a reader of encoder.json learns: where the encoder comes from and what it takes and gives."""
+
+    name: str
+    method: str
+    backbone: dict[str, Any]  # the recipe's `encoder` section: timm name and what differs from it
+    dim: int
+    size: int  # input side S, pixels
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    images_seen: int
+    recipe_digest: str
+    data_digest: str
+    code_version: str
+    metrics: dict[str, float] = {}
+    recipe: dict[str, Any] | None = (
+        None  # resolved; builds the encoder as initialised for `evaluate --baselines`
+    )
+
+
+class PixelEncoder(nn.Module):
+    """uint8 (n, S, S, 3) RGB -> float32 (n, dim): scale to [0, 1], normalise, encode."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, encoder: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = images.permute(0, 3, 1, 2).to(torch.float32) / 255
+        embedding: Tensor = self.encoder((pixels - self.mean) / self.std)
+        return embedding
+
+
+def export_encoder(encoder: nn.Module, card: EncoderCard, folder: Path, *, onnx: bool = False) -> Path:
+    """Write encoder.pt2, encoder.safetensors, encoder.json, card.md (and encoder.onnx) into `folder`.
+
+    The encoder ((n, 3, S, S) float32 -> (n, card.dim)) is copied, to CPU, fp32 and eval mode; the original
+    is left alone. The program is loaded back and compared with the copy at batches of 1, 7 and 64 before
+    the folder appears; an existing folder is replaced.
+
+    Returns: folder. Raises VergenceError: the program differs from the encoder by more than 1e-5.
+    """
+    model = (
+        PixelEncoder(copy.deepcopy(encoder), card.mean, card.std).cpu().float().eval().requires_grad_(False)
+    )
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    try:
+        # batch 2: torch.export makes a dimension of 1 a constant, in silence
+        example = torch.zeros(2, card.size, card.size, 3, dtype=torch.uint8)
+        batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+        with torch.no_grad():
+            program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
+        torch.export.save(program, draft / PROGRAM)
+        check_equal(model, torch.export.load(draft / PROGRAM).module(), card)
+        backbone = getattr(model.encoder, "backbone", model.encoder)
+        weights = {name: tensor.contiguous() for name, tensor in backbone.state_dict().items()}
+        save_file(weights, draft / WEIGHTS, metadata={"card": card.model_dump_json(exclude={"recipe"})})
+        (draft / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (draft / README).write_text(markdown(card), encoding="utf-8")
+        if onnx:
+            _write_onnx(model, example, draft / ONNX)
+        _replace(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def check_equal(expected: Any, loaded: Any, card: EncoderCard) -> None:
+    """Both map uint8 (n, S, S, 3) to (n, dim) alike at batches of 1, 7, 64; VergenceError otherwise."""
+    rng = np.random.default_rng(0)
+    for n in GATE_BATCHES:
+        images = torch.from_numpy(rng.integers(0, 256, (n, card.size, card.size, 3), dtype=np.uint8))
+        with torch.no_grad():
+            a, b = expected(images), torch.as_tensor(loaded(images))
+        allowed = TOLERANCE * max(1.0, float(a.abs().max()))
+        if a.shape != (n, card.dim) or b.shape != a.shape:
+            raise VergenceError(
+                f"encoder {card.name}: gives {tuple(b.shape)} for a batch of {n}, dim is {card.dim}"
+            )
+        difference = float((a - b).abs().max())
+        if not difference <= allowed:  # also when it is NaN
+            raise VergenceError(
+                f"encoder {card.name}: loaded back, it differs by {difference:.1e} from the trained one "
+                f"at a batch of {n} (allowed {allowed:.0e}); it was not handed over"
+            )
+
+
+def _replace(draft: Path, folder: Path) -> None:
+    """Put the finished draft in the folder's place; a rename cannot replace a folder that has files."""
+    old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
+    if folder.exists():
+        folder.rename(old)
+    draft.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
+    """One file with the weights inside; input `image` uint8 NHWC, output `embedding` float32."""
+    try:
+        torch.onnx.export(
+            model,
+            (example,),
+            path,
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=MAX_BATCH)},),
+            input_names=["image"],
+            output_names=["embedding"],
+            external_data=False,
+            verbose=False,
+        )
+    except ImportError as error:
+        raise VergenceError(
+            f"ONNX export needs the package {error.name}: pip install onnx onnxscript"
+        ) from None
+
+
+def markdown(card: EncoderCard, model: str = "NAME") -> str:
+    """The model card; `model` is the name in the registry."""
+    backbone = ", ".join(f"{key} {value}" for key, value in card.backbone.items() if value is not None)
+    metrics = "".join(f"| {name} | {value:.4g} |\n" for name, value in card.metrics.items())
+    return f"""# {card.name}
+
+An image encoder trained without labels by {card.method}: {card.size} x {card.size} RGB pixels in,
+{card.dim} float32 numbers out. Made with Vergence {card.code_version}.
+
+## Use
+
+With MLflow (needs mlflow, torch, numpy), once it is registered under a name:
+
+```python
+import mlflow
+embeddings = mlflow.pyfunc.load_model("models:/{model}@champion").predict(images)
+```
+
+With PyTorch alone:
+
+```python
+import torch
+embeddings = torch.export.load("{PROGRAM}").module()(torch.from_numpy(images))
+```
+
+`images`: uint8 array (n, {card.size}, {card.size}, 3), RGB; n is free. Normalisation is inside.
+Other sizes: {RULE} (S = {card.size}).
+Embeddings are not normalised: divide by the L2 norm for cosine similarity.
+
+For fine-tuning, `{WEIGHTS}` holds the backbone's weights under timm's names; feed it
+(pixels / 255 - mean) / std with mean {list(card.mean)}, std {list(card.std)}.
+
+## Training
+
+| | |
+|---|---|
+| method | {card.method} |
+| backbone | {backbone} |
+| images seen | {card.images_seen:,} |
+| recipe | {card.recipe_digest} |
+| data | {card.data_digest} |
+| code | {card.code_version} |
+{metrics}"""

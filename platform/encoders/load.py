@@ -1,0 +1,142 @@
+"""Load an encoder by the name of its run, by file, or from the registry."""
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vergence.platform.encoders import registry
+from vergence.platform.encoders.export import CARD, PROGRAM, EncoderCard
+from vergence.platform.errors import UserError, VergenceError, nearest
+from vergence.platform.home import home, tracking_uri
+
+BATCH = 256
+MODEL = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))")
+
+
+@dataclass(frozen=True)
+class LoadedEncoder:
+    """An exported encoder, ready to call."""
+
+    name: str  # a run, a file, or models:/NAME/VERSION (an alias is resolved once)
+    size: int  # input side S, pixels
+    dim: int
+    digest: str  # of weights and input size, 16 hex digits: the same wherever the encoder is kept
+    card: EncoderCard | None
+    program: Callable[[Tensor], Tensor]
+
+    @torch.inference_mode()
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """uint8 (n, S, S, 3) RGB -> float32 (n, dim), not normalised; any n, in batches of 256."""
+        rows = [
+            self.program(torch.from_numpy(np.array(images[start : start + BATCH])))
+            for start in range(0, len(images), BATCH)
+        ]
+        return torch.cat(rows).numpy() if rows else np.zeros((0, self.dim), np.float32)
+
+
+def load_encoder(ref: str) -> LoadedEncoder:
+    """The encoder named by `ref`: models:/NAME@ALIAS, models:/NAME/VERSION, a .pt2 file, a folder that holds
+    one, or a run of the state folder.
+
+    Raises UserError when there is none, naming what exists; VergenceError when the registry does not answer.
+    """
+    if ref.startswith("models:"):
+        return _from_registry(ref)
+    path = Path(ref)
+    if path.is_file():
+        return _open(path, ref)
+    for folder in (path, path / "exports", home() / ref / "exports"):
+        if (folder / PROGRAM).is_file():
+            return _open(folder / PROGRAM, ref)
+    if "/" in ref or path.suffix:
+        raise UserError(
+            f"{ref}: no such encoder; give a .pt2 file, a folder with {PROGRAM}, a run or models:/NAME@ALIAS"
+        )
+    if (home() / ref).is_dir():
+        raise UserError(
+            f"run {ref} has no exported encoder yet: finish it with the `vergence pretrain` that began it"
+        )
+    runs = [folder.parent.name for folder in home().glob("*/exports")]
+    known = nearest(ref, runs) if runs else "it has no finished run yet"
+    raise UserError(f"{ref}: no such run in {home()} ({known}); or give a .pt2 file or models:/NAME@ALIAS")
+
+
+def _open(file: Path, name: str, card: Path | None = None) -> LoadedEncoder:
+    """The program in `file`; `card` is its encoder.json, by default the one beside it."""
+    try:
+        program = torch.export.load(file)
+        [given], [made] = program.graph_signature.user_inputs, program.graph_signature.user_outputs
+        nodes = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
+        _, side, width, channels = nodes[given].shape
+        if nodes[given].dtype != torch.uint8 or side != width or channels != 3:
+            raise ValueError(
+                f"takes {nodes[given].dtype} {tuple(nodes[given].shape)}, not uint8 (n, S, S, 3)"
+            )
+    except Exception as error:  # torch.export.load raises whatever its parts raise
+        raise UserError(f"{file}: not an exported encoder ({str(error).splitlines()[0][:120]})") from None
+    card = card or file.parent / CARD
+    read = EncoderCard.model_validate_json(card.read_text(encoding="utf-8")) if card.is_file() else None
+    digest = hashlib.sha256(str(side).encode())
+    for key, tensor in sorted(program.state_dict.items()):
+        digest.update(key.encode())
+        digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
+    dim = int(nodes[made].shape[-1])
+    return LoadedEncoder(name, int(side), dim, digest.hexdigest()[:16], read, program.module())
+
+
+def _from_registry(ref: str) -> LoadedEncoder:
+    uri = tracking_uri()
+    match = MODEL.fullmatch(ref)
+    if not match:
+        raise UserError(f"{ref}: write models:/NAME@ALIAS (models:/NAME@champion) or models:/NAME/VERSION")
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise UserError(
+            f"{ref}: there is no registry at {uri} yet; train something, or set MLFLOW_TRACKING_URI"
+        )
+    with registry.store(uri, impatient=True) as client:
+        import mlflow
+
+        try:
+            version = _version(client, match)
+            with tempfile.TemporaryDirectory() as folder:
+                name = f"models:/{match['name']}/{version}"
+                files = Path(mlflow.artifacts.download_artifacts(name, dst_path=folder))
+                return _open(files / "data" / "model.pt2", name, files / "extra_files" / CARD)
+        except mlflow.MlflowException as error:
+            reason = re.sub(r"\s+", " ", str(error))[:160]
+            raise VergenceError(f"{ref}: the registry at {uri} gave no answer: {reason}") from None
+
+
+def _version(client: Any, match: re.Match[str]) -> int:
+    """The version that the reference means; UserError naming what the registry has."""
+    import mlflow
+
+    name, alias, version = match["name"], match["alias"], match["version"]
+    try:
+        aliases = {key: int(value) for key, value in client.get_registered_model(name).aliases.items()}
+    except mlflow.MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        models = [model.name for model in client.search_registered_models()]
+        known = nearest(name, models) if models else "it has none yet"
+        raise UserError(f"{match[0]}: no such model in the registry at {tracking_uri()} ({known})") from None
+    if alias is not None:
+        if alias not in aliases:
+            known = nearest(alias, aliases) if aliases else "it has none; use models:/NAME/VERSION"
+            raise UserError(f"{match[0]}: model {name} has no alias {alias} ({known})")
+        return aliases[alias]
+    versions = sorted(int(row.version) for row in client.search_model_versions(f"name = '{name}'"))
+    if int(version) not in versions:
+        raise UserError(
+            f"{match[0]}: model {name} has no version {version} (valid: {', '.join(map(str, versions))})"
+        )
+    return int(version)

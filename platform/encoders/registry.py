@@ -1,0 +1,137 @@
+"""Encoders in MLflow's model registry: registered by the run that trained them, loadable by anybody."""
+
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from vergence.platform.encoders.export import CARD, PROGRAM, README, EncoderCard, check_equal, markdown
+from vergence.platform.home import home
+
+CANDIDATE, CHAMPION = "candidate", "champion"
+IMPATIENT = {  # a reader waits seconds for a server that is away, not MLflow's four minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+}
+
+
+@contextlib.contextmanager
+def store(uri: str, *, impatient: bool = False) -> Iterator[Any]:
+    """An MlflowClient of the store at `uri`, which is also MLflow's current one inside the block.
+
+    MLflow keeps the current store in globals and in the environment; both are put back. Its chatter
+    is off and so is loading of pickles, which run code.
+    """
+    settings = {
+        "MLFLOW_TRACKING_URI": uri,
+        "MLFLOW_REGISTRY_URI": uri,
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    } | ({name: os.environ.get(name, value) for name, value in IMPATIENT.items()} if impatient else {})
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    import mlflow
+
+    loggers = {logging.getLogger(name): logging.getLogger(name).level for name in ("mlflow", "alembic")}
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    current = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        yield mlflow.MlflowClient(uri, uri)
+    finally:
+        mlflow.set_tracking_uri(current[0])
+        mlflow.set_registry_uri(current[1])
+        for logger, level in loggers.items():
+            logger.setLevel(level)
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+def register(
+    folder: Path, name: str, *, run_id: str | None, tags: Mapping[str, Any], tracking_uri: str
+) -> int:
+    """Register the export in `folder` as a new version of model `name`, made by run `run_id`.
+
+    The model is logged, loaded back as a stranger would (mlflow.pyfunc) and compared at batches of 1, 7
+    and 64; only then is there a version, with `tags`, the alias `candidate`, and `champion` if the name
+    has none. Card and safetensors travel inside the model. A run makes one version of a name: called
+    again for the same run, only aliases that are missing are set.
+
+    Returns: the version. Raises VergenceError: the gate failed; MlflowException: the store did.
+    """
+    import mlflow
+
+    with store(tracking_uri) as client:
+        run_id = run_id or _new_run(client, name, tracking_uri)
+        with contextlib.suppress(mlflow.MlflowException):  # exists
+            client.create_registered_model(name)
+        made = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+        if made:
+            version = int(made[0].version)
+        else:
+            model_id = _log_model(client, run_id, folder, name)
+            text = {key: str(value) for key, value in tags.items()}
+            source = f"models:/{model_id}"
+            row = client.create_model_version(name, source, run_id=run_id, tags=text, model_id=model_id)
+            version = int(row.version)  # a string over HTTP, an int from SQLite
+        client.set_registered_model_alias(name, CANDIDATE, str(version))
+        if CHAMPION not in client.get_registered_model(name).aliases:
+            client.set_registered_model_alias(name, CHAMPION, str(version))
+    return version
+
+
+def _log_model(client: Any, run_id: str, folder: Path, name: str) -> str:
+    """Log the exported program under the run, load it back and compare; the id of the logged model."""
+    import mlflow.pytorch
+    import numpy as np
+    import torch
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import Schema, TensorSpec
+
+    card = EncoderCard.model_validate_json((folder / CARD).read_text(encoding="utf-8"))
+    module = torch.export.load(folder / PROGRAM).module()
+    shape = (card.size, card.size, 3)
+    # made by hand: log_model would put it into the default experiment, whose artifacts are in the cwd
+    model_id: str = client.create_logged_model(
+        client.get_run(run_id).info.experiment_id, name="encoder", source_run_id=run_id, model_type="encoder"
+    ).model_id
+    with tempfile.TemporaryDirectory() as temporary:
+        readme = Path(temporary) / README
+        readme.write_text(markdown(card, name), encoding="utf-8")
+        beside = [path for path in sorted(folder.iterdir()) if path.name not in (PROGRAM, README)]
+        mlflow.pytorch.log_model(
+            module,
+            name="encoder",
+            model_id=model_id,
+            serialization_format="pt2",
+            signature=ModelSignature(
+                Schema([TensorSpec(np.dtype("uint8"), (-1, *shape))]),
+                Schema([TensorSpec(np.dtype("float32"), (-1, card.dim))]),
+            ),
+            input_example=np.zeros((2, *shape), np.uint8),  # a batch of 1 would be exported as a constant
+            pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", f"numpy=={np.__version__}"],
+            extra_files=[str(path) for path in (*beside, readme)],
+            metadata={"method": card.method, "dim": card.dim, "size": card.size},
+        )
+    client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+    stranger = mlflow.pyfunc.load_model(f"models:/{model_id}")
+    check_equal(module, lambda images: stranger.predict(images.numpy()), card)
+    return model_id
+
+
+def _new_run(client: Any, name: str, uri: str) -> str:
+    """A run of its own for an encoder that no tracked run made."""
+    found = client.get_experiment_by_name(name)
+    location = None if uri.startswith("http") else (home() / "artifacts" / name).as_uri()
+    experiment = found.experiment_id if found else client.create_experiment(name, artifact_location=location)
+    run_id: str = client.create_run(experiment, run_name="register").info.run_id
+    client.set_terminated(run_id)
+    return run_id

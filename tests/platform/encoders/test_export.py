@@ -1,0 +1,142 @@
+"""Export: what is written, that it says and gives the same as the encoder, and that a bad one is refused."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from tiny_encoder import CONFIG, MEAN, STD, make_card, make_encoder
+from torch import nn
+
+from vergence.methods.parts.backbones import build_encoder
+from vergence.platform.encoders.export import EncoderCard, export_encoder
+from vergence.platform.encoders.load import load_encoder
+from vergence.platform.errors import UserError, VergenceError
+
+
+def expected_embeddings(encoder, images):
+    """The chain by hand, in float64, one step after the other."""
+    pixels = (images.astype(np.float64) / 255 - np.array(MEAN)) / np.array(STD)
+    with torch.no_grad():
+        return encoder.double().eval()(torch.from_numpy(pixels.transpose(0, 3, 1, 2))).numpy()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    encoder = make_encoder()
+    folder = export_encoder(encoder, make_card(), tmp_path_factory.mktemp("run") / "exports")
+    return encoder, folder
+
+
+def test_export_gives_the_encoder_in_eval_mode_for_any_batch(exported):
+    encoder, folder = exported
+    assert encoder.training  # the original is left alone
+    program = torch.export.load(folder / "encoder.pt2").module()
+    images = np.random.default_rng(1).integers(0, 256, (64, 16, 16, 3), dtype=np.uint8)
+    expected = expected_embeddings(copy.deepcopy(encoder), images)
+    for n in (1, 7, 64):
+        got = program(torch.from_numpy(images[:n])).numpy()
+        np.testing.assert_allclose(got, expected[:n], atol=1e-5)
+
+
+def test_safetensors_fill_the_backbone_under_its_own_names(exported):
+    encoder, folder = exported
+    with safe_open(folder / "encoder.safetensors", "pt") as file:
+        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        card = json.loads(file.metadata()["card"])
+    assert card["backbone"]["name"] == "resnet18"
+    fresh = build_encoder(CONFIG).backbone
+    fresh.load_state_dict(weights, strict=True)
+    for key, tensor in encoder.backbone.state_dict().items():
+        assert torch.equal(tensor, weights[key])
+
+
+def test_card_reads_back_and_its_lines_of_python_work(exported, monkeypatch):
+    _, folder = exported
+    assert EncoderCard.model_validate_json((folder / "encoder.json").read_text()) == make_card()
+    text = (folder / "card.md").read_text()
+    assert "uint8 array (n, 16, 16, 3)" in text
+    plain = next(block for block in text.split("```python\n")[1:] if "torch.export.load" in block).split(
+        "```"
+    )[0]
+    monkeypatch.chdir(folder)
+    names = {"images": np.zeros((3, 16, 16, 3), np.uint8)}
+    exec(plain, names)
+    assert names["embeddings"].shape == (3, 128)
+
+
+def test_loaded_by_file_and_by_folder(exported):
+    _, folder = exported
+    images = np.random.default_rng(2).integers(0, 256, (300, 16, 16, 3), dtype=np.uint8)
+    loaded = [load_encoder(str(ref)) for ref in (folder / "encoder.pt2", folder, folder.parent)]
+    assert {encoder.digest for encoder in loaded} == {loaded[0].digest}
+    assert (loaded[0].size, loaded[0].dim, loaded[0].card) == (16, 128, make_card())
+    whole = loaded[0](images)
+    assert whole.dtype == np.float32
+    np.testing.assert_allclose(whole[290:], loaded[1](images[290:]), atol=1e-5)  # across batches
+    assert loaded[0](images[:0]).shape == (0, 128)
+
+
+def test_an_export_is_replaced_as_a_whole_and_leaves_nothing_beside(tmp_path):
+    folder = tmp_path / "exports"
+    export_encoder(make_encoder(), make_card(), folder)
+    (folder / "old").touch()
+    export_encoder(make_encoder(), make_card(images_seen=2), folder)
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "card.md",
+        "encoder.json",
+        "encoder.pt2",
+        "encoder.safetensors",
+    ]
+    assert load_encoder(str(folder)).card.images_seen == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["exports"]
+
+
+class Unsteady(nn.Module):
+    """Gives something else at every batch size: its program cannot be equal to it."""
+
+    def forward(self, images):
+        return images.mean(dim=(2, 3)) + torch.rand(3)
+
+
+def test_a_program_that_differs_is_refused_and_the_old_export_stays(tmp_path):
+    folder = tmp_path / "exports"
+    export_encoder(make_encoder(), make_card(), folder)
+    before = load_encoder(str(folder)).digest
+    with pytest.raises(VergenceError, match="differs by"):
+        export_encoder(Unsteady(), make_card(dim=3), folder)
+    broken = make_encoder()
+    broken.backbone.conv1.weight.data[0] = float("nan")
+    with pytest.raises(VergenceError, match="differs by nan"):
+        export_encoder(broken, make_card(), folder)
+    with pytest.raises(VergenceError, match="dim is 64"):
+        export_encoder(make_encoder(), make_card(dim=64), folder)
+    assert load_encoder(str(folder)).digest == before
+    assert [p.name for p in tmp_path.iterdir()] == ["exports"]
+
+
+def test_a_file_that_is_no_encoder_is_named(tmp_path):
+    (tmp_path / "x.pt2").write_bytes(b"not a zip")
+    with pytest.raises(UserError, match=r"x\.pt2: not an exported encoder"):
+        load_encoder(str(tmp_path / "x.pt2"))
+
+    floats = torch.export.export(nn.Linear(3, 3), (torch.zeros(2, 3),))
+    torch.export.save(floats, tmp_path / "floats.pt2")
+    with pytest.raises(UserError, match=r"floats\.pt2: not an exported encoder"):
+        load_encoder(str(tmp_path / "floats.pt2"))
+
+
+def test_unknown_runs_and_files_name_what_exists(tmp_path, monkeypatch):
+    monkeypatch.setenv("VERGENCE_HOME", str(tmp_path))
+    with pytest.raises(UserError, match="no finished run yet"):
+        load_encoder("simclr")
+    (tmp_path / "simclr-digits" / "exports").mkdir(parents=True)
+    (tmp_path / "young").mkdir()
+    with pytest.raises(UserError, match=r"did you mean simclr-digits\? valid: simclr-digits"):
+        load_encoder("simclr-digit")
+    with pytest.raises(UserError, match="run young has no exported encoder yet"):
+        load_encoder("young")
+    with pytest.raises(UserError, match="no such encoder"):
+        load_encoder("nowhere/encoder.pt2")

@@ -1,0 +1,101 @@
+"""kNN, RankMe and the spread against naive float64 loops and closed forms."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from vergence.platform.encoders import knn
+from vergence.platform.encoders.knn import effective_rank, embedding_std, knn_predict
+
+
+def naive(bank, labels, queries, k, temperature, num_classes, exclude_self=False):
+    """The definition in float64, one query and one neighbour at a time."""
+    unit = lambda v: v / math.sqrt(sum(x * x for x in v))  # noqa: E731
+    bank, queries = (
+        [unit(row.astype(np.float64)) for row in bank],
+        [unit(row.astype(np.float64)) for row in queries],
+    )
+    predictions = []
+    for q, query in enumerate(queries):
+        ranked = sorted(
+            (-float(query @ row), j) for j, row in enumerate(bank) if not (exclude_self and j == q)
+        )
+        votes = [0.0] * num_classes
+        for negative, j in ranked[:k]:
+            votes[labels[j]] += math.exp(-negative / temperature)
+        predictions.append(votes.index(max(votes)))
+    return predictions
+
+
+@pytest.mark.parametrize("exclude_self", [False, True])
+def test_predictions_equal_the_naive_definition_in_any_chunking(monkeypatch, exclude_self):
+    rng = np.random.default_rng(0)
+    bank, labels = rng.normal(size=(90, 5)).astype(np.float32), rng.integers(0, 4, 90)
+    queries = bank if exclude_self else rng.normal(size=(50, 5)).astype(np.float32) * 7
+    expected = naive(bank, labels, queries, 20, 0.1, 4, exclude_self)
+    for chunk_bytes in (4 * 90 * 7, 64_000_000):
+        monkeypatch.setattr(knn, "CHUNK_BYTES", chunk_bytes)
+        got = knn_predict(
+            bank, labels, queries, k=20, temperature=0.1, num_classes=4, exclude_self=exclude_self
+        )
+        assert got.dtype == torch.int64
+        assert got.tolist() == expected
+
+
+def test_equal_similarities_go_to_the_lower_row():
+    bank = torch.ones(300, 2)  # all tied
+    labels = torch.full((300,), 1)
+    labels[:3] = 0
+    query = torch.ones(1, 2)
+    assert knn_predict(bank, labels, query, k=5, temperature=0.1, num_classes=2).item() == 0  # 3 against 2
+    assert knn_predict(bank, labels.flip(0), query, k=5, temperature=0.1, num_classes=2).item() == 1
+
+
+def test_equal_votes_go_to_the_lower_class():
+    labels = torch.tensor([2, 1])
+    assert (
+        knn_predict(torch.ones(2, 2), labels, torch.ones(1, 2), k=2, temperature=0.1, num_classes=3).item()
+        == 1
+    )
+
+
+def test_k_is_cut_to_the_bank_and_a_lone_row_has_no_other():
+    bank, labels = torch.eye(2), torch.tensor([0, 1])
+    options = {"k": 20, "temperature": 0.1, "num_classes": 2}
+    assert knn_predict(bank, labels, bank, **options).tolist() == [0, 1]
+    assert knn_predict(bank, labels, bank, exclude_self=True, **options).tolist() == [1, 0]
+    with pytest.raises(ValueError, match="needs a neighbour"):
+        knn_predict(bank[:1], labels[:1], bank[:1], exclude_self=True, **options)
+
+
+def test_products_stay_float32_where_training_chose_bfloat16():
+    rng = np.random.default_rng(1)
+    bank = np.float32(rng.normal(size=64) + 0.02 * rng.normal(size=(200, 64)))  # cosines 4e-4 below 1
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            got = knn_predict(bank, np.arange(200), bank, k=1, temperature=0.1, num_classes=200)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert got.tolist() == list(range(200))  # bf16 keeps 3 digits: it would find others
+
+
+def test_effective_rank_equals_its_definition_and_known_values():
+    features = np.random.default_rng(0).normal(size=(64, 12)) @ np.diag(np.arange(1.0, 13.0))
+    eigenvalues = np.clip(np.linalg.eigvalsh(features.T @ features), 0, None)  # another road to the spectrum
+    p = np.sqrt(eigenvalues) / np.sqrt(eigenvalues).sum() + 1e-7
+    assert effective_rank(features) == pytest.approx(math.exp(-(p * np.log(p)).sum()), rel=1e-5)
+    gaussian = torch.randn(4096, 128, generator=torch.Generator().manual_seed(0))
+    assert effective_rank(gaussian) == pytest.approx(127.5, abs=0.2)  # the reference's measurement
+    assert effective_rank(torch.ones(100, 16)) == pytest.approx(1, abs=1e-3)
+    assert effective_rank(torch.zeros(100, 16)) == pytest.approx(1, abs=1e-3)
+    assert math.isnan(effective_rank(torch.full((4, 2), float("nan"))))
+
+
+def test_std_is_zero_when_collapsed_and_one_over_root_d_when_spread():
+    gaussian = torch.randn(4096, 128, generator=torch.Generator().manual_seed(0))
+    assert embedding_std(gaussian * 9) == pytest.approx(128**-0.5, rel=0.01)
+    assert embedding_std(torch.arange(1.0, 9)[:, None] * torch.ones(8, 4)) == pytest.approx(0, abs=1e-7)

@@ -1,0 +1,167 @@
+"""Registration, loading by alias, and the stranger who has only MLflow, torch and numpy."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from shard_files import png
+from tiny_encoder import make_card, make_encoder
+
+from vergence.pipelines.embed import embed
+from vergence.platform.encoders import registry
+from vergence.platform.encoders.export import export_encoder
+from vergence.platform.encoders.load import load_encoder
+from vergence.platform.errors import UserError, VergenceError
+from vergence.platform.home import tracking_uri
+
+NAME = "tiny-encoder"
+
+
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory):
+    """(state folder, export, run id): two versions of NAME in a SQLite registry."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VERGENCE_HOME", str(home))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.chdir(tmp_path_factory.mktemp("elsewhere"))
+        folder = export_encoder(make_encoder(), make_card(), home / "run" / "exports")
+        uri = tracking_uri()
+        with registry.store(uri) as client:
+            experiment = client.create_experiment("x", artifact_location=(home / "artifacts").as_uri())
+            run_id = client.create_run(experiment).info.run_id
+        tags = {"method": "simclr", "dimension": 128}
+        assert registry.register(folder, NAME, run_id=run_id, tags=tags, tracking_uri=uri) == 1
+        assert registry.register(folder, NAME, run_id=run_id, tags=tags, tracking_uri=uri) == 1  # again
+        assert registry.register(folder, NAME, run_id=None, tags=tags, tracking_uri=uri) == 2
+        assert os.listdir() == []  # MLflow likes to leave things in the current folder
+        assert "MLFLOW_TRACKING_URI" not in os.environ
+        yield home, folder, run_id
+
+
+def test_versions_carry_tags_and_aliases(registered):
+    _, _, run_id = registered
+    with registry.store(tracking_uri()) as client:
+        aliases = client.get_registered_model(NAME).aliases
+        assert {key: int(value) for key, value in aliases.items()} == {"candidate": 2, "champion": 1}
+        first = client.get_model_version(NAME, "1")
+        assert first.tags == {"method": "simclr", "dimension": "128"}
+        assert first.run_id == run_id
+        run = client.get_run(run_id)
+        assert run.info.status == "RUNNING"  # the run is its trainer's to end
+        assert len(run.outputs.model_outputs) == 1
+
+
+def test_the_registered_model_carries_card_and_weights(registered):
+    _, folder, _ = registered
+    with registry.store(tracking_uri()):
+        files = Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}/1")) / "extra_files"
+    assert f'"models:/{NAME}@champion"' in (files / "card.md").read_text()
+    weights = (files / "encoder.safetensors").read_bytes()
+    assert weights == (folder / "encoder.safetensors").read_bytes()
+
+
+def test_loaded_by_alias_and_version_it_is_the_exported_encoder(registered):
+    _, folder, _ = registered
+    images = np.random.default_rng(0).integers(0, 256, (7, 16, 16, 3), dtype=np.uint8)
+    ours = load_encoder(str(folder))
+    for ref, name in (
+        (f"models:/{NAME}@champion", f"models:/{NAME}/1"),
+        (f"models:/{NAME}/2", f"models:/{NAME}/2"),
+    ):
+        encoder = load_encoder(ref)
+        assert (encoder.name, encoder.digest, encoder.card) == (name, ours.digest, ours.card)
+        np.testing.assert_allclose(encoder(images), ours(images), atol=1e-5)
+
+
+def test_a_stranger_without_our_packages_gets_the_vectors_of_embed(registered, tmp_path):
+    home, _, _ = registered
+    images = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    (tmp_path / "images").mkdir()
+    for i, image in enumerate(images):
+        (tmp_path / "images" / f"{i:02d}.png").write_bytes(png(image))
+    script = f"""
+        import sys
+        class Absent:
+            def find_spec(self, name, path=None, target=None):
+                ours = "vergence", "timm", "torchvision", "deepspeed", "ray", "webdataset"
+                if name.split(".")[0] in ours:
+                    raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+        sys.meta_path.insert(0, Absent())
+        import mlflow, numpy as np
+        images = np.load("images.npy")
+        model = mlflow.pyfunc.load_model("models:/{NAME}@champion")
+        for n in (1, 7, 64):
+            np.save(f"{{n}}.npy", model.predict(images[:n]))
+        try:
+            import vergence
+        except ModuleNotFoundError:
+            print("a stranger")
+    """
+    environment = os.environ | {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{home}/mlflow.db",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    }
+    command = [sys.executable, "-I", "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "a stranger"
+    embed(load_encoder(f"models:/{NAME}@champion"), str(tmp_path / "images"), tmp_path / "ours.parquet")
+    ours = np.array(pq.read_table(tmp_path / "ours.parquet")["embedding"].to_pylist(), np.float32)
+    for n in (1, 7, 64):
+        np.testing.assert_allclose(np.load(tmp_path / f"{n}.npy"), ours[:n], atol=1e-5)
+
+
+def test_unknown_models_aliases_and_versions_name_what_exists(registered):
+    with pytest.raises(UserError, match=rf"no such model .*did you mean {NAME}\?"):
+        load_encoder("models:/tiny-encode@champion")
+    with pytest.raises(
+        UserError, match=r"has no alias champ \(did you mean champion\? valid: candidate, champion\)"
+    ):
+        load_encoder(f"models:/{NAME}@champ")
+    with pytest.raises(UserError, match=r"has no version 9 \(valid: 1, 2\)"):
+        load_encoder(f"models:/{NAME}/9")
+    with pytest.raises(UserError, match="models:/NAME@ALIAS"):
+        load_encoder(f"models:/{NAME}")
+
+
+def test_no_registry_yet_makes_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("VERGENCE_HOME", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(UserError, match="there is no registry"):
+        load_encoder(f"models:/{NAME}@champion")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_absent_server_is_one_line_within_seconds(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(VergenceError, match="gave no answer") as caught:
+        load_encoder(f"models:/{NAME}@champion")
+    assert "\n" not in str(caught.value)
+    assert os.environ["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:9"
+    assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
+
+
+def test_a_model_that_differs_never_becomes_a_version(registered, monkeypatch):
+    _, folder, _ = registered
+    load = mlflow.pyfunc.load_model
+
+    class Other:
+        def __init__(self, model):
+            self.model = model
+
+        def predict(self, images):
+            return self.model.predict(images) + 1e-3
+
+    monkeypatch.setattr(mlflow.pyfunc, "load_model", lambda uri: Other(load(uri)))
+    with pytest.raises(VergenceError, match="differs by 1"):
+        registry.register(folder, NAME, run_id=None, tags={}, tracking_uri=tracking_uri())
+    with registry.store(tracking_uri()) as client:
+        assert len(client.search_model_versions(f"name = '{NAME}'")) == 2
