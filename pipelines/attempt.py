@@ -1,0 +1,257 @@
+"""One attempt at a run: from the checks to training, export and registration."""
+
+import time
+from typing import Any
+
+import numpy as np
+import psutil
+from torch import nn
+
+from vergence.pipelines import show
+from vergence.pipelines.recipe import Recipe, build_method, read_resolved
+from vergence.pipelines.resolve import Resolved, resolve
+from vergence.platform import yaml
+from vergence.platform.augment.sheet import contact_sheet
+from vergence.platform.augment.views import Views
+from vergence.platform.cluster import session
+from vergence.platform.data.index import Index, open_index
+from vergence.platform.data.read import Reader
+from vergence.platform.encoders.export import EncoderCard, export_encoder
+from vergence.platform.encoders.registry import register
+from vergence.platform.errors import UserError, VergenceError
+from vergence.platform.home import home, tracking_uri
+from vergence.platform.runs import commit as commits
+from vergence.platform.runs import plots
+from vergence.platform.runs.records import Tail
+from vergence.platform.runs.run import Run, locked, run_names, write_atomic
+from vergence.platform.runs.track import Tracker
+
+
+def dry_run(recipe: Recipe, run: Run) -> int:
+    """Print what the run would be."""
+    attempt = Attempt(recipe, run)
+    resolved, method = attempt.resolve()
+    show.first_screen(resolved, run, attempt.start_step(), method)
+    print(yaml.dump(resolved.recipe.dump()), end="")
+    return 0
+
+
+def forked(old: Run, new: Run) -> Run:
+    """`new` with the newest state of `old` as its commit at step 0."""
+    source = commits.newest(old.commits)
+    if source is None:
+        raise UserError(f"--fork: run {old.name} has no commit to start from; runs: {', '.join(run_names())}")
+    if commits.newest(new.commits) is None:
+        with locked(new):
+            facts = {
+                **source.manifest,
+                "step": 0,
+                "score": None,
+                "counts": dict.fromkeys(source.manifest["counts"], 0),
+                "forked_from": {"run": old.name, "step": source.step},
+            }
+            commits.write(new.commits, commits.load_state(source), facts, new.attempt, owned=lambda: True)
+    return new
+
+
+class Attempt:
+    """One call of the command, on a run whose lock we hold."""
+
+    def __init__(self, recipe: Recipe, run: Run) -> None:
+        self.recipe, self.run = recipe, run
+
+    def go(self) -> int:
+        """Train what is left, then export and register what is missing; the exit code."""
+        self._refuse_other_recipe()
+        index = self._index()
+        if self.run.facts().get("finished"):
+            show.say(f"run {self.run.name} is finished, nothing to do: {self._what_exists()}")
+            return 0
+        resolved, method = self.resolve(index)
+        self._remember(resolved)
+        show.first_screen(resolved, self.run, self.start_step(), method)
+        tracker = self._tracker(resolved)
+        status = "FAILED"
+        try:
+            code = self._train(resolved)
+            status = "KILLED" if code else "FINISHED"
+            if code == 0:
+                code = self._hand_over(resolved, method, tracker)
+            return code
+        finally:
+            tracker.close(status, {"plots": self.run.logs / "plots", "": self.run.recipe_file})
+
+    def resolve(self, index: Index | None = None) -> tuple[Resolved, nn.Module]:
+        """The checked plan of this attempt and the built method."""
+        method = build_method(self.recipe)
+        return resolve(self.recipe, index or self._index(), method, self.run.facts()), method
+
+    def start_step(self) -> int:
+        newest = commits.newest(self.run.commits)
+        return newest.step if newest else 0
+
+    def _index(self) -> Index:
+        index = open_index(self.recipe.data.train, home() / "index", progress=True)
+        known = self.run.facts().get("data_digest")
+        if known not in (None, index.digest):
+            raise UserError(
+                f"run {self.run.name} was started on other data (digest {known[:12]}, {self.recipe.data.train} has "
+                f"{index.digest[:12]}); give back the data, or start a new run with --name or --fork"
+            )
+        return index
+
+    def _refuse_other_recipe(self) -> None:
+        if not self.run.recipe_file.exists():
+            return
+        before, after = read_resolved(self.run.recipe_file).identity(), self.recipe.identity()
+        differing = sorted(
+            path for path in before.keys() | after.keys() if before.get(path) != after.get(path)
+        )
+        if differing:
+            changes = ", ".join(f"{path} {before.get(path)} -> {after.get(path)}" for path in differing)
+            raise UserError(
+                f"run {self.run.name} was started with another recipe: {changes}; give the old values, or start "
+                f"a new run with --name NEW, or go on from its state with --fork NEW"
+            )
+
+    def _remember(self, resolved: Resolved) -> None:
+        self.run.logs.mkdir(parents=True, exist_ok=True)
+        self.run.commits.mkdir(exist_ok=True)
+        write_atomic(self.run.recipe_file, yaml.dump(resolved.recipe.dump()))
+        self.run.remember(
+            data_digest=resolved.index.digest, regime=resolved.choice.regime, span=resolved.span
+        )
+
+    def _tracker(self, resolved: Resolved) -> Tracker:
+        from vergence.pipelines.recipe import flatten
+
+        facts = resolved.facts()
+        tags = {name: str(facts[name]) for name in ("recipe_digest", "data_digest", "code_version")}
+        return Tracker(self.run, self.recipe.track.experiment, flatten(self.recipe.dump()), tags, show.say)
+
+    def _train(self, resolved: Resolved) -> int:
+        """0 when the last step is committed, 130 or 143 when interrupted; raises VergenceError."""
+        start_step = self.start_step()
+        if start_step >= resolved.steps:
+            return 0
+        from vergence.platform.train.driver import Interrupt, fit
+
+        stages = {"enter": psutil.Process().create_time(), "checks": time.time()}
+        session.connect(resolved.need)
+        job = resolved.job(self.run, stages | {"ray": time.time()})
+        interrupt = Interrupt(job, show.say)
+        tail = Tail(self.run.logs, after_step=start_step - 1)
+        with (
+            interrupt.handled(),
+            show.ProgressLine(resolved.steps, start_step, job.plan.global_batch) as line,
+        ):
+
+            def watch() -> bool:
+                line.update(tail.read())
+                return line.started
+
+            outcome = fit(job, resolved.stream(), self.recipe.scale, self.run.name, interrupt, watch)
+            watch()
+        session.disconnect()
+        if outcome.status == "failed":
+            raise VergenceError(f"run {self.run.name}: {outcome.message}")
+        if outcome.status == "interrupted":
+            show.say(f"stopped at step {self.start_step():,}; the same command goes on from there")
+            return 128 + interrupt.signal
+        return 0
+
+    def _hand_over(self, resolved: Resolved, method: Any, tracker: Tracker) -> int:
+        """Export, plot and register what is missing."""
+        final = commits.newest(self.run.commits)
+        assert final is not None
+        self._tell_counts(final)
+        card = self._card(resolved, method, final)
+        if not (self.run.exports / "encoder.pt2").exists():
+            state = commits.load_state(final)
+            method.load_state_dict(
+                {
+                    name.removeprefix("model."): value
+                    for name, value in state.items()
+                    if name.startswith("model.")
+                }
+            )
+            show.say("exporting the encoder")
+            export_encoder(method.encoder, card, self.run.exports)
+        plots.draw(self.run.logs)
+        self._draw_views(resolved)
+        name = self.recipe.track.register_as
+        if name is not None and "version" not in self.run.facts():
+            show.say(f"registering {name} at {tracking_uri()}")
+            try:
+                version = register(
+                    self.run.exports,
+                    name,
+                    run_id=tracker.run_id,
+                    tags=_tags(card),
+                    tracking_uri=tracking_uri(),
+                )
+            except Exception as error:
+                raise VergenceError(
+                    f"run {self.run.name} is trained and exported to {self.run.exports}, but not registered: MLflow at "
+                    f"{tracking_uri()}: {str(error).splitlines()[0]}; give the same command again to register it"
+                ) from error
+            self.run.remember(version=version)
+        self.run.remember(finished=True)
+        show.say(f"done: {self._what_exists()}")
+        return 0
+
+    def _draw_views(self, resolved: Resolved) -> None:
+        """A sheet of a few training images and the views that the run makes of them."""
+        recipe = self.recipe
+        ids = resolved.plan.training_ids(np.arange(min(8, resolved.plan.num_training)))
+        images = Reader(resolved.index, max_pixels=recipe.data.max_pixels).images(ids)
+        good = [i for i, image in enumerate(images) if isinstance(image, np.ndarray)]
+        views = Views(recipe.views, seed=recipe.seed, mean=recipe.data.mean, std=recipe.data.std)
+        path = self.run.logs / "plots" / "views.png"
+        contact_sheet([np.asarray(images[i]) for i in good], ids[good], views, path)
+
+    def _card(self, resolved: Resolved, method: Any, final: commits.Commit) -> EncoderCard:
+        recipe = self.recipe
+        return EncoderCard(
+            name=self.run.name,
+            method=recipe.method.name,
+            backbone=recipe.encoder.model_dump(),
+            dim=method.encoder.dim,
+            size=recipe.views[0].size,
+            mean=recipe.data.mean,
+            std=recipe.data.std,
+            images_seen=final.step * recipe.batch.global_batch,
+            recipe_digest=recipe.digest(),
+            data_digest=resolved.index.digest,
+            code_version=resolved.facts()["code_version"],
+            metrics={} if final.score is None else {"monitor": final.score},
+            recipe=recipe.dump(),
+        )
+
+    def _tell_counts(self, final: commits.Commit) -> None:
+        counts = final.manifest["counts"]
+        if counts["bad"]:
+            show.say(
+                f"{counts['bad']} unreadable samples were replaced; they are named in {self.run.logs}/rank-*.log"
+            )
+        if counts["skipped"]:
+            show.say(f"{counts['skipped']} steps were skipped: loss or gradients were not finite")
+
+    def _what_exists(self) -> str:
+        facts, name = self.run.facts(), self.recipe.track.register_as
+        registered = f"; registered as {name} version {facts['version']}" if "version" in facts else ""
+        encoder = f"models:/{name}@champion" if registered else self.run.name
+        return f"encoder in {self.run.exports}{registered}; next: vergence evaluate {encoder} --train SHARDS --test SHARDS"
+
+
+def _tags(card: EncoderCard) -> dict[str, str]:
+    """Version tags of the registry."""
+    return {
+        "method": card.method,
+        "backbone": card.backbone["name"],
+        "dimension": str(card.dim),
+        "recipe_digest": card.recipe_digest,
+        "data_digest": card.data_digest,
+        "images_seen": str(card.images_seen),
+        "code_version": card.code_version,
+    }

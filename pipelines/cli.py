@@ -1,0 +1,67 @@
+"""The command `vergence`: finds the verb, runs it, turns errors into one line and an exit code.
+
+Exit codes: 0 done or nothing to do, 1 failed, 2 the user's mistake, 130/143 interrupted after a commit.
+"""
+
+import argparse
+import errno
+import importlib
+import sys
+from collections.abc import Sequence
+
+from vergence.platform.errors import VergenceError
+
+# verb -> (module, one line); modules load only when their verb is used
+VERBS = {
+    "shards": ("shards", "pack images into webdataset shards; index, check and preview them"),
+    "pretrain": ("pretrain", "train an encoder from a recipe; the same command goes on after any stop"),
+    "evaluate": ("evaluate", "measure a frozen encoder by weighted kNN"),
+    "embed": ("embed", "write the embeddings of shards or a folder of images to parquet"),
+    "runs": ("runs", "list and show runs"),
+    "methods": ("methods", "list the methods and their settings"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verb = arguments[0] if arguments and arguments[0] in VERBS else None
+    parser = argparse.ArgumentParser(
+        prog="vergence",
+        description="Pretrain image encoders without labels, from a laptop to a cluster.",
+        epilog="A first run: make quickstart. Then: vergence VERB --help.",
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, (module, line) in VERBS.items():
+        subparser = verbs.add_parser(
+            name,
+            help=line,
+            description=f"{line[0].upper()}{line[1:]}.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if name == verb:
+            importlib.import_module(f"vergence.pipelines.{module}").configure(subparser)
+    options = parser.parse_args(arguments)
+    try:
+        return int(importlib.import_module(f"vergence.pipelines.{VERBS[options.verb][0]}").main(options))
+    except VergenceError as error:
+        return _fail(str(error), error.exit_code)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return _fail(
+            f"no space left on the device ({error.filename or 'while writing'}); nothing was lost", 1
+        )
+    except BrokenPipeError:
+        return 0
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"vergence: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

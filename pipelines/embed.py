@@ -1,0 +1,272 @@
+"""`vergence embed`: the embeddings of shards or of a folder of images, as parquet."""
+
+import argparse
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vergence.platform.errors import UserError, VergenceError
+from vergence.platform.home import home
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from vergence.platform.encoders.embed import Source
+    from vergence.platform.encoders.load import LoadedEncoder
+
+MANIFEST = "_MANIFEST.json"
+FOLDER_PIECE = 5000  # images of a plain folder in one output file
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("encoder", metavar="ENCODER", help="a run's name, a .pt2 file or models:/NAME@ALIAS")
+    parser.add_argument(
+        "source",
+        metavar="SHARDS|FOLDER",
+        help="shards (tar, folder of tars, glob, brace range) or a folder of images",
+    )
+    parser.add_argument(
+        "out",
+        metavar="OUT",
+        type=Path,
+        help="one file if it ends in .parquet; else a folder with one file a shard, which an interrupted "
+        "command goes on with",
+    )
+    parser.epilog = """\
+columns: key (the sample's key, or the path inside the folder), embedding (list of float32, not normalised)
+
+examples:
+  vergence embed models:/simclr-cifar10@champion cifar10/test.tar test.parquet
+  vergence embed simclr-cifar10 "photos/train-{000000..000099}.tar" embeddings/
+  vergence embed encoder.pt2 ~/Pictures pictures.parquet"""
+
+
+def main(args: argparse.Namespace) -> int:
+    from vergence.platform.encoders.load import load_encoder
+
+    encoder = load_encoder(args.encoder)
+    written = embed(encoder, args.source, args.out)
+    state = "exists already, nothing to do" if written.existed else "written"
+    print(f"{args.out}: {state}: {written.rows:,} embeddings of {encoder.dim} numbers by {encoder.name}")
+    if written.bad:
+        shown = ", ".join(written.bad[:5]) + (" ..." if len(written.bad) > 5 else "")
+        print(f"{len(written.bad):,} images cannot be read and were left out: {shown}")
+    return 0
+
+
+@dataclass
+class Written:
+    """What is in OUT now."""
+
+    rows: int = 0
+    bad: list[str] = field(default_factory=list)  # places of images left out
+    existed: bool = True  # nothing had to be computed
+
+
+def embed(encoder: "LoadedEncoder", source: str, out: Path) -> Written:
+    """Write the embeddings of all readable images in `source` to `out`, atomically.
+
+    A file or folder that this encoder made from these data is kept; what is missing in a folder is added.
+    Raises UserError: no images, or `out` holds something else; VergenceError: no image can be read.
+    """
+    from vergence.platform.data.progress import Bar
+
+    images = open_images(source)
+    about = {
+        "encoder": encoder.name,
+        "encoder_digest": encoder.digest,
+        "data_digest": images.digest,
+        "dim": encoder.dim,
+        "size": encoder.size,
+    }
+    total = sum(len(ids) for _, ids in images.pieces)
+    with Bar("embedding", total, enabled=True) as advance:
+        if out.suffix == ".parquet":
+            written = _add(Written(), out, encoder, images, [ids for _, ids in images.pieces], about, advance)
+        else:
+            written = _write_folder(out, encoder, images, about, advance)
+    if not written.rows:
+        if out.is_file():
+            out.unlink()
+        raise VergenceError(
+            f"{source}: none of its {total:,} images can be read, the first is {written.bad[0]}"
+        )
+    return written
+
+
+def _write_folder(
+    out: Path,
+    encoder: "LoadedEncoder",
+    images: "Images",
+    about: dict[str, Any],
+    advance: Callable[[int], None],
+) -> Written:
+    """One file a piece, then the manifest: its presence says that the folder is whole."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; OUT is a name that ends in .parquet, or a folder")
+    out.mkdir(parents=True, exist_ok=True)
+    written, rows = Written(), {}
+    for name, ids in images.pieces:
+        before = written.rows
+        _add(written, out / f"{name}.parquet", encoder, images, [ids], about, advance)
+        rows[f"{name}.parquet"] = written.rows - before
+    manifest = about | {"rows": rows, "unreadable": written.bad}
+    draft = out / f".{MANIFEST}.{os.getpid()}"
+    draft.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    draft.replace(out / MANIFEST)
+    return written
+
+
+def _add(
+    written: Written,
+    file: Path,
+    encoder: "LoadedEncoder",
+    images: "Images",
+    pieces: "list[np.ndarray]",
+    about: dict[str, Any],
+    advance: Callable[[int], None],
+) -> Written:
+    """Make sure that `file` holds the pieces (one row group each), and count it in `written`."""
+    if file.exists():
+        found = _read_about(file)
+        for key in ("encoder_digest", "data_digest"):
+            if found.get(key) != about[key]:
+                got = f"{found.get('encoder', 'another program')}, {key} {found.get(key)}"
+                raise UserError(
+                    f"{file}: exists and is of {got}, not {about[key]}; choose another OUT or delete it"
+                )
+        advance(sum(map(len, pieces)))
+    else:
+        found = _write_file(file, encoder, images, pieces, about, advance)
+        written.existed = False
+    written.rows += found["rows"]
+    written.bad += found["unreadable"]
+    return written
+
+
+def _write_file(
+    file: Path,
+    encoder: "LoadedEncoder",
+    images: "Images",
+    pieces: "list[np.ndarray]",
+    about: dict[str, Any],
+    advance: Callable[[int], None],
+) -> dict[str, Any]:
+    """Write a parquet file under another name, then rename it; what it says about itself."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from vergence.platform.encoders.embed import stream_images
+
+    schema = pa.schema([("key", pa.string()), ("embedding", pa.list_(pa.float32()))])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    about = about | {"rows": 0, "unreadable": []}
+    try:
+        with pq.ParquetWriter(draft, schema) as writer:
+            for ids in pieces:
+                good, parts = [np.empty(0, np.int64)], [np.empty((0, encoder.dim), np.float32)]
+                for some, batch in stream_images(images.open, ids, encoder.size, progress=advance):
+                    good.append(some)
+                    parts.append(encoder(batch))
+                rows, embeddings = np.concatenate(good), np.concatenate(parts)
+                offsets = np.arange(len(rows) + 1, dtype=np.int32) * encoder.dim
+                lists = pa.ListArray.from_arrays(offsets, embeddings.reshape(-1))
+                writer.write_table(pa.table([[images.key(i) for i in rows], lists], schema=schema))
+                about["rows"] += len(rows)
+                about["unreadable"] += [images.where(i) for i in np.setdiff1d(ids, rows)]
+            writer.add_key_value_metadata({"vergence": json.dumps(about)})
+        draft.replace(file)
+    finally:
+        draft.unlink(missing_ok=True)
+    return about
+
+
+def _read_about(file: Path) -> dict[str, Any]:
+    """What a file of ours says about itself; nothing for any other file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        found: dict[str, Any] = json.loads((pq.read_metadata(file).metadata or {}).get(b"vergence", b"{}"))
+        return found
+    except (pa.ArrowInvalid, OSError):
+        return {}
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images by id, from shards or from a folder."""
+
+    pieces: "list[tuple[str, np.ndarray]]"  # name -> ids: a shard, or a run of files
+    open: "Callable[[], Source]"  # a reader for one thread
+    key: Callable[[int], str]
+    where: Callable[[int], str]
+    digest: str
+
+
+def open_images(source: str) -> Images:
+    """Shards by pattern; a folder without tars is a folder of images. UserError when there are none."""
+    folder = Path(source).expanduser()
+    if folder.is_dir() and not any(folder.glob("*.tar")):
+        return _open_folder(folder)
+    return _open_shards(source)
+
+
+def _open_shards(pattern: str) -> Images:
+    import numpy as np
+
+    from vergence.platform.data.index import open_index
+    from vergence.platform.encoders.embed import shard_source
+
+    index = open_index(pattern, home() / "index", progress=True)
+    ids = np.arange(len(index), dtype=np.int64)
+    shards = index.members("image", ids)[0]
+    unique = len({path.stem for path in index.shards}) == len(index.shards)
+    names = [path.stem if unique else f"{i:06d}-{path.stem}" for i, path in enumerate(index.shards)]
+    pieces = [(name, ids[shards == i]) for i, name in enumerate(names)]
+    return Images(pieces, shard_source(index), index.key, index.where, index.digest)
+
+
+class _Files:
+    """The Source of a folder."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+
+    def images(self, ids: "np.ndarray") -> list[Any]:
+        from vergence.platform.data.decode import BadSample, decode
+
+        images: list[Any] = []
+        for i in ids:
+            try:
+                images.append(decode(self.paths[i].read_bytes()))
+            except BadSample as bad:
+                images.append(bad)
+        return images
+
+
+def _open_folder(folder: Path) -> Images:
+    import numpy as np
+
+    from vergence.platform.data.index import IMAGE_EXTENSIONS
+
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower()[1:] in IMAGE_EXTENSIONS and p.is_file())
+    if not paths:
+        raise UserError(
+            f"{folder}: no shards (*.tar) and no images (.{', .'.join(IMAGE_EXTENSIONS)}) in this folder"
+        )
+    keys = [path.relative_to(folder).as_posix() for path in paths]
+    ids = np.arange(len(paths), dtype=np.int64)
+    pieces = [
+        (f"part-{i // FOLDER_PIECE:05d}", ids[i : i + FOLDER_PIECE]) for i in range(0, len(ids), FOLDER_PIECE)
+    ]
+    listing = "".join(f"{key}\0{path.stat().st_size}\n" for key, path in zip(keys, paths))
+    digest = hashlib.sha256(listing.encode()).hexdigest()
+    return Images(pieces, lambda: _Files(paths), keys.__getitem__, lambda i: str(paths[i]), digest)

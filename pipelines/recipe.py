@@ -1,0 +1,204 @@
+"""The recipe: one YAML file that says everything about a run, checked before anything starts."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError
+from torch import nn
+
+from vergence.methods.catalog import METHODS
+from vergence.methods.parts.backbones import EncoderConfig, build_encoder
+from vergence.platform import yaml
+from vergence.platform.augment.presets import ViewSpec
+from vergence.platform.cluster.session import ScaleConfig
+from vergence.platform.data.config import DataConfig
+from vergence.platform.errors import UserError, nearest
+from vergence.platform.runs.commit import CommitConfig
+from vergence.platform.runs.monitor import MonitorConfig
+from vergence.platform.runs.track import TrackConfig
+from vergence.platform.train.exact import BatchConfig
+from vergence.platform.train.norms import NormConfig
+from vergence.platform.train.optim.config import OptimConfig
+from vergence.platform.train.schedule import ScheduleConfig
+
+if TYPE_CHECKING:
+    MethodConfig = Any
+else:
+    MethodConfig = Annotated[Union[tuple(c for c, _ in METHODS.values())], Field(discriminator="name")]  # noqa: UP007
+
+# What may change between the attempts of one run; data.train is held by the data digest instead.
+OPERATIONAL = (
+    "scale",
+    "batch.micro",
+    "commit",
+    "monitor",
+    "track",
+    "data.train",
+    "data.readers",
+    "data.reader_cpus",
+)
+
+
+class Recipe(BaseModel, frozen=True, extra="forbid", strict=True):
+    seed: NonNegativeInt = Field(0, description="of the initial weights, the order and the augmentation")
+    epochs: PositiveInt = Field(description="passes over the training samples")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="bf16 = autocast with fp32 weights; auto = bf16 where the hardware has it"
+    )
+    method: MethodConfig
+    encoder: EncoderConfig = EncoderConfig()
+    data: DataConfig
+    views: tuple[ViewSpec, ...] = Field(min_length=1)
+    norm: NormConfig = NormConfig()
+    batch: BatchConfig
+    optim: OptimConfig
+    schedule: ScheduleConfig = ScheduleConfig()
+    scale: ScaleConfig = ScaleConfig()
+    monitor: MonitorConfig = MonitorConfig()
+    commit: CommitConfig = CommitConfig()
+    track: TrackConfig = TrackConfig()
+
+    def dump(self) -> dict[str, Any]:
+        """Every setting, defaults included, as plain values that `Recipe.parse` reads back."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def identity(self) -> dict[str, Any]:
+        """Setting -> value, by dotted path, of all that makes two runs different runs."""
+        flat = flatten(self.dump())
+        return {
+            path: value
+            for path, value in flat.items()
+            if not any(path == name or path.startswith(name + ".") for name in OPERATIONAL)
+        }
+
+    def digest(self) -> str:
+        """sha256 of the identity, 16 hex digits."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
+
+    @classmethod
+    def parse(cls, raw: Any, where: str) -> "Recipe":
+        """The validated recipe; UserError with each wrong setting by path and its nearest valid name."""
+        if not isinstance(raw, Mapping):
+            raise UserError(f"{where}: a recipe is a mapping of settings, got {type(raw).__name__}")
+        try:
+            return cls.model_validate_json(json.dumps(raw))
+        except ValidationError as error:
+            lines = [explain(item, raw) for item in error.errors()]
+            raise UserError(f"{where}: {'; '.join(lines)}") from None
+
+
+def flatten(value: Any, path: str = "") -> dict[str, Any]:
+    """Leaves of nested mappings and lists by dotted path."""
+    if isinstance(value, Mapping):
+        items: Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+        items = enumerate(value)
+    else:
+        return {path: value}
+    leaves: dict[str, Any] = {}
+    for key, inner in items:
+        leaves |= flatten(inner, f"{path}.{key}" if path else str(key))
+    return leaves
+
+
+def explain(error: Any, raw: Any) -> str:
+    """One pydantic error as a phrase: path, what is wrong, got, nearest valid."""
+    # pydantic puts the chosen method's name into the path of a method's own settings
+    loc = [part for i, part in enumerate(error["loc"]) if not (i == 1 and error["loc"][0] == "method")]
+    path = ".".join(str(part) for part in loc)
+    if error["type"] == "extra_forbidden":
+        return f"{path} is not a setting ({nearest(str(loc[-1]), _settings(error['loc']))})"
+    if error["type"] == "missing":
+        return f"{path} is missing"
+    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        got = raw["method"].get("name") if isinstance(raw.get("method"), Mapping) else raw.get("method")
+        return f"method.name: got {got!r} ({nearest(str(got), METHODS)})"
+    if error["type"] == "literal_error" and isinstance(error["input"], str):
+        valid = error["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        return f"{path}: got {error['input']!r} ({nearest(error['input'], valid)})"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{path}: {message[0].lower()}{message[1:]}, got {error['input']!r}"
+
+
+def _settings(loc: Sequence[Any]) -> list[str]:
+    """Names of the settings at the level of the last part of a pydantic location."""
+    model: Any = Recipe
+    for part in loc[:-1]:
+        if part in METHODS and model is None:
+            model = METHODS[part][0]
+        elif part == "method":
+            model = None
+        elif isinstance(part, str):
+            annotation = next(
+                field.annotation for name, field in model.model_fields.items() if part in (name, field.alias)
+            )
+            model = annotation if isinstance(annotation, type) else annotation.__args__[0]
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def shipped() -> dict[str, Path]:
+    """Name -> file of the recipes that come with the package."""
+    folder = Path(str(resources.files("vergence.pipelines"))) / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def recipe_path(name: str) -> Path:
+    """The file of a shipped recipe or a path; UserError naming the nearest shipped one."""
+    if name in shipped():
+        return shipped()[name]
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.suffix in (".yaml", ".yml") or "/" in name:
+        raise UserError(f"{name}: no such recipe file")
+    raise UserError(f"{name}: no such recipe ({nearest(name, shipped())}); or give the path of a .yaml file")
+
+
+def override(raw: Any, assignments: Sequence[str]) -> Any:
+    """The raw recipe with `path.to.setting=value` applied in order; values are YAML."""
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals or not path:
+            raise UserError(f"{assignment!r} is not an override; write setting=value, e.g. batch.global=256")
+        parts: list[Any] = [int(part) if part.isdigit() else part for part in path.split(".")]
+        node = raw
+        for part, following in zip(parts, [*parts[1:], None]):
+            try:
+                if following is None:
+                    node[part] = yaml.parse(text, f"override {path}")
+                elif isinstance(node, dict):
+                    node = node.setdefault(part, {})
+                else:
+                    node = node[part]
+            except (TypeError, IndexError, KeyError):
+                raise UserError(f"override {assignment!r}: {path} does not lead to a setting") from None
+    return raw
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A shipped recipe by name, or a file by path, with overrides; raises UserError."""
+    path = recipe_path(name)
+    raw = yaml.read(path)
+    return Recipe.parse(override(raw, overrides), path.name)
+
+
+def read_resolved(path: Path) -> Recipe:
+    """The recipe that a run folder keeps."""
+    return Recipe.parse(yaml.read(path), str(path))
+
+
+def build_method(recipe: Recipe, seed: int | None = None) -> nn.Module:
+    """The method with its encoder, initialised from the recipe's seed (or another one)."""
+    import torch
+
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed if seed is None else seed)
+            _, method = METHODS[recipe.method.name]
+            return method(recipe.method, build_encoder(recipe.encoder, recipe.method.zero_init_residual))
+    except ValueError as error:
+        raise UserError(f"recipe: {error}") from None

@@ -1,0 +1,179 @@
+"""From a recipe to a job: sizes, steps, batch regime and precision, checked before anything starts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from vergence.methods.method import Batch
+from vergence.pipelines.recipe import Recipe, build_method
+from vergence.platform.cluster.session import Need, check_local, is_local
+from vergence.platform.data.index import Index
+from vergence.platform.data.plan import Plan
+from vergence.platform.data.stream import Stream
+from vergence.platform.errors import UserError
+from vergence.platform.runs.run import Run
+from vergence.platform.train import memory, norms
+from vergence.platform.train.engine import check_support, resolve_precision
+from vergence.platform.train.exact import BatchConfig
+from vergence.platform.train.job import Job
+from vergence.platform.train.optim.config import effective_lr
+
+MEMORY_SHARE = 0.6  # of what is available, for activations
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Everything about an attempt that is decided before it starts."""
+
+    recipe: Recipe
+    index: Index
+    plan: Plan
+    share: int
+    choice: memory.Choice
+    span: int | None  # samples within which shuffling BN permutes
+    precision: Literal["fp32", "bf16"]
+    need: Need
+
+    @property
+    def steps(self) -> int:
+        return self.recipe.epochs * self.plan.batches_per_epoch
+
+    @property
+    def lr(self) -> float:
+        return effective_lr(self.recipe.optim, self.plan.global_batch)
+
+    def facts(self) -> dict[str, Any]:
+        """What commits, exports and MLflow say about where they come from."""
+        return {
+            "recipe": self.recipe.dump(),
+            "recipe_digest": self.recipe.digest(),
+            "data_digest": self.index.digest,
+            "code_version": code_version(),
+        }
+
+    def job(self, run: Run, stages: Mapping[str, float]) -> Job:
+        recipe = self.recipe
+        return Job(
+            run=run.path,
+            attempt=run.attempt,
+            build=partial(build_method, recipe),
+            index=self.index.path,
+            plan=self.plan,
+            epochs=recipe.epochs,
+            views=recipe.views,
+            data=recipe.data,
+            norm_group=recipe.norm.group,
+            norm_span=self.span,
+            micro=self.choice.micro,
+            regime=self.choice.regime,
+            precision=self.precision,
+            device="cuda" if recipe.scale.gpus_per_worker else "cpu",
+            threads=recipe.scale.cpus_per_worker,
+            zero=recipe.scale.zero,
+            optim=recipe.optim,
+            schedule=recipe.schedule,
+            monitor=recipe.monitor,
+            commit=recipe.commit,
+            metrics_every=recipe.track.every_steps,
+            facts=self.facts(),
+            stages=stages,
+        )
+
+    def stream(self) -> Stream:
+        return Stream(
+            index=self.index.path,
+            plan=self.plan,
+            epochs=self.recipe.epochs,
+            max_pixels=self.recipe.data.max_pixels,
+            decoded_bytes=decoded_bytes(self),
+        )
+
+
+def share_of(batch: BatchConfig, workers: int) -> int:
+    """A rank's part of the global batch; UserError naming the nearest batches that divide."""
+    share, rest = divmod(batch.global_batch, workers)
+    if rest:
+        nearest = [share * workers, (share + 1) * workers]
+        raise UserError(
+            f"batch.global {batch.global_batch} does not divide by {workers} workers; "
+            f"nearest: {', '.join(str(size) for size in nearest if size)}"
+        )
+    return share
+
+
+def decoded_bytes(resolved: "Resolved") -> int:
+    """Decoded size of the largest of a few samples, in bytes."""
+    from vergence.platform.data.read import Reader
+
+    ids = resolved.plan.training_ids(np.arange(min(16, resolved.plan.num_training)))
+    images = Reader(resolved.index, max_pixels=resolved.recipe.data.max_pixels).images(ids)
+    return max((image.nbytes for image in images if isinstance(image, np.ndarray)), default=1 << 20)
+
+
+def resolve(recipe: Recipe, index: Index, method: Any, kept: dict[str, Any]) -> Resolved:
+    """Check the recipe against the data and the machine.
+
+    method: the built method, on which memory is estimated; kept: facts of an earlier attempt of the run,
+    whose batch regime and shuffling span stay. Raises UserError.
+    """
+    need = Need(recipe.scale, recipe.data.readers, recipe.data.reader_cpus)
+    if is_local():
+        check_local(need)
+    plan = Plan(len(index), recipe.data.holdout, recipe.seed, recipe.batch.global_batch)
+    share = share_of(recipe.batch, recipe.scale.workers)
+    check_support(recipe.optim, recipe.scale.zero)
+    device = torch.device("cuda" if recipe.scale.gpus_per_worker else "cpu")
+    precision = resolve_precision(recipe.precision, device)
+    span = recipe.norm.span or kept.get("span")
+    config = recipe.batch
+    whole = config.micro in (None, share)  # a smaller micro-batch than before rules out one forward
+    if config.regime == "auto" and "regime" in kept and (whole or kept["regime"] != "one"):
+        config = config.model_copy(update={"regime": kept["regime"]})
+    choice = memory.choose(
+        config,
+        share=share,
+        group=plan.global_batch if recipe.norm.group == "global" else recipe.norm.group,
+        bytes_per_sample=_bytes_per_sample(recipe, method, precision),
+        budget=int(MEMORY_SHARE * memory.available_bytes(device, recipe.scale.workers)),
+        span=span or 1,
+    )
+    norm = recipe.norm.model_copy(update={"span": span or choice.micro}) if method.shuffles else recipe.norm
+    norms.validate(norm, share=share, micro=choice.micro, global_batch=plan.global_batch)
+    return Resolved(recipe, index, plan, share, choice, norm.span, precision, need)
+
+
+def _bytes_per_sample(recipe: Recipe, method: Any, precision: str) -> int:
+    """What a forward keeps for its backward, per sample, measured on a tiny batch."""
+
+    def example(n: int) -> Batch:
+        sides = [spec.size for spec in recipe.views for _ in range(spec.count)]
+        views = [torch.zeros(n, 3, side, side).to(memory_format=torch.channels_last) for side in sides]
+        return Batch(views=views, ids=torch.arange(n))
+
+    def autocast() -> Any:
+        return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+
+    return memory.activation_bytes_per_sample(method, example, autocast)
+
+
+def code_version() -> str:
+    """The package's version, with the commit when it runs from a checkout."""
+    import subprocess
+
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return version("vergence")
+    described = subprocess.run(
+        ["git", "-C", str(root), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return (
+        f"{version('vergence')}+{described.stdout.strip()}"
+        if described.returncode == 0
+        else version("vergence")
+    )

@@ -1,0 +1,90 @@
+"""`vergence runs`: list and show runs."""
+
+import argparse
+import json
+from typing import Any
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(dest="what", metavar="list|show", required=True)
+    listing = verbs.add_parser("list", help="all runs of the state folder (VERGENCE_HOME, default ./runs)")
+    listing.add_argument("--json", action="store_true", help="as JSON")
+    show = verbs.add_parser("show", help="one run: state, commits, counts, recipe")
+    show.add_argument("name", metavar="NAME")
+    show.add_argument("--json", action="store_true", help="as JSON")
+
+
+def main(options: argparse.Namespace) -> int:
+    if options.what == "list":
+        return _print_list(list_runs(), options.json)
+    return _print_run(show_run(options.name), options.json)
+
+
+def list_runs() -> list[dict[str, Any]]:
+    """Facts of every run in the state folder."""
+    from vergence.platform.runs.run import run_names
+
+    return [_facts(name) for name in run_names()]
+
+
+def show_run(name: str) -> dict[str, Any]:
+    """Facts of one run with its commits and resolved recipe; UserError naming the nearest run."""
+    from vergence.platform import yaml
+    from vergence.platform.errors import UserError, nearest
+    from vergence.platform.runs import commit as commits
+    from vergence.platform.runs.run import Run, run_names
+
+    run = Run(name)
+    if not run.recipe_file.exists():
+        raise UserError(f"runs show: there is no run {name!r} ({nearest(name, run_names())})")
+    whole = [commits.read(path) for path in sorted(run.commits.glob("step-*"))]
+    listed = [{"step": commit.step, "score": commit.score} for commit in whole if commit]
+    return {**_facts(name), "commits": listed, "recipe": yaml.read(run.recipe_file)}
+
+
+def _facts(name: str) -> dict[str, Any]:
+    from vergence.platform import yaml
+    from vergence.platform.runs import commit as commits
+    from vergence.platform.runs.run import Run, is_live
+
+    run = Run(name)
+    newest, facts = commits.newest(run.commits), run.facts()
+    state = "running" if is_live(run.path) else "finished" if facts.get("finished") else "stopped"
+    recipe = yaml.read(run.recipe_file)
+    return {
+        "name": name,
+        "state": state,
+        "method": recipe["method"]["name"],
+        "step": newest.step if newest else 0,
+        "score": newest.score if newest else None,
+        "counts": dict(newest.manifest["counts"]) if newest else {},
+        "registered": facts.get("version"),
+        "path": str(run.path),
+    }
+
+
+def _print_list(runs: list[dict[str, Any]], as_json: bool) -> int:
+    if as_json:
+        print(json.dumps(runs, indent=1))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("run", "state", "method", "step", "monitor", "version", box=None)
+    for run in runs:
+        score = "" if run["score"] is None else f"{run['score']:.3f}"
+        table.add_row(
+            run["name"], run["state"], run["method"], f"{run['step']:,}", score, str(run["registered"] or "")
+        )
+    Console().print(table if runs else "no runs yet; start one with `vergence pretrain RECIPE`")
+    return 0
+
+
+def _print_run(run: dict[str, Any], as_json: bool) -> int:
+    if as_json:
+        print(json.dumps(run, indent=1))
+        return 0
+    from vergence.platform import yaml
+
+    print(yaml.dump(run), end="")
+    return 0

@@ -1,0 +1,84 @@
+import json
+
+import pytest
+
+from vergence.pipelines import cli
+from vergence.platform.errors import UserError, nearest
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("VERGENCE_HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_no_runs_yet_says_how_to_start_one(home, capsys):
+    assert cli.main(["runs", "list"]) == 0
+    assert "vergence pretrain" in capsys.readouterr().out
+
+
+def test_runs_are_listed_and_shown_with_their_state(home, capsys):
+    from vergence.pipelines.recipe import load_recipe
+    from vergence.platform import yaml
+    from vergence.platform.runs import commit as commits
+    from vergence.platform.runs.run import Run
+
+    run = Run("mine")
+    run.commits.mkdir(parents=True)
+    run.recipe_file.write_text(yaml.dump(load_recipe("simclr-cifar10").dump()))
+    facts = {"step": 7, "score": 0.25, "counts": {"updates": 7}}
+    commits.write(run.commits, {}, facts, "a", owned=lambda: True)
+    assert cli.main(["runs", "list", "--json"]) == 0
+    (listed,) = json.loads(capsys.readouterr().out)
+    assert (listed["name"], listed["state"], listed["method"], listed["step"]) == (
+        "mine",
+        "stopped",
+        "simclr",
+        7,
+    )
+    assert cli.main(["runs", "show", "mine"]) == 0
+    shown = yaml.parse(capsys.readouterr().out, "shown")
+    assert shown["commits"] == [{"step": 7, "score": 0.25}]
+    assert shown["recipe"]["batch"]["global"] == 128
+    assert cli.main(["runs", "show", "mien"]) == 2
+    assert "did you mean mine?" in capsys.readouterr().err
+
+
+def test_methods_are_listed_with_what_they_do_and_their_settings(capsys):
+    assert cli.main(["methods"]) == 0
+    assert "byol" in capsys.readouterr().out
+    assert cli.main(["methods", "simclr"]) == 0
+    assert "method.temperature" in capsys.readouterr().out
+    assert cli.main(["methods", "simclor"]) == 2
+    assert "did you mean simclr?" in capsys.readouterr().err
+
+
+def test_an_encoder_that_does_not_exist_is_one_line(home, capsys):
+    for encoder in ("nothing", "models:/nothing@champion", "no/such/file.pt2"):
+        assert cli.main(["evaluate", encoder, "--train", "a", "--test", "b"]) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1
+        assert "nothing" in lines[0] or "file.pt2" in lines[0]
+
+
+def test_a_full_disk_and_our_own_errors_have_their_exit_codes(monkeypatch, capsys):
+    from vergence.pipelines import runs
+
+    def full(_options):
+        raise OSError(28, "No space left on device", "/x")
+
+    monkeypatch.setattr(runs, "main", full)
+    assert cli.main(["runs", "list"]) == 1
+    assert "no space left" in capsys.readouterr().err
+
+    def mistaken(_options):
+        raise UserError("recipe: wrong\nin two lines")
+
+    monkeypatch.setattr(runs, "main", mistaken)
+    assert cli.main(["runs", "list"]) == 2
+    assert capsys.readouterr().err == "vergence: recipe: wrong in two lines\n"
+
+
+def test_nearest_lists_what_is_valid():
+    assert nearest("tempratur", ["temperature", "lr"]) == "did you mean temperature? valid: lr, temperature"
+    assert nearest("zzz", ["b", "a"]) == "valid: a, b"

@@ -1,0 +1,143 @@
+"""`vergence evaluate`: knn-v1 against naive loops, the baselines, and what it refuses."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from shard_files import png, write_shard
+from tiny_encoder import MEAN, STD, make_card, make_encoder
+
+from vergence.pipelines import cli
+from vergence.pipelines.evaluate import evaluate
+from vergence.pipelines.recipe import build_method, load_recipe
+from vergence.platform.encoders.export import export_encoder
+from vergence.platform.encoders.load import load_encoder
+from vergence.platform.errors import UserError
+
+RECIPE = load_recipe("simclr-cifar10")
+
+
+def draw(seed, count):
+    """Noise with a weak tint of its class: images (count, 16, 16, 3) and labels."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, count)
+    images = rng.integers(0, 200, (count, 16, 16, 3))
+    images[np.arange(count), :, :, labels] += rng.integers(0, 12, (count, 1, 1))
+    return images.astype(np.uint8), labels
+
+
+TRAIN, TEST = draw(0, 80), draw(1, 60)
+
+
+def write(path, images, labels):
+    samples = [
+        (f"{i:04d}", {"png": png(image), "cls": str(label).encode()})
+        for i, (image, label) in enumerate(zip(images, labels))
+    ]
+    return str(write_shard(path, samples))
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """(folder, encoder, train, test): an export that is the recipe's method as initialised by seed 0."""
+    folder = tmp_path_factory.mktemp("work")
+    method = build_method(RECIPE, seed=0)
+    card = make_card(recipe=RECIPE.dump())
+    export_encoder(method.encoder, card, folder / "home" / "run" / "exports")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VERGENCE_HOME", str(folder / "home"))
+        yield (
+            folder,
+            load_encoder("run"),
+            write(folder / "train.tar", *TRAIN),
+            write(folder / "test.tar", *TEST),
+        )
+
+
+def naive_top1(bank, labels, queries, answers):
+    """knn-v1 in float64, as its definition reads."""
+    bank = [row / math.sqrt(row @ row) for row in bank.astype(np.float64)]
+    correct = 0
+    for query, answer in zip(queries.astype(np.float64), answers):
+        cosines = [float(query @ row) / math.sqrt(query @ query) for row in bank]
+        votes = [0.0, 0.0, 0.0]
+        for j in sorted(range(len(bank)), key=lambda j: (-cosines[j], j))[:20]:
+            votes[labels[j]] += math.exp(cosines[j] / 0.1)
+        correct += votes.index(max(votes)) == answer
+    return correct / len(answers)
+
+
+def test_figures_equal_the_naive_protocol(work):
+    _, encoder, train, test = work
+    report = evaluate(encoder, train, test, seeds=2)
+    results = report["results"]
+    expected = naive_top1(encoder(TRAIN[0]), TRAIN[1], encoder(TEST[0]), TEST[1])
+    assert results["encoder"]["top1"] == expected
+    bank, queries = (((images / 255 - MEAN) / STD).reshape(len(images), -1) for images in (TRAIN[0], TEST[0]))
+    pixels = naive_top1(bank, TRAIN[1], queries, TEST[1])
+    assert results["raw pixels"]["top1"] == pixels
+    initial = results["as initialised"]
+    assert initial["seeds"][0] == expected  # the exported encoder was never trained
+    assert initial["top1"] == np.mean(initial["seeds"])
+    assert (initial["min"], initial["max"]) == (min(initial["seeds"]), max(initial["seeds"]))
+    assert len({expected, pixels, initial["seeds"][1]}) > 1  # figures that could be told apart
+
+
+def test_report_states_the_protocol(work, capsys):
+    folder, _, train, test = work
+    command = ["evaluate", "run", "--train", train, "--test", test, "--baselines", "--seeds", "1"]
+    assert cli.main([*command, "--json", str(folder / "knn.json")]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "knn-v1",
+        "bank 80 images",
+        "test 60",
+        "k 20, T 0.1",
+        "L2-normalised",
+        "raw pixels",
+        "as initialised",
+    ):
+        assert words in out
+    report = json.loads((folder / "knn.json").read_text())
+    protocol = report["protocol"]
+    assert (protocol["name"], protocol["k"], protocol["temperature"]) == ("knn-v1", 20, 0.1)
+    assert (protocol["bank"]["images"], protocol["test"]["images"]) == (80, 60)
+    assert f"{report['results']['encoder']['top1']:.4f}" in out
+
+
+def test_without_baselines_there_is_the_encoder_alone(work):
+    _, encoder, train, test = work
+    assert list(evaluate(encoder, train, test)["results"]) == ["encoder"]
+
+
+def test_unreadable_images_are_left_out_with_their_labels(work, tmp_path):
+    _, encoder, train, _ = work
+    images, labels = TEST
+    samples = [(f"{i:04d}", {"png": png(images[i]), "cls": str(labels[i]).encode()}) for i in range(60)]
+    samples[7] = ("0007", {"png": b"\x89PNG\r\n\x1a\n", "cls": b"2"})
+    report = evaluate(encoder, train, str(write_shard(tmp_path / "test.tar", samples)))
+    good = np.arange(60) != 7
+    expected = naive_top1(encoder(TRAIN[0]), TRAIN[1], encoder(images[good]), labels[good])
+    assert report["results"]["encoder"]["top1"] == expected
+    assert report["protocol"]["test"]["unreadable"] == 1
+
+
+def test_what_cannot_be_evaluated_is_said_in_one_line(work, tmp_path, capsys):
+    folder, encoder, train, test = work
+    unlabelled = str(write_shard(tmp_path / "plain.tar", [("a", {"png": png(TEST[0][0])})]))
+    with pytest.raises(UserError, match=r"plain\.tar: these shards have no labels"):
+        evaluate(encoder, train, unlabelled)
+    with pytest.raises(UserError, match="the same shards"):
+        evaluate(encoder, train, train)
+    lone = export_encoder(make_encoder(), make_card(), tmp_path / "lone")
+    with pytest.raises(UserError, match="holds no recipe"):
+        evaluate(load_encoder(str(lone)), train, test, seeds=1)
+    (lone / "encoder.json").unlink()
+    with pytest.raises(UserError, match=r"--baselines needs the card"):
+        evaluate(load_encoder(str(lone)), train, test, seeds=1)
+    assert cli.main(["evaluate", "ron", "--train", train, "--test", test]) == 2
+    assert "did you mean run?" in capsys.readouterr().err
+    assert cli.main(["evaluate", "run", "--train", train, "--test", str(folder / "none-*.tar")]) == 2
+    assert "none-*.tar" in capsys.readouterr().err
+    assert cli.main(["evaluate", "run", "--train", train, "--test", test, "--seeds", "0"]) == 2

@@ -1,0 +1,311 @@
+"""The promises of a run: interrupted = undisturbed, one lock, nothing lost, clear refusals."""
+
+import io
+import json
+import signal
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from runs_for_real import TINY, kill_everything, start, train_workers, vergence, wait_for_step
+
+from vergence.pipelines import cli
+from vergence.platform import yaml
+from vergence.platform.runs import commit as commits
+
+NUM_IMAGES = 640  # 576 train: 9 steps an epoch of 64, 27 in all
+
+
+def write_shards(folder: Path, broken: tuple[int, ...] = ()) -> str:
+    """Two tars of 32-px images of four kinds of stripes; `broken` ones are cut off."""
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for shard in range(2):
+        with tarfile.open(folder / f"train-{shard:06d}.tar", "w") as tar:
+            for i in range(shard * NUM_IMAGES // 2, (shard + 1) * NUM_IMAGES // 2):
+                label = i % 4
+                wave = np.sin(np.arange(32) * (0.3 + 0.3 * label))[:, None, None] * 60 + 128
+                pixels = np.clip(wave + generator.normal(0, 30, (32, 32, 3)), 0, 255).astype(np.uint8)
+                stream = io.BytesIO()
+                Image.fromarray(pixels).save(stream, "JPEG", quality=90)
+                data = stream.getvalue()
+                for extension, content in (
+                    ("jpg", data[:200] if i in broken else data),
+                    ("cls", b"%d" % label),
+                ):
+                    info = tarfile.TarInfo(f"{i:05d}.{extension}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    return f"{folder}/train-*.tar"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with shards and a recipe."""
+    folder = tmp_path_factory.mktemp("pretrain")
+    shards = write_shards(folder / "shards")
+    (folder / "tiny.yaml").write_text(TINY.replace("SHARDS", json.dumps(shards)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place):
+    """A finished run: (state folder, final state, what was said)."""
+    home = place / "home"
+    done = vergence(home, "pretrain", str(place / "tiny.yaml"))
+    assert done.returncode == 0, done.stderr
+    return home, final_state(home / "tiny"), done.stderr
+
+
+def final_state(run: Path) -> dict[str, torch.Tensor]:
+    commit = commits.newest(run / "commits")
+    assert commit.step == 27
+    return commits.load_state(commit)
+
+
+def assert_bit_equal(state, reference):
+    assert state.keys() == reference.keys()
+    different = [name for name in state if not torch.equal(state[name], reference[name])]
+    assert not different
+
+
+def test_first_screen_says_what_runs_where_and_how(undisturbed):
+    _, _, said = undisturbed
+    for phrase in (
+        "576 of 640 samples",
+        "64 = 2 workers x 32",
+        "27 = 3 epochs x 9",
+        "lr 0.025",
+        "kept in",
+        "mlflow ui",
+    ):
+        assert phrase in said
+
+
+def test_finished_run_is_a_quick_no_op(undisturbed, place):
+    home, state, _ = undisturbed
+    begin = time.monotonic()
+    again = vergence(home, "pretrain", str(place / "tiny.yaml"))
+    assert again.returncode == 0
+    assert "finished, nothing to do" in again.stderr
+    assert time.monotonic() - begin < 60
+    assert json.loads((home / "tiny" / "run.json").read_text())["version"] == 1
+    assert_bit_equal(final_state(home / "tiny"), state)
+
+
+def test_metrics_hold_what_was_promised(undisturbed):
+    home, _, _ = undisturbed
+    lines = [json.loads(line) for line in (home / "tiny" / "logs" / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(27))
+    assert {
+        "loss", "lr", "grad_norm", "grad_norm_first", "images_per_s", "data_wait_share", "embedding_std",
+        "effective_rank", "updates", "skipped", "bad",
+    } <= steps[0].keys()  # fmt: skip
+    assert steps[0]["lr"] == 0
+    assert steps[9]["lr"] == pytest.approx(0.025)
+    scores = [line["knn"] for line in lines if line.get("event") == "monitor"]
+    assert len(scores) == 3
+    assert scores[-1] > 0.5  # chance is .25
+
+
+def test_every_way_to_stop_goes_on_to_the_same_weights(undisturbed, place):
+    """SIGTERM, SIGINT, kill -9 of everything, again within a second of the restart."""
+    _, reference, _ = undisturbed
+    home, log = place / "stopped", place / "stopped.log"
+    command = ("pretrain", str(place / "tiny.yaml"))
+    run = home / "tiny"
+    for number, step, code in ((signal.SIGTERM, 4, 143), (signal.SIGINT, 10, 130)):
+        process = start(home, *command, log=log)
+        wait_for_step(run, step, process)
+        process.send_signal(number)
+        assert process.wait(60) == code, log.read_text()
+        assert commits.newest(run / "commits").step > step
+    process = start(home, *command, log=log)
+    wait_for_step(run, 17, process)
+    kill_everything(process)
+    process = start(home, *command, log=log)
+    time.sleep(0.7)
+    kill_everything(process)
+    process = start(home, *command, log=log)
+    assert process.wait(240) == 0, log.read_text()
+    assert "goes on at step 1" in log.read_text()
+    assert_bit_equal(final_state(run), reference)
+    assert list((home / "tiny" / "commits").glob(".step-*")) == []
+
+
+def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(undisturbed, place):
+    _, reference, _ = undisturbed
+    home, log = place / "worker", place / "worker.log"
+    process = start(home, "pretrain", str(place / "tiny.yaml"), log=log)
+    wait_for_step(home / "tiny", 13, process)
+    workers = train_workers(process)
+    assert len(workers) == 2
+    workers[1].send_signal(signal.SIGKILL)
+    assert process.wait(240) == 0, log.read_text()
+    assert_bit_equal(final_state(home / "tiny"), reference)
+
+
+def test_one_worker_sees_the_same_and_learns_the_same(undisturbed, place):
+    """fp32 rounding differs, nothing else: after one epoch the weights agree closely."""
+    home, _, _ = undisturbed
+    one = vergence(
+        place / "one",
+        "pretrain",
+        str(place / "tiny.yaml"),
+        "scale.workers=1",
+        "batch.micro=32",
+        "track.register=null",
+    )
+    assert one.returncode == 0, one.stderr
+    losses = [
+        [
+            json.loads(line)["loss"]
+            for line in (path / "tiny/logs/metrics.jsonl").read_text().splitlines()
+            if '"loss"' in line
+        ]
+        for path in (home, place / "one")
+    ]
+    np.testing.assert_allclose(losses[0][:9], losses[1][:9], rtol=1e-3)
+
+
+def test_a_second_process_on_a_live_run_is_refused_by_name(undisturbed, place):
+    home, log = place / "live", place / "live.log"
+    process = start(home, "pretrain", str(place / "tiny.yaml"), log=log)
+    try:
+        while not (home / "tiny" / "lock.json").exists():
+            time.sleep(0.05)
+        second = vergence(home, "pretrain", str(place / "tiny.yaml"))
+        assert second.returncode == 2
+        assert f"process {process.pid} on" in second.stderr
+        assert "Traceback" not in second.stderr
+    finally:
+        kill_everything(process)
+
+
+def test_resume_with_another_recipe_or_other_data_is_refused(undisturbed, place):
+    home, _, _ = undisturbed
+    other = vergence(home, "pretrain", str(place / "tiny.yaml"), "optim.lr=0.3", "method.temperature=0.5")
+    assert other.returncode == 2
+    assert "method.temperature 0.2 -> 0.5, optim.lr 0.1 -> 0.3" in other.stderr
+    shards = write_shards(place / "others", broken=(7,))
+    data = vergence(home, "pretrain", str(place / "tiny.yaml"), f"data.train={shards}")
+    assert data.returncode == 2
+    assert "was started on other data" in data.stderr
+    operational = vergence(
+        home, "pretrain", str(place / "tiny.yaml"), "commit.every_steps=7", "scale.workers=1"
+    )
+    assert operational.returncode == 0, operational.stderr
+
+
+def test_fork_starts_anew_from_the_newest_state(undisturbed, place):
+    home, state, _ = undisturbed
+    forked = vergence(
+        home, "pretrain", str(place / "tiny.yaml"), "epochs=1", "optim.lr=1e-9", "schedule.warmup_epochs=0",
+        "optim.weight_decay=0", "track.register=null", "--name", "tiny", "--fork", "second",
+    )  # fmt: skip
+    assert forked.returncode == 0, forked.stderr
+    commit = commits.newest(home / "second" / "commits")
+    assert commit.step == 9
+    weights = commits.load_state(commit)["model.encoder.backbone.conv1.weight"]
+    torch.testing.assert_close(weights, state["model.encoder.backbone.conv1.weight"], rtol=0, atol=1e-6)
+
+
+def test_truncated_jpegs_are_replaced_counted_and_named(place):
+    shards = write_shards(place / "broken", broken=(5, 17))
+    home = place / "bad"
+    done = vergence(
+        home, "pretrain", str(place / "tiny.yaml"), f"data.train={shards}", "epochs=1", "track.register=null"
+    )
+    assert done.returncode == 0, done.stderr
+    assert commits.newest(home / "tiny" / "commits").manifest["counts"]["bad"] == 2
+    assert "2 unreadable samples were replaced" in done.stderr
+    logs = "".join(path.read_text() for path in (home / "tiny" / "logs").glob("rank-*.log"))
+    assert "train-000000.tar:00005" in logs
+    too_many = vergence(
+        place / "bad2", "pretrain", str(place / "tiny.yaml"), f"data.train={shards}", "data.max_bad=0.001"
+    )
+    assert too_many.returncode == 1
+    assert "raise data.max_bad" in too_many.stderr
+    assert "Traceback" not in too_many.stderr
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_last_commit(place, small_disk):
+    """The commits folder is a tmpfs with room for two commits and no third."""
+    home = place / "full"
+    folder = small_disk(home / "tiny" / "commits")
+    (folder / "ballast").write_bytes(bytes(600 << 10))
+    full = vergence(home, "pretrain", str(place / "tiny.yaml"), "commit.keep=9", "track.register=null")
+    assert full.returncode == 1
+    assert "No space left on device" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert commits.newest(folder).step % 3 == 0
+
+
+def test_an_mlflow_server_that_does_not_answer_stops_nothing(place):
+    home = place / "away"
+    address = "http://127.0.0.1:9"
+    command = ("pretrain", str(place / "tiny.yaml"), "epochs=1")
+    away = vergence(home, *command, MLFLOW_TRACKING_URI=address)
+    assert away.returncode == 1
+    assert f"MLflow at {address} does not answer: training goes on" in away.stderr
+    assert "trained and exported" in away.stderr
+    assert (home / "tiny" / "exports" / "encoder.pt2").exists()
+    back = vergence(home, *command)
+    assert back.returncode == 0, back.stderr
+    facts = json.loads((home / "tiny" / "run.json").read_text())
+    assert facts["finished"]
+    assert facts["version"] == 1
+    from mlflow import MlflowClient
+
+    history = MlflowClient(f"sqlite:///{home}/mlflow.db").get_metric_history(facts["mlflow_run"], "loss")
+    assert [metric.step for metric in history] == list(range(9))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["method.temprature=0.1"], "method.temprature is not a setting (did you mean temperature?"),
+        (["batch.globl=64"], "batch.globl is not a setting (did you mean global?"),
+        (["epochs=three"], "epochs: input should be a valid integer"),
+        (["method.name=simcrl"], "did you mean simclr?"),
+        (["scale.workers=5"], "64 does not divide by 5 workers; nearest: 60, 65"),
+        (["batch.micro=24"], "batch.micro 24 does not divide a worker's share of 32 samples"),
+        (["norm.group=24"], "norm.group 24 does not divide"),
+        (["batch.global=640", "scale.workers=1"], "576"),
+        (["scale.workers=64"], "this machine has"),
+        (["scale.gpus_per_worker=1"], "GPU"),
+        (["scale.zero=3"], "stage 3"),
+        (["optim.name=lars", "scale.zero=1"], "lars"),
+        (["data.train=nowhere/*.tar"], "nowhere/*.tar"),
+        (["epochs"], "not an override"),
+        (["encoder.name=resnet19"], "resnet"),
+        (["views.0.recipe=simclr-cifr"], "simclr-cifar"),
+    ],
+)
+def test_mistakes_are_one_line_that_names_the_place(place, arguments, message, capsys, monkeypatch):
+    monkeypatch.setenv("VERGENCE_HOME", str(place / "mistakes"))
+    assert cli.main(["pretrain", str(place / "tiny.yaml"), *arguments, "--dry-run"]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_unknown_recipe_names_the_nearest(capsys):
+    assert cli.main(["pretrain", "simclr-cifar"]) == 2
+    said = capsys.readouterr().err
+    assert "did you mean simclr-cifar10?" in said
+    assert len(said.strip().splitlines()) == 1
+
+
+def test_dry_run_prints_the_resolved_recipe_and_runs_nothing(place, capsys, monkeypatch):
+    monkeypatch.setenv("VERGENCE_HOME", str(place / "dry"))
+    assert cli.main(["pretrain", str(place / "tiny.yaml"), "--dry-run"]) == 0
+    said = capsys.readouterr()
+    assert yaml.parse(said.out, "stdout")["optim"]["momentum"] == 0.9
+    assert "MB a worker" in said.err
+    assert not (place / "dry" / "tiny").exists()

@@ -1,0 +1,42 @@
+"""The quickstart, whole, in a state folder of its own, killed once on the way."""
+
+import json
+import subprocess
+import sys
+import time
+
+from PIL import Image
+from runs_for_real import environment, kill_everything, wait_for_step
+
+
+def test_quickstart_survives_a_kill_and_is_quick_when_done(tmp_path):
+    command = [sys.executable, "-m", "vergence.pipelines.quickstart"]
+    log = (tmp_path / "log").open("w+")
+    home = tmp_path / "home"
+    first = subprocess.Popen(command, env=environment(home), stdout=log, stderr=log, start_new_session=True)
+    wait_for_step(home / "quickstart", 60, first)
+    kill_everything(first)
+
+    second = subprocess.run(
+        command, env=environment(home), capture_output=True, text=True, timeout=400, check=False
+    )
+    assert second.returncode == 0, second.stderr
+    assert "run quickstart (goes on at step" in second.stderr
+    results = json.loads((home / "quickstart" / "knn.json").read_text())["results"]
+    assert results["encoder"]["top1"] > results["as initialised"]["max"]
+    assert Image.open(home / "quickstart" / "map.png").width > 800
+
+    begin = time.monotonic()
+    third = subprocess.run(
+        command, env=environment(home), capture_output=True, text=True, timeout=100, check=False
+    )
+    assert third.returncode == 0, third.stderr
+    assert time.monotonic() - begin < 60
+    assert "nothing to do" in third.stderr
+    assert figure(third.stdout) == figure(second.stdout)
+
+
+def figure(said: str) -> str:
+    """The line of the summary with the kNN."""
+    (line,) = [line for line in said.splitlines() if line.startswith("  kNN on the test digits")]
+    return line

@@ -1,0 +1,70 @@
+import pytest
+
+from vergence.pipelines.recipe import METHODS, Recipe, build_method, load_recipe, override, shipped
+from vergence.platform import yaml
+from vergence.platform.errors import UserError
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_every_shipped_recipe_is_valid_and_survives_its_dump(name):
+    recipe = load_recipe(name)
+    assert Recipe.parse(yaml.parse(yaml.dump(recipe.dump()), "dump"), "dump") == recipe
+
+
+def test_there_is_a_cifar_recipe_for_every_method():
+    assert {load_recipe(name).method.name for name in shipped() if name.endswith("-cifar10")} == set(METHODS)
+
+
+def test_overrides_reach_every_level_and_are_typed():
+    recipe = load_recipe(
+        "simclr-cifar10", ["optim.lr=1e-3", "views.0.size=24", "batch.micro=16", "scale.zero=1"]
+    )
+    assert (recipe.optim.lr, recipe.views[0].size, recipe.batch.micro, recipe.scale.zero) == (1e-3, 24, 16, 1)
+
+
+def test_operational_settings_are_not_the_identity():
+    recipe = load_recipe("simclr-cifar10")
+    same = load_recipe(
+        "simclr-cifar10", ["scale.workers=1", "batch.micro=4", "commit.keep=9", "data.readers=2"]
+    )
+    other = load_recipe("simclr-cifar10", ["norm.group=32"])
+    assert same.digest() == recipe.digest() != other.digest()
+
+
+def test_initial_weights_follow_the_seed_and_leave_the_global_generator_alone():
+    import torch
+
+    recipe = load_recipe("simclr-cifar10", ["encoder.width=0.0625"])
+    state = torch.get_rng_state()
+    first, again, other = build_method(recipe), build_method(recipe), build_method(recipe, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    pairs = list(zip(first.parameters(), again.parameters()))
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert not all(torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("method.temprature=1", "method.temprature is not a setting (did you mean temperature?"),
+        ("views.0.siz=1", "views.0.siz is not a setting (did you mean size?"),
+        ("views.0.size=big", "views.0.size: input should be a valid integer"),
+        ("optm.lr=1", "optm is not a setting (did you mean optim?"),
+        ("optim.name=sdg", "optim.name: got 'sdg' (did you mean sgd?"),
+        ("method.name=byool", "method.name: got 'byool' (did you mean byol?"),
+        ("data.holdout=0.7", "data.holdout: input should be less than or equal to 0.5, got 0.7"),
+        ("precision=fp16", "precision: got 'fp16'"),
+        ("batch=3", "batch: "),
+    ],
+)
+def test_mistakes_name_path_and_nearest(assignment, message):
+    with pytest.raises(UserError) as caught:
+        load_recipe("simclr-cifar10", [assignment])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("assignment", ["epochs", "=3", "views.7.size=3", "epochs.x=3"])
+def test_what_is_no_override_is_refused(assignment):
+    with pytest.raises(UserError, match="override"):
+        override({"epochs": 1, "views": [{}]}, [assignment])

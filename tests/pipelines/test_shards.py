@@ -1,0 +1,90 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from shard_files import png, write_shard
+
+from vergence.pipelines import cli
+from vergence.pipelines.shards import preview
+
+NOISE = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def _state_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("VERGENCE_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def shards(tmp_path):
+    write_shard(tmp_path / "s/train-000000.tar", [(f"k{i}", {"png": png(NOISE[i])}) for i in range(20)])
+    return "s/train-*.tar"
+
+
+def test_pack_index_check(tmp_path, capsys):
+    assert cli.main(["shards", "pack", "sklearn:digits", "d", "--per-shard", "1000"]) == 0
+    assert (
+        capsys.readouterr().out
+        == "d/train-{000000..000001}.tar: 2 shards written: 1,797 samples, 10 classes\n"
+    )
+    assert cli.main(["shards", "pack", "sklearn:digits", "d", "--per-shard", "1000"]) == 0
+    assert "exists already, nothing to do" in capsys.readouterr().out
+    assert cli.main(["shards", "index", "d/train-{000000..000001}.tar"]) == 0
+    assert "1,797 samples in 2 shards (1,797 .cls, 1,797 .png)" in capsys.readouterr().out
+    assert cli.main(["shards", "check", "d"]) == 0
+    assert capsys.readouterr().out == "d: 1,797 samples in 2 shards: all can be read\n"
+
+
+def test_check_lists_what_is_broken_and_exits_1(tmp_path, shards, capsys):
+    data = png(NOISE[0])
+    write_shard(tmp_path / "s/train-000001.tar", [("good", {"png": data}), ("cut", {"png": data[:500]})])
+    path = write_shard(tmp_path / "s/train-000002.tar", [("a", {"png": data})])
+    path.write_bytes(path.read_bytes()[:900])
+    assert cli.main(["shards", "check", "s"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{path}  (whole shard)  the tar is truncated")
+    assert lines[1].startswith(f"{tmp_path}/s/train-000001.tar  cut  ")
+    assert lines[2:] == ["s: 22 samples in 3 shards: 2 broken"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["index", "missing-*.tar"], "missing-*.tar: matches no shard"),
+        (["pack", "empty", "out"], "empty: no images below this folder"),
+        (["pack", "sklearn:iris", "out"], "sklearn:iris: only sklearn:digits"),
+        (["preview", "s", "--recipe", "simclr-cifar", "--out", "a.png"], "simclr-cifar10"),
+        (["preview", "s", "--recipe", "simclr-cifar10", "--out", "a.jpg"], "a file that ends in .png"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(tmp_path, shards, arguments, message, capsys):
+    (tmp_path / "empty").mkdir()
+    assert cli.main(["shards", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_preview_draws_originals_and_views(tmp_path, shards):
+    assert preview(shards, "simclr-cifar10", tmp_path / "sheets/a.png", count=5) == 5
+    sheet = np.asarray(Image.open(tmp_path / "sheets/a.png"))
+    assert sheet.std() > 20
+    assert preview(shards, "simclr-cifar10", tmp_path / "again.png", count=5) == 5
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "again.png")), sheet)
+    preview(shards, "simclr-cifar10", tmp_path / "b.png", count=5, epoch=1)
+    assert (np.asarray(Image.open(tmp_path / "b.png")) != sheet).any()
+
+
+def test_help_teaches_and_loads_nothing_heavy():
+    code = (
+        "import sys\nfrom vergence.pipelines import cli\n"
+        "try: cli.main(['shards', 'pack', '--help'])\nexcept SystemExit: pass\n"
+        "import json; print(json.dumps(sorted({'torch', 'numpy', 'pyarrow', 'cv2', 'ray'} & set(sys.modules))))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert json.loads(out.splitlines()[-1]) == []
+    assert "vergence shards pack 'cifar10/train-*.parquet' cifar10/" in out
