@@ -1,0 +1,103 @@
+"""The 32-px data plane alone: bytes against Ray Data's own reader, pixels against in-process decoding."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+
+from benchmarks import data
+from benchmarks.measure import interleaved, spread, tree_cpu_s
+
+NUM_IMAGES = 10_000
+
+
+def run(rounds: int, says: Callable[[str], None]) -> dict[str, Any]:
+    """images per CPU-second of each way, their ratio, and Ray Data's overhead in ms an image."""
+    import ray
+
+    from vergence.platform.cluster.session import Need, ScaleConfig, connect
+    from vergence.platform.data.index import open_index
+    from vergence.platform.data.plan import Plan
+    from vergence.platform.data.read import Reader
+    from vergence.platform.data.stream import Stream, reader_of
+
+    pattern = data.shards_of(NUM_IMAGES)
+    index = open_index(pattern, data.CACHE / "index")
+    connect(Need(ScaleConfig(workers=1), readers=1, reader_cpus=1.0))
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    epochs = 4
+    plan = Plan(len(index), 0.0, 0, 250)
+    stream = Stream(index.path, plan, epochs, 1 << 24, 3072)
+    ids = np.concatenate([plan.epoch(epoch) for epoch in range(epochs)])
+
+    def ours_bytes() -> int:
+        path, extension = index.path, index.image_extension
+
+        def read(batch: dict[str, Any]) -> pa.Table:
+            epoch, place = divmod(batch["id"], plan.num_samples)  # a block lies in one epoch
+            found = reader_of(path, 1 << 24).raw(plan.epoch(int(epoch[0]))[place], extension)
+            return pa.table({"bytes": pa.array(found, pa.binary())})
+
+        rows = ray.data.range(len(ids), override_num_blocks=len(ids) // 1250).map_batches(
+            read, batch_size=None
+        )
+        return _count(rows)
+
+    def ray_bytes() -> int:
+        shards = [str(path) for path in index.shards] * epochs
+        return _count(ray.data.read_webdataset(shards, decoder=None))
+
+    def ours_pixels() -> int:
+        return _count(stream.dataset(0, 1, 0, 1.0))
+
+    def in_process() -> int:
+        reader = Reader(index)
+        return sum(
+            len(np.stack(reader.images(ids[start : start + 1000]))) for start in range(0, len(ids), 1000)
+        )
+
+    def timed(work: Callable[[], int]) -> Callable[[], float]:
+        def measured() -> float:
+            pid = psutil.Process().pid
+            before = tree_cpu_s(pid)
+            images = work()
+            time.sleep(0.2)  # what the workers still do for it
+            return images / (tree_cpu_s(pid) - before)
+
+        return measured
+
+    variants = {
+        "bytes, our plan rows": timed(ours_bytes),
+        "bytes, read_webdataset": timed(ray_bytes),
+        "pixels, our stream": timed(ours_pixels),
+        "pixels, in process": timed(in_process),
+    }
+    for variant in variants.values():
+        variant()  # imports and worker starts
+    results = interleaved(variants, rounds, says)
+    ray.shutdown()
+    speeds = {name: spread(rows) for name, rows in results.items()}
+    ratio = spread(
+        [a / b for a, b in zip(results["bytes, our plan rows"], results["bytes, read_webdataset"])]
+    )
+    overhead = spread(
+        [(1 / a - 1 / b) * 1000 for a, b in zip(results["pixels, our stream"], results["pixels, in process"])]
+    )
+    return {
+        "images_per_cpu_s": speeds,
+        "ratios": {"bytes: plan rows / read_webdataset": ratio},
+        "overhead_ms_per_image": overhead,
+        "at_least": {"bytes: plan rows / read_webdataset": (ratio["median"], 5.0)},
+        "at_most": {"overhead over in-process decoding, ms an image": (overhead["median"], 0.1)},
+    }
+
+
+def _count(dataset: Any) -> int:
+    dataset.context.execution_options.preserve_order = True
+    return sum(
+        len(next(iter(batch.values())))
+        for batch in dataset.iter_batches(batch_size=None, batch_format="numpy")
+    )
