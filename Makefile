@@ -18,7 +18,7 @@ lint: setup
 	PYTHONPATH=build/dev $(BIN)/lint-imports
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	$(BIN)/python -m pytest
 
 bench: setup
 	@sh benchmarks/setup.sh

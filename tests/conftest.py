@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ["OMP_NUM_THREADS"] = "1"  # forked ranks hang in a pool of threads that their parent has used
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

@@ -1,6 +1,7 @@
 """Run a function as several gloo ranks: real processes, file rendezvous."""
 
 import datetime
+import functools
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -23,7 +24,7 @@ def _entry(rank: int, world_size: int, store: str, fn: Callable[..., Any], args:
         queue.put((rank, fn(rank, world_size, *args), None))
         dist.barrier()
         dist.destroy_process_group()
-    except Exception:
+    except BaseException:  # pytest's own failures too
         queue.put((rank, None, traceback.format_exc()))
 
 
@@ -49,3 +50,13 @@ def run_ranks(fn: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
     if errors:
         raise RuntimeError("\n".join(errors))
     return [value for _, value, _ in sorted(results, key=lambda result: result[0])]
+
+
+def alone(test: Callable[..., None]) -> Callable[..., None]:
+    """Decorates a test that trains in its own process: the process group and DeepSpeed's globals end with it."""
+
+    @functools.wraps(test)
+    def in_a_process_of_its_own(*args: Any, **kwargs: Any) -> None:
+        run_ranks(lambda rank, world_size: test(*args, **kwargs), 1)
+
+    return in_a_process_of_its_own

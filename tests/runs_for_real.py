@@ -30,7 +30,7 @@ track:    {experiment: tiny, register: tiny, every_steps: 1}
 
 
 def environment(home: Path, **extra: str) -> dict[str, str]:
-    return {**os.environ, "VERGENCE_HOME": str(home), "OMP_NUM_THREADS": "1", **extra}
+    return {**os.environ, "VERGENCE_HOME": str(home), **extra}
 
 
 def vergence(

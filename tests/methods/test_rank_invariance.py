@@ -15,7 +15,6 @@ SAMPLES, STEPS = 12, 3
 
 def train(rank: int, world_size: int, names: list[str]) -> dict[str, dict[str, Any]]:
     """Three steps of SGD on this rank's contiguous slice; gradients averaged over ranks."""
-    torch.set_num_threads(1)
     return {name: train_one(rank, world_size, name) for name in names}
 
 

@@ -113,7 +113,6 @@ def reference(optim: str, steps: int) -> tuple[Arrays, list[tuple[float, float]]
 
 
 def _train_all(rank: int, world: int, todo: list[tuple[str, int]]) -> list[tuple[Arrays, list]]:
-    torch.set_num_threads(1)
     results = []
     for optim, zero in todo:
         engine = make(optim, zero)
@@ -138,7 +137,6 @@ def test_three_steps_equal_plain_torch_at_every_stage() -> None:
 
 def _stage_pairs(rank: int, world: int, optim: str) -> Arrays:
     # One backward a step: stage 2 reduces at each, so that several add up in another order.
-    torch.set_num_threads(1)
     saved, undisturbed = {}, {}
     for zero in STAGES:
         engine = make(optim, zero)
@@ -181,7 +179,6 @@ def test_state_by_name_is_bit_equal_across_stages_and_world_sizes(optim: str) ->
 
 
 def _nan_on_one_rank(rank: int, world: int) -> None:
-    torch.set_num_threads(1)
     for zero in STAGES:
         clean, engine = make("adamw", zero), make("adamw", zero)
         train(clean, range(4), rank, world)

@@ -127,7 +127,6 @@ def build(name: str) -> nn.Module:
 
 def step(rank: int, world_size: int, name: str, group: Any, micro: int, regime: Any) -> dict[str, np.ndarray]:
     """Averaged gradients, running statistics, loss and share-level outputs of one step."""
-    torch.set_num_threads(1)
     method = build(name)
     norms = install(method, group, share=G // world_size)
     torch.manual_seed(1)

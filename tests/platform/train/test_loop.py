@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from ranks import alone
 from shard_files import png, write_shard
 
 from vergence.pipelines.recipe import Recipe, build_method
@@ -49,6 +50,7 @@ def make_loop(tmp_path, monkeypatch):
     return make
 
 
+@alone
 def test_a_run_finishes_with_a_commit_at_its_last_step(make_loop):
     loop, rows, run = make_loop()
     with locked(run):
@@ -59,6 +61,7 @@ def test_a_run_finishes_with_a_commit_at_its_last_step(make_loop):
     assert newest.manifest["recipe"]["optim"]["lr"] == 0.1
 
 
+@alone
 def test_a_step_that_is_not_finite_changes_nothing_and_counts(make_loop, monkeypatch):
     loop, rows, _ = make_loop()
     criterion, calls = loop.method.criterion, []
@@ -80,6 +83,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_counts(make_loop, monkeyp
     assert loop.counts["updates"] == 3
 
 
+@alone
 def test_skipping_without_end_stops_the_run_with_the_cure(make_loop, monkeypatch):
     loop, rows, run = make_loop()
     monkeypatch.setattr("vergence.platform.train.loop.MAX_SKIPPED_IN_A_ROW", 3)
@@ -97,6 +101,7 @@ def test_skipping_without_end_stops_the_run_with_the_cure(make_loop, monkeypatch
     assert MAX_SKIPPED_IN_A_ROW == 10
 
 
+@alone
 def test_a_stop_file_ends_the_loop_after_a_commit(make_loop):
     loop, rows, run = make_loop()
     with locked(run):
@@ -105,6 +110,7 @@ def test_a_stop_file_ends_the_loop_after_a_commit(make_loop):
     assert commits.newest(run.commits).step == 1
 
 
+@alone
 def test_a_loop_that_goes_on_from_a_commit_ends_like_one_that_never_stopped(make_loop):
     loop, rows, run = make_loop()
     with locked(run):
@@ -121,6 +127,7 @@ def test_a_loop_that_goes_on_from_a_commit_ends_like_one_that_never_stopped(make
     assert all(torch.equal(state[name], reference[name]) for name in state)
 
 
+@alone
 def test_shuffles_stay_within_spans_and_follow_the_place_in_the_global_batch(make_loop):
     loop, _, _ = make_loop("mocov2", extra="")
     assert loop.job.norm_span == 16
