@@ -12,6 +12,7 @@ from benchmarks import data
 from benchmarks.measure import interleaved, spread, tree_cpu_s
 
 NUM_IMAGES = 10_000
+BYTES_ROWS = 5000  # a task: what a shard holds, so that both readers have as many tasks
 
 
 def run(rounds: int, says: Callable[[str], None]) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def run(rounds: int, says: Callable[[str], None]) -> dict[str, Any]:
             found = reader_of(path, 1 << 24).raw(plan.epoch(int(epoch[0]))[place], extension)
             return pa.table({"bytes": pa.array(found, pa.binary())})
 
-        rows = ray.data.range(len(ids), override_num_blocks=len(ids) // 1250).map_batches(
+        rows = ray.data.range(len(ids), override_num_blocks=len(ids) // BYTES_ROWS).map_batches(
             read, batch_size=None
         )
         return _count(rows)

@@ -34,9 +34,13 @@ class Reader:
         """Bytes of one member of each sample ("image": its image), None where it has no such member."""
         shards, offsets, sizes = self.index.members(extension, np.asarray(ids, np.int64))
         found: list[bytes | None] = [None] * len(shards)
-        for i in np.lexsort((offsets, shards)):  # each file from front to back
-            if offsets[i] >= 0:
-                found[i] = self._read(int(shards[i]), int(offsets[i]), int(sizes[i]))
+        rows = np.lexsort((offsets, shards))  # each file from front to back
+        rows = rows[offsets[rows] >= 0]
+        places = (
+            array[rows].tolist() for array in (shards, sizes, offsets)
+        )  # plain ints: three times as fast
+        for row, shard, size, offset in zip(rows.tolist(), *places):
+            found[row] = self._read(shard, size, offset)
         return found
 
     def labels(self, ids: np.ndarray) -> np.ndarray | None:
@@ -61,7 +65,7 @@ class Reader:
         except BadSample as bad:
             return bad
 
-    def _read(self, shard: int, offset: int, size: int) -> bytes:
+    def _read(self, shard: int, size: int, offset: int) -> bytes:
         for attempt in range(1, TRIES + 1):
             try:
                 data = os.pread(self._open(shard), size, offset)
@@ -77,10 +81,13 @@ class Reader:
         return data
 
     def _open(self, shard: int) -> int:
-        file = self._files.pop(shard, None) or FileIO(str(self.index.shards[shard]))
-        self._files[shard] = file  # the most recent last
-        if len(self._files) > OPEN_FILES:
-            self._files.popitem(last=False)[1].close()
+        file = self._files.get(shard)
+        if file is None:
+            file = self._files[shard] = FileIO(str(self.index.shards[shard]))
+            if len(self._files) > OPEN_FILES:
+                self._files.popitem(last=False)[1].close()
+        else:
+            self._files.move_to_end(shard)  # the most recent last
         return file.fileno()
 
 
