@@ -8,7 +8,6 @@ from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt
 
 from vergence.platform.errors import UserError, VergenceError
 
-
 # glibc gives the activations of each step back to the kernel, and the next step takes page faults for them: a
 # tenth of a ResNet-18 step at 32 px. These settings, read when a process starts, keep freed memory in one heap of
 # huge pages. Other C libraries ignore them.
