@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -253,9 +254,7 @@ def _initialize(
 ) -> Any:
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
-    import deepspeed
-    import deepspeed.ops
-
+    deepspeed = _import_deepspeed()
     # No compiled ops. Asking which could be built runs the compiler; on CPU hosts its start would then build
     # one, and a compiler killed meanwhile leaves a lock that hangs every later run.
     deepspeed.ops.__compatible_ops__ = {}
@@ -282,6 +281,20 @@ def _initialize(
     )
     logger.setLevel(logging.WARNING)
     return engine
+
+
+def _import_deepspeed() -> Any:
+    """DeepSpeed without MLflow, which its autotuner imports if it can: a second of every worker's start."""
+    absent = "mlflow" not in sys.modules
+    if absent:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]  # `import mlflow` raises
+    try:
+        import deepspeed
+        import deepspeed.ops
+    finally:
+        if absent:
+            del sys.modules["mlflow"]
+    return deepspeed
 
 
 def _copy(value: Tensor) -> Tensor:
