@@ -35,6 +35,7 @@ class Method(Protocol):
     """
 
     encoder: nn.Module  # (n, 3, H, W) -> (n, dim): what is exported
+    num_views: ClassVar[int] = 2
     shuffles: ClassVar[bool] = False  # whether batches carry a permutation for shuffling BN
 
     def forward(self, batch: Batch) -> Any:

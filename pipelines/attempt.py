@@ -19,12 +19,15 @@ from vergence.platform.data.read import Reader
 from vergence.platform.encoders.export import EncoderCard, export_encoder
 from vergence.platform.encoders.registry import register
 from vergence.platform.errors import UserError, VergenceError
-from vergence.platform.home import home, tracking_uri
+from vergence.platform.home import home
+from vergence.platform.mlflow_store import tracking_uri
 from vergence.platform.runs import commit as commits
 from vergence.platform.runs import plots
 from vergence.platform.runs.records import Tail
 from vergence.platform.runs.run import Run, locked, run_names, write_atomic
 from vergence.platform.runs.track import Tracker
+from vergence.platform.train.engine import expected_state
+from vergence.platform.train.record import cut
 
 
 def dry_run(recipe: Recipe, run: Run) -> int:
@@ -62,14 +65,18 @@ class Attempt:
 
     def go(self) -> int:
         """Train what is left, then export and register what is missing; the exit code."""
+        if commits.newest(self.run.commits) is None:
+            self._forget_other_recipe()
         self._refuse_other_recipe()
         index = self._index()
-        if self.run.facts().get("finished"):
+        if self._is_finished():
             show.say(f"run {self.run.name} is finished, nothing to do: {self._what_exists()}")
             return 0
         resolved, method = self.resolve(index)
+        self._refuse_other_state(method)
         self._remember(resolved)
         show.first_screen(resolved, self.run, self.start_step(), method)
+        cut(self.run.logs / "metrics.jsonl", self.start_step())
         tracker = self._tracker(resolved)
         status = "FAILED"
         try:
@@ -79,7 +86,8 @@ class Attempt:
                 code = self._hand_over(resolved, method, tracker)
             return code
         finally:
-            tracker.close(status, {"plots": self.run.logs / "plots", "": self.run.recipe_file})
+            sent = tracker.close(status, {"plots": self.run.logs / "plots", "": self.run.recipe_file})
+            self.run.remember(tracked=sent)
 
     def resolve(self, index: Index | None = None) -> tuple[Resolved, nn.Module]:
         """The checked plan of this attempt and the built method."""
@@ -100,18 +108,42 @@ class Attempt:
             )
         return index
 
-    def _refuse_other_recipe(self) -> None:
+    def _changes(self) -> list[str]:
+        """Settings that differ from those the run was started with: `path old -> new`."""
         if not self.run.recipe_file.exists():
-            return
+            return []
         before, after = read_resolved(self.run.recipe_file).identity(), self.recipe.identity()
-        differing = sorted(
-            path for path in before.keys() | after.keys() if before.get(path) != after.get(path)
-        )
-        if differing:
-            changes = ", ".join(f"{path} {before.get(path)} -> {after.get(path)}" for path in differing)
+        paths = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
+        return [f"{path} {before.get(path)} -> {after.get(path)}" for path in paths]
+
+    def _refuse_other_recipe(self) -> None:
+        changes = self._changes()
+        if changes:
             raise UserError(
-                f"run {self.run.name} was started with another recipe: {changes}; give the old values, or start "
-                f"a new run with --name NEW, or go on from its state with --fork NEW"
+                f"run {self.run.name} was started with another recipe: {', '.join(changes)}; give the old values, "
+                f"or start a new run with --name NEW, or go on from its state with --fork NEW"
+            )
+
+    def _forget_other_recipe(self) -> None:
+        """Before the first commit nothing is lost: a recipe or data that were a mistake may be corrected."""
+        index = open_index(self.recipe.data.train, home() / "index", progress=True)
+        if self._changes() or self.run.facts().get("data_digest", index.digest) != index.digest:
+            self.run.forget()
+
+    def _is_finished(self) -> bool:
+        """Trained, exported, tracked, and registered if that is asked for."""
+        facts = self.run.facts()
+        registered = self.recipe.track.register_as is None or "version" in facts
+        return bool(facts.get("finished") and facts.get("tracked") and registered)
+
+    def _refuse_other_state(self, method: nn.Module) -> None:
+        """A fork may start from a run with other parameters or another optimiser."""
+        start = commits.newest(self.run.commits)
+        misfit = start and commits.misfit(start, expected_state(method, self.recipe.optim))
+        if start and misfit:
+            raise UserError(
+                f"run {self.run.name} cannot go on from {start.path}: {misfit}; a fork needs the same encoder, "
+                "method and optimiser"
             )
 
     def _remember(self, resolved: Resolved) -> None:
@@ -119,7 +151,11 @@ class Attempt:
         self.run.commits.mkdir(exist_ok=True)
         write_atomic(self.run.recipe_file, yaml.dump(resolved.recipe.dump()))
         self.run.remember(
-            data_digest=resolved.index.digest, regime=resolved.choice.regime, span=resolved.span
+            data_digest=resolved.index.digest,
+            precision=resolved.precision,
+            regime=resolved.choice.regime,
+            micro=resolved.choice.micro,
+            span=resolved.norm.span,
         )
 
     def _tracker(self, resolved: Resolved) -> Tracker:
@@ -140,7 +176,7 @@ class Attempt:
         session.connect(resolved.need)
         job = resolved.job(self.run, stages | {"ray": time.time()})
         interrupt = Interrupt(job, show.say)
-        tail = Tail(self.run.logs, after_step=start_step - 1)
+        tail = Tail(self.run.logs, after=float(start_step))
         with (
             interrupt.handled(),
             show.ProgressLine(resolved.steps, start_step, job.plan.global_batch) as line,

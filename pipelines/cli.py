@@ -6,6 +6,7 @@ Exit codes: 0 done or nothing to do, 1 failed, 2 the user's mistake, 130/143 int
 import argparse
 import errno
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -46,14 +47,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(importlib.import_module(f"vergence.pipelines.{VERBS[options.verb][0]}").main(options))
     except VergenceError as error:
         return _fail(str(error), error.exit_code)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        return _fail(
-            f"no space left on the device ({error.filename or 'while writing'}); nothing was lost", 1
-        )
-    except BrokenPipeError:
+    except (
+        BrokenPipeError
+    ):  # the reader of a pipe has seen enough; what Python would flush at its end goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        where = error.filename or "while reading or writing"
+        if error.errno == errno.ENOSPC:
+            return _fail(f"no space left on the device ({where}); nothing was lost", 1)
+        return _fail(f"{where}: {error.strerror or error}", 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
 

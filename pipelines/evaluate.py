@@ -165,7 +165,6 @@ def _top1(bank: Features, queries: Features, name: str) -> float:
         queries.rows[name],
         k=K,
         temperature=TEMPERATURE,
-        num_classes=int(bank.labels.max()) + 1,
     )
     return float((predicted.numpy() == queries.labels).mean())
 

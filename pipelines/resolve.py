@@ -23,6 +23,7 @@ from vergence.platform.train.engine import check_support, resolve_precision
 from vergence.platform.train.exact import BatchConfig
 from vergence.platform.train.job import Job
 from vergence.platform.train.optim.config import effective_lr
+from vergence.platform.train.optim.groups import parameter_groups
 
 MEMORY_SHARE = 0.6  # of what is available, for activations
 
@@ -36,7 +37,7 @@ class Resolved:
     plan: Plan
     share: int
     choice: memory.Choice
-    span: int | None  # samples within which shuffling BN permutes
+    norm: norms.NormConfig  # defaults filled in; span: samples within which shuffling BN permutes
     precision: Literal["fp32", "bf16"]
     need: Need
 
@@ -68,8 +69,8 @@ class Resolved:
             epochs=recipe.epochs,
             views=recipe.views,
             data=recipe.data,
-            norm_group=recipe.norm.group,
-            norm_span=self.span,
+            norm_group=self.norm.group or "global",
+            norm_span=self.norm.span,
             micro=self.choice.micro,
             regime=self.choice.regime,
             precision=self.precision,
@@ -120,46 +121,75 @@ def resolve(recipe: Recipe, index: Index, method: Any, kept: dict[str, Any]) -> 
     """Check the recipe against the data and the machine.
 
     method: the built method, on which memory is estimated; kept: facts of an earlier attempt of the run,
-    whose batch regime and shuffling span stay. Raises UserError.
+    whose precision, batch regime, micro-batch and shuffling span stay. Raises UserError.
     """
     need = Need(recipe.scale, recipe.data.readers, recipe.data.reader_cpus)
     if is_local():
         check_local(need)
+    _check_views(recipe, method)
     plan = Plan(len(index), recipe.data.holdout, recipe.seed, recipe.batch.global_batch)
     share = share_of(recipe.batch, recipe.scale.workers)
     check_support(recipe.optim, recipe.scale.zero)
     device = torch.device("cuda" if recipe.scale.gpus_per_worker else "cpu")
-    precision = resolve_precision(recipe.precision, device)
-    span = recipe.norm.span or kept.get("span")
+    blind = device.type == "cuda" and not torch.cuda.is_available()
+    if blind and (recipe.precision == "auto" or recipe.batch.micro is None or recipe.batch.regime == "auto"):
+        raise UserError(
+            "scale.gpus_per_worker=1, but this machine, which plans the run, has no GPU to measure on: give "
+            "precision=bf16 or fp32, batch.micro, and batch.regime=one, kept or two-pass"
+        )
+    precision = kept.get("precision") or resolve_precision(recipe.precision, device)
+    norm = recipe.norm.for_method(method.shuffles)
+    span = norm.span or kept.get("span")
     config = recipe.batch
     whole = config.micro in (None, share)  # a smaller micro-batch than before rules out one forward
     if config.regime == "auto" and "regime" in kept and (whole or kept["regime"] != "one"):
         config = config.model_copy(update={"regime": kept["regime"]})
+    if config.micro is None and kept.get("regime", "one") != "one" and share % kept["micro"] == 0:
+        config = config.model_copy(update={"micro": kept["micro"]})
     choice = memory.choose(
         config,
         share=share,
-        group=plan.global_batch if recipe.norm.group == "global" else recipe.norm.group,
+        group=norm.group if isinstance(norm.group, int) else plan.global_batch,
         bytes_per_sample=_bytes_per_sample(recipe, method, precision),
-        budget=int(MEMORY_SHARE * memory.available_bytes(device, recipe.scale.workers)),
+        budget=0 if blind else int(MEMORY_SHARE * memory.available_bytes(device, recipe.scale.workers)),
         span=span or 1,
     )
-    norm = recipe.norm.model_copy(update={"span": span or choice.micro}) if method.shuffles else recipe.norm
+    if method.shuffles:
+        norm = norm.model_copy(update={"span": span or choice.micro})
     norms.validate(norm, share=share, micro=choice.micro, global_batch=plan.global_batch)
-    return Resolved(recipe, index, plan, share, choice, norm.span, precision, need)
+    parameter_groups(method, recipe.optim, effective_lr(recipe.optim, plan.global_batch))
+    return Resolved(recipe, index, plan, share, choice, norm, precision, need)
+
+
+def _check_views(recipe: Recipe, method: Any) -> None:
+    count = sum(spec.count for spec in recipe.views)
+    if count != method.num_views:
+        raise UserError(
+            f"views: {recipe.method.name} takes {method.num_views} views, got {count} (the sum of views.*.count)"
+        )
 
 
 def _bytes_per_sample(recipe: Recipe, method: Any, precision: str) -> int:
-    """What a forward keeps for its backward, per sample, measured on a tiny batch."""
+    """What a forward keeps for its backward, per sample, measured on a tiny batch.
+
+    Raises UserError: the network cannot take such views.
+    """
+    sides = [spec.size for spec in recipe.views for _ in range(spec.count)]
 
     def example(n: int) -> Batch:
-        sides = [spec.size for spec in recipe.views for _ in range(spec.count)]
         views = [torch.zeros(n, 3, side, side).to(memory_format=torch.channels_last) for side in sides]
         return Batch(views=views, ids=torch.arange(n))
 
     def autocast() -> Any:
         return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
 
-    return memory.activation_bytes_per_sample(method, example, autocast)
+    try:
+        return memory.activation_bytes_per_sample(method, example, autocast)
+    except (RuntimeError, ValueError, AssertionError) as error:  # whatever timm's models raise
+        raise UserError(
+            f"views: {recipe.method.name} on {recipe.encoder.name} cannot take views of "
+            f"{', '.join(map(str, sides))} pixels: {(str(error).splitlines() or ['no reason given'])[0]}"
+        ) from None
 
 
 def code_version() -> str:

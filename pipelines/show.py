@@ -12,7 +12,7 @@ from torch import nn
 
 from vergence.pipelines.resolve import Resolved, code_version
 from vergence.platform.cluster.session import is_local, physical_cpus
-from vergence.platform.home import tracking_uri
+from vergence.platform.mlflow_store import tracking_uri
 from vergence.platform.runs.run import Run
 
 PLAIN_EVERY_S = 10.0
@@ -36,7 +36,7 @@ def first_screen(resolved: Resolved, run: Run, start_step: int, method: nn.Modul
         "data": f"{plan.num_training:,} of {plan.num_samples:,} samples train, the rest is held out for the "
         f"monitor; digest {resolved.index.digest[:12]}",
         "batch": f"{plan.global_batch} = {scale.workers} workers x {resolved.share}, micro {choice.micro} "
-        f"({choice.regime}), batch norm over {recipe.norm.group}; about {decimal(choice.num_bytes)} a worker",
+        f"({choice.regime}), batch norm over {resolved.norm.group}; about {decimal(choice.num_bytes)} a worker",
         "steps": f"{resolved.steps:,} = {recipe.epochs} epochs x {plan.batches_per_epoch:,}; {recipe.optim.name}, "
         f"lr {resolved.lr:g} ({recipe.optim.rule} from {recipe.optim.lr:g} per {recipe.optim.per}), "
         f"warm-up {recipe.schedule.warmup_epochs:g} epochs, {recipe.schedule.name}",

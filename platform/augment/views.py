@@ -164,7 +164,7 @@ class Views:
         for start in range(0, n, chunk):
             rows = slice(start, start + chunk)
             part = images[rows]
-            source = _planar(np.asarray(part), self.device) if alike else None  # once for all views
+            source = _planar(_stacked(part), self.device) if alike else None  # once for all views
             for view, (spec, size) in enumerate(self.settings):
                 drawn = Params._make(array[rows] for array in params[view])
                 x = _crop(part, source, drawn, size).to(self.device).to(torch.float32).div_(255)
@@ -172,6 +172,12 @@ class Views:
                 views[view][rows].copy_(x.to(self.dtype))  # cast before the change of layout: twice as fast
         geometry = [np.column_stack([each.box, each.flip]).astype(np.float32) for each in params]
         return views, [torch.from_numpy(each).to(self.device) for each in geometry]
+
+
+def _stacked(images: Images) -> NDArray[np.uint8]:
+    """Images of one size as one array; they may come as a list or as an array of arrays."""
+    whole = isinstance(images, np.ndarray) and images.dtype == np.uint8
+    return np.asarray(images) if whole else np.stack(list(images))
 
 
 def _planar(images: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:

@@ -22,6 +22,7 @@ from vergence.platform.data.index import IMAGE_EXTENSIONS
 from vergence.platform.errors import UserError, nearest
 
 PARQUET_BATCH = 64
+MAX_SIDE = 4096  # pixels of a picture that is resized
 DIGITS_TEST = 5  # every fifth digit is a test image
 
 
@@ -218,6 +219,8 @@ class Pictures:
     """Pictures that a library holds without bytes: written as PNG."""
 
     def __init__(self, dataset: Any, fingerprint: str, classes: list[str] | None, size: int | None) -> None:
+        if size is not None and not (isinstance(size, int) and 0 < size <= MAX_SIDE):
+            raise UserError(f"size={size}: the side of a packed picture is 1 to {MAX_SIDE:,} pixels")
         self.dataset, self.num, self.classes, self.size = dataset, len(dataset), classes, size
         self.fingerprint = _digest([(fingerprint, self.num)], size)
 
@@ -243,10 +246,8 @@ def _digits(name: str, options: dict[str, Any], size: int | None) -> Pictures:
     if name != "digits" or unknown:
         raise UserError(f"sklearn:{name}: only sklearn:digits[?split=train|test][&size=PIXELS] can be packed")
     split, size = options.get("split", "all"), size or options.get("size")
-    if split not in ("all", "train", "test") or not (size is None or (isinstance(size, int) and size > 0)):
-        raise UserError(
-            f"sklearn:digits: split={split} size={size}; split is train, test or all, size a number"
-        )
+    if split not in ("all", "train", "test"):
+        raise UserError(f"sklearn:digits: split={split}; valid: all, test, train")
     from sklearn.datasets import load_digits
 
     digits = load_digits()

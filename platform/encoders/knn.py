@@ -30,7 +30,6 @@ def knn_predict(
     *,
     k: int,
     temperature: float,
-    num_classes: int,
     exclude_self: bool = False,
 ) -> Tensor:
     """Class of each query by a vote of its k nearest bank rows in cosine similarity s, weight exp(s / T).
@@ -39,7 +38,7 @@ def knn_predict(
     votes: the lower class wins. So the answer depends on nothing but the arguments.
 
     Args:
-        bank: (N, d) embeddings, any scale; normalised here. bank_labels: (N,) integers in [0, num_classes).
+        bank: (N, d) embeddings, any scale; normalised here. bank_labels: (N,) integers.
         queries: (M, d); the bank itself when `exclude_self` (row i is then no neighbour of query i).
         k: neighbours, cut to N (N - 1 with exclude_self). temperature: T > 0.
     Returns: (M,) int64 on the bank's device.
@@ -47,12 +46,13 @@ def knn_predict(
     """
     rows = F.normalize(torch.as_tensor(bank).float(), dim=1)
     asked = F.normalize(torch.as_tensor(queries).float().to(rows.device), dim=1)
-    labels = torch.as_tensor(bank_labels).to(rows.device, torch.int64)
+    bank_labels = torch.as_tensor(bank_labels).to(rows.device, torch.int64)
+    classes, labels = bank_labels.unique(return_inverse=True)  # ascending; their numbers may have gaps
     k = min(k, len(rows) - exclude_self)
     if k < 1 or (exclude_self and len(asked) != len(rows)):
         raise ValueError(f"kNN needs a neighbour a query: bank {len(rows)}, queries {len(asked)}, k {k}")
     chunk = max(1, CHUNK_BYTES // (4 * len(rows)))
-    votes = torch.zeros(len(asked), num_classes, dtype=torch.float64, device=rows.device)
+    votes = torch.zeros(len(asked), len(classes), dtype=torch.float64, device=rows.device)
     with _exact_float32(), torch.autocast(rows.device.type, enabled=False):
         for start in range(0, len(asked), chunk):
             similarity = asked[start : start + chunk] @ rows.T
@@ -61,7 +61,7 @@ def knn_predict(
             s, neighbours = _nearest(similarity, k)
             weights = (s.double() / temperature).exp()
             votes[start : start + chunk].scatter_add_(1, labels[neighbours], weights)
-    return votes.argmax(dim=1)  # the first of equal maxima
+    return classes[votes.argmax(dim=1)]  # the first of equal maxima
 
 
 def _nearest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:

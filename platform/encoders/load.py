@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vergence.platform.encoders import registry
 from vergence.platform.encoders.export import CARD, PROGRAM, EncoderCard
 from vergence.platform.errors import UserError, VergenceError, nearest
-from vergence.platform.home import home, tracking_uri
+from vergence.platform.home import home
+from vergence.platform.mlflow_store import store, tracking_uri
 
 BATCH = 256
 MODEL = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))")
@@ -102,7 +102,7 @@ def _from_registry(ref: str) -> LoadedEncoder:
         raise UserError(
             f"{ref}: there is no registry at {uri} yet; train something, or set MLFLOW_TRACKING_URI"
         )
-    with registry.store(uri, impatient=True) as client:
+    with store(uri) as client:
         import mlflow
 
         try:

@@ -1,57 +1,16 @@
 """Encoders in MLflow's model registry: registered by the run that trained them, loadable by anybody."""
 
 import contextlib
-import logging
-import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vergence.platform.encoders.export import CARD, PROGRAM, README, EncoderCard, check_equal, markdown
 from vergence.platform.home import home
+from vergence.platform.mlflow_store import store
 
 CANDIDATE, CHAMPION = "candidate", "champion"
-IMPATIENT = {  # a reader waits seconds for a server that is away, not MLflow's four minutes
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-}
-
-
-@contextlib.contextmanager
-def store(uri: str, *, impatient: bool = False) -> Iterator[Any]:
-    """An MlflowClient of the store at `uri`, which is also MLflow's current one inside the block.
-
-    MLflow keeps the current store in globals and in the environment; both are put back. Its chatter
-    is off and so is loading of pickles, which run code.
-    """
-    settings = {
-        "MLFLOW_TRACKING_URI": uri,
-        "MLFLOW_REGISTRY_URI": uri,
-        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    } | ({name: os.environ.get(name, value) for name, value in IMPATIENT.items()} if impatient else {})
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    import mlflow
-
-    loggers = {logging.getLogger(name): logging.getLogger(name).level for name in ("mlflow", "alembic")}
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    current = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    try:
-        yield mlflow.MlflowClient(uri, uri)
-    finally:
-        mlflow.set_tracking_uri(current[0])
-        mlflow.set_registry_uri(current[1])
-        for logger, level in loggers.items():
-            logger.setLevel(level)
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 def register(
@@ -68,7 +27,7 @@ def register(
     """
     import mlflow
 
-    with store(tracking_uri) as client:
+    with store(tracking_uri, patient=True) as client:
         run_id = run_id or _new_run(client, name, tracking_uri)
         with contextlib.suppress(mlflow.MlflowException):  # exists
             client.create_registered_model(name)

@@ -123,6 +123,27 @@ def load_state(commit: Commit) -> "dict[str, Tensor]":
     return load_file(commit.path / STATE)
 
 
+def misfit(commit: Commit, expected: Mapping[str, tuple[int, ...]]) -> str | None:
+    """How the state of a commit differs in names or shapes from what is expected, in words; None if it fits."""
+    from safetensors import safe_open
+
+    with safe_open(commit.path / STATE, "pt") as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  no mapping
+    wrong = {
+        "lacks": expected.keys() - found.keys(),
+        "has besides": found.keys() - expected.keys(),
+        "has in another shape": {
+            name for name in expected if found.get(name, expected[name]) != expected[name]
+        },
+    }
+    parts = [
+        f"it {verb} {', '.join(sorted(names)[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        for verb, names in wrong.items()
+        if names
+    ]
+    return "; ".join(parts) or None
+
+
 def prune(commits: Path, keep: int) -> None:
     """Delete all but the newest `keep` commits and the one with the best score; leftovers too."""
     for partial in commits.glob(".step-*"):

@@ -4,6 +4,7 @@ Weighted kNN, leave-one-out within the holdout, on the encoder's output h in eva
 only the spread and the effective rank of h. The loss never selects anything (DESIGN §4).
 """
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
@@ -11,14 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import BaseModel, Field, PositiveFloat, PositiveInt
 
+from vergence.platform.errors import VergenceError
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
     from vergence.platform.data.read import Reader
 
-MAX_SAMPLES = 5000
+log = logging.getLogger(__name__)
+
 BATCH = 256
+FEW = 10  # samples below which neither spread nor rank says anything
 
 
 class MonitorConfig(BaseModel, frozen=True, extra="forbid", strict=True):
@@ -44,33 +49,41 @@ class Monitor:
         import torch
 
         from vergence.methods import collectives
-        from vergence.platform.data.decode import BadSample
-        from vergence.platform.encoders.resize import resize
+        from vergence.platform.data.read import Reader
+        from vergence.platform.encoders.embed import stream_images
 
         self.config, self.device = config, device
         self.mean = torch.tensor(mean, device=device).view(3, 1, 1) * 255
         self.std = torch.tensor(std, device=device).view(3, 1, 1) * 255
         own = ids[collectives.rank() :: collectives.world_size()]
-        images = reader.images(own)
-        good = np.array([not isinstance(image, BadSample) for image in images], bool)
-        self.images = [resize(image, size) for image in images if not isinstance(image, BadSample)]
-        self.num_bad = int((~good).sum())
-        labels = reader.labels(own)
-        self.labels = None if labels is None else labels[good]
-        self.ids = own[good]
+        parts = list(stream_images(lambda: Reader(reader.index, reader.max_pixels), own, size))
+        self.ids = np.concatenate([np.empty(0, np.int64), *(good for good, _ in parts)])
+        self.images = np.concatenate(
+            [np.empty((0, size, size, 3), np.uint8), *(images for _, images in parts)]
+        )
+        self.num_bad = len(own) - len(self.ids)
+        self.labels = _labels(reader, self.ids)
 
     def __call__(
         self, encoder: "nn.Module", autocast: Callable[[], AbstractContextManager[Any]]
     ) -> dict[str, float]:
-        """{knn, h_std, h_effective_rank}; knn only with labels. The same on every rank."""
+        """{h_std, h_effective_rank, holdout, holdout_bad, knn}; knn only with labels. The same on every rank.
+
+        holdout: samples that were embedded; holdout_bad: those that cannot be read. Empty if none can be.
+        """
         from vergence.platform.encoders import knn
 
-        parts = _gather((self.ids, self._embed(encoder, autocast), self.labels))
+        everyone = _gather((self.ids, self._embed(encoder, autocast), self.labels, self.num_bad))
+        parts = [(ids, features, labels) for ids, features, labels, _ in everyone if len(ids)]
+        if not parts:
+            return {}
         order = np.argsort(np.concatenate([ids for ids, _, _ in parts]))
         features = np.concatenate([features for _, features, _ in parts])[order]
         metrics = {
             "h_std": float(knn.embedding_std(features)),
             "h_effective_rank": float(knn.effective_rank(features)),
+            "holdout": len(features),
+            "holdout_bad": sum(bad for _, _, _, bad in everyone),
         }
         if len(features) > 1 and all(labels is not None for _, _, labels in parts):
             labels = np.concatenate([labels for _, _, labels in parts])[order]
@@ -80,7 +93,6 @@ class Monitor:
                 features,
                 k=self.config.k,
                 temperature=self.config.temperature,
-                num_classes=int(labels.max()) + 1,
                 exclude_self=True,
             )
             metrics["knn"] = float((np.asarray(predicted) == labels).mean())
@@ -94,7 +106,7 @@ class Monitor:
         encoder.eval()
         with torch.no_grad(), autocast():
             for start in range(0, len(self.images), BATCH):
-                pixels = torch.from_numpy(np.stack(self.images[start : start + BATCH])).to(self.device)
+                pixels = torch.from_numpy(self.images[start : start + BATCH]).to(self.device)
                 x = pixels.permute(0, 3, 1, 2).float().sub_(self.mean).div_(self.std)
                 pieces.append(encoder(x).float().cpu())
         encoder.train(was_training)
@@ -106,6 +118,8 @@ def verdict(metrics: dict[str, float], dim: int) -> str | None:
 
     h is not centred (ReLU outputs share a large mean), so the bounds are far below healthy values.
     """
+    if metrics["holdout"] < FEW:
+        return None
     if metrics["h_std"] < 0.02 / dim**0.5:
         return (
             "collapsed: all images get the same representation; without negatives look at predictor and "
@@ -117,6 +131,15 @@ def verdict(metrics: dict[str, float], dim: int) -> str | None:
             "lower the learning rate, strengthen the augmentation or check the projector's norms"
         )
     return None
+
+
+def _labels(reader: "Reader", ids: np.ndarray) -> np.ndarray | None:
+    """Classes of the samples; None, and a line in the log, when one of them has none."""
+    try:
+        return reader.labels(ids)
+    except VergenceError as error:
+        log.warning("no kNN on the holdout: %s", error)
+        return None
 
 
 def _gather(value: Any) -> list[Any]:

@@ -20,6 +20,7 @@ from vergence.platform.home import home
 
 HEARTBEAT_S = 10.0
 STALE_AFTER_S = 60.0
+_FACTS = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,20 @@ class Run:
         except FileNotFoundError:
             return {}
 
+    def forget(self) -> None:
+        """Drop recipe and facts."""
+        for path in (self.recipe_file, self.path / "run.json"):
+            path.unlink(missing_ok=True)
+
     def remember(self, **facts: Any) -> None:
-        """Add facts to run.json, atomically."""
-        write_atomic(self.path / "run.json", json.dumps(self.facts() | facts, indent=1))
+        """Add facts to run.json, atomically; the tracker's thread does so too."""
+        with _FACTS:
+            write_atomic(self.path / "run.json", json.dumps(self.facts() | facts, indent=1))
 
 
 def write_atomic(path: Path, text: str) -> None:
     """Replace a file's text so that a reader, or a crash, sees the old or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
     try:
         temporary.write_text(text)
         os.replace(temporary, path)

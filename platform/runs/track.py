@@ -6,7 +6,6 @@ same command is given again.
 """
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +14,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field, PositiveInt
 
-from vergence.platform.home import home, tracking_uri
+from vergence.platform.home import home
+from vergence.platform.mlflow_store import impatient_client, tracking_uri
 from vergence.platform.runs.records import Tail
 from vergence.platform.runs.run import Run
 
@@ -52,7 +52,7 @@ class Tracker:
         self.run, self.experiment, self.params, self.tags, self.says = run, experiment, params, tags, says
         self.run_id: str | None = run.facts().get("mlflow_run")
         self.failed_once = False
-        self._tail = Tail(run.logs, after_step=int(run.facts().get("mlflow_step", -1)))
+        self._tail = Tail(run.logs, after=run.facts().get("mlflow_position", -1.0))
         self._pending: list[dict[str, Any]] = []
         self._opened = False
         self._client: Any = None
@@ -105,14 +105,14 @@ class Tracker:
             batch = [Metric(*metric) for metric in metrics[start : start + 900]]
             self._client.log_batch(self.run_id, metrics=batch)
         if self._pending:
-            self.run.remember(mlflow_step=self._tail.step)
+            self.run.remember(mlflow_position=self._tail.position)
         self._pending = []
 
     def _open(self) -> None:
         """Connect, and create the run or open it again."""
         if self._opened:
             return
-        self._client = client()
+        self._client = impatient_client()
         if self.run_id is None:
             self.run_id = self._create()
             self.run.remember(mlflow_run=self.run_id)
@@ -146,15 +146,3 @@ class Tracker:
             elif path.exists():
                 self._client.log_artifact(self.run_id, str(path), folder)
         self._client.set_terminated(self.run_id, status)
-
-
-def client() -> Any:
-    """An MLflow client that gives up in seconds; imported late, it costs a second."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
-    from mlflow import MlflowClient
-
-    for name in ("mlflow", "alembic"):  # after the import, which sets them
-        logging.getLogger(name).setLevel(logging.ERROR)
-    return MlflowClient(tracking_uri=tracking_uri(), registry_uri=tracking_uri())

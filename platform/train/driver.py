@@ -103,5 +103,7 @@ def _fit(job: Job, stream: Stream, scale: ScaleConfig, name: str) -> str:
 
 
 def _cause(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+    """The line that says what happened: the last one of a traceback, the first one of any other message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    is_traceback = any(line.startswith("Traceback") for line in lines)
+    return lines[-1 if is_traceback else 0] if lines else type(error).__name__

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from vergence.platform.errors import UserError, VergenceError
+from vergence.platform.errors import UserError
 from vergence.platform.train.optim.config import OptimConfig, effective_lr
 from vergence.platform.train.optim.groups import build_optimizer, slots
 
@@ -84,6 +84,7 @@ class Engine:
             _Partition(self._zero, i, group, dict(method.named_parameters()))
             for i, group in enumerate(groups)
         ]
+        self._frozen: list[_Partition] = []  # groups that do not move in this step
         self._create_optimizer_state()
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -97,11 +98,17 @@ class Engine:
         self._deepspeed.backward(scalar)
 
     def set_lr(self, factor: float, epoch: float) -> None:
-        """lr = scaled lr * factor * the group's own; groups that are frozen until later do not move."""
-        for group in self._optimizer.param_groups:
+        """lr = scaled lr * factor * the group's own; groups that are frozen until later do not move.
+
+        Their gradient is dropped before norm, clipping and step, so that they start without momentum.
+        """
+        self._frozen = []
+        for group, partition in zip(self._optimizer.param_groups, self._partitions):
             frozen = epoch < group["frozen_until"]
             group["lr"] = 0.0 if frozen else group["base_lr"] * factor
             group["weight_decay"] = 0.0 if frozen else group["base_weight_decay"]
+            if frozen:
+                self._frozen.append(partition)
 
     def grad_norms(self) -> tuple[Tensor, Tensor]:
         """0-d fp32 norms of the averaged gradient before clipping: all parameters, and the encoder's first.
@@ -109,6 +116,9 @@ class Engine:
         Between the last backward and step; computed once. Collective.
         """
         if self._norms is None:
+            for partition in self._frozen:
+                for _, gradient in partition.gradients():
+                    gradient.zero_()
             pieces = [piece for partition in self._partitions for piece in partition.gradients()]
             squares = torch.zeros(2, device=self._device)
             if pieces:
@@ -167,18 +177,8 @@ class Engine:
         return state
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `state`, from any stage and world size. Raises VergenceError listing wrong names."""
+        """The inverse of `state`, from any stage and world size; it has the names of `expected_state`."""
         own = self.module.state_dict()
-        names = {f"model.{name}" for name in own}
-        names |= {
-            f"optim.{name}.{slot}" for part in self._partitions for name in part.names for slot in self._slots
-        }
-        missing, unexpected = sorted(names - state.keys()), sorted(state.keys() - names)
-        if missing or unexpected:
-            raise VergenceError(
-                f"the state does not fit this run: missing {_listed(missing)}; "
-                f"unexpected {_listed(unexpected)}"
-            )
         with torch.no_grad():
             for name, value in own.items():
                 value.copy_(state[f"model.{name}"])
@@ -249,6 +249,18 @@ class _Partition:
         return full.as_strided(parameter.size(), parameter.stride(), parameter.storage_offset() - start)
 
 
+def expected_state(method: nn.Module, optim: OptimConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of all that `Engine.state` of this method and optimiser holds."""
+    shapes = {f"model.{name}": tuple(value.shape) for name, value in method.state_dict().items()}
+    for name, parameter in method.named_parameters():
+        if parameter.requires_grad:
+            shapes |= {
+                f"optim.{name}.{slot}": () if slot == "step" else tuple(parameter.shape)
+                for slot in slots(optim)
+            }
+    return shapes
+
+
 def _initialize(
     method: nn.Module, optimizer: torch.optim.Optimizer, zero: int, clip: float | None, device: torch.device
 ) -> Any:
@@ -299,10 +311,3 @@ def _import_deepspeed() -> Any:
 
 def _copy(value: Tensor) -> Tensor:
     return value.detach().to("cpu", copy=True).contiguous()
-
-
-def _listed(names: list[str], limit: int = 5) -> str:
-    if not names:
-        return "none"
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest

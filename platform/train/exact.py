@@ -46,6 +46,7 @@ def accumulate(
     method: nn.Module,
     micros: Sequence[Batch],
     *,
+    seeds: Sequence[int],
     regime: Regime,
     norms: Norms,
     autocast: Callable[[], AbstractContextManager[Any]],
@@ -54,6 +55,7 @@ def accumulate(
 ) -> Result | None:
     """Forward, criterion and backward of a share that comes as micro-batches of equal size.
 
+    seeds: one a micro-batch; what its forward draws (dropout, stochastic depth) follows from it in both passes.
     autocast: a fresh context per call (weights cached in a pass without graph must not serve one with graph).
     backward(scalar, last): adds a scalar's gradients; `last` marks the final call of the step.
     proceed(loss): called before the first backward with graph; on False nothing is accumulated and None is
@@ -62,7 +64,8 @@ def accumulate(
     assert regime != "one" or len(micros) == 1, f"regime one takes a single micro-batch, got {len(micros)}"
     two_pass = regime == "two-pass"
 
-    def forward(micro: Batch, graph: bool) -> Any:
+    def forward(micro: Batch, seed: int, graph: bool) -> Any:
+        torch.manual_seed(seed)
         with torch.set_grad_enabled(graph), norms.samples(len(micro.ids), collect=graph), autocast():
             return method(micro)
 
@@ -70,10 +73,9 @@ def accumulate(
         with torch.no_grad(), norms.samples(len(micro.ids), collect=True), autocast():
             return method.targets(micro)  # type: ignore[operator]
 
-    states, outs, teachers = [], [], []
-    for micro in micros:
-        states.append(_random_state(micro.ids.device))
-        outs.append(forward(micro, graph=not two_pass))
+    outs, teachers = [], []
+    for micro, seed in zip(micros, seeds, strict=True):
+        outs.append(forward(micro, seed, graph=not two_pass))
         teachers.append(targets_of(micro))
     out, targets, batch = _cat(outs), _cat(teachers), share_batch(micros)
     if two_pass:
@@ -83,11 +85,9 @@ def accumulate(
         norms.discard()
         return None
     if two_pass:
-        final = _random_state(batch.ids.device)
-        for i, (micro, seeds) in enumerate(zip(micros, _chunked_gradients(losses.loss, out, micros))):
-            _restore_random_state(states[i], micro.ids.device)
-            backward(_inner_product(forward(micro, graph=True), seeds), i == len(micros) - 1)
-        _restore_random_state(final, batch.ids.device)
+        chunks = _chunked_gradients(losses.loss, out, micros)
+        for i, (micro, seed, gradients) in enumerate(zip(micros, seeds, chunks)):
+            backward(_inner_product(forward(micro, seed, graph=True), gradients), i == len(micros) - 1)
     else:
         backward(losses.loss, True)
     return Result(_detached(losses), _detached(out), _detached(targets), batch)
@@ -111,9 +111,9 @@ def _chunked_gradients(loss: Tensor, out: Any, micros: Sequence[Batch]) -> list[
     return [list(micro_chunks) for micro_chunks in zip(*chunks)]
 
 
-def _inner_product(out: Any, seeds: Sequence[Tensor | None]) -> Tensor:
+def _inner_product(out: Any, gradients: Sequence[Tensor | None]) -> Tensor:
     """Σ <embedding, gradient>: its gradient with respect to the parameters is that of the loss."""
-    wide = [(x, g) for x, g in zip(out, seeds) if g is not None and x.requires_grad]
+    wide = [(x, g) for x, g in zip(out, gradients) if g is not None and x.requires_grad]
     terms = [(x.float() * g.float() if x.dtype == torch.bfloat16 else x * g).sum() for x, g in wide]
     return torch.stack(terms).sum()
 
@@ -135,15 +135,3 @@ def _cat(parts: Sequence[Any]) -> Any:
 
 def _detached(values: Any) -> Any:
     return _make(values, [x.detach() for x in values])
-
-
-def _random_state(device: torch.device) -> tuple[Tensor, ...]:
-    """Generator states of the CPU and, if that is where we compute, of the GPU."""
-    cpu = torch.get_rng_state()
-    return (cpu, torch.cuda.get_rng_state(device)) if device.type == "cuda" else (cpu,)
-
-
-def _restore_random_state(states: tuple[Tensor, ...], device: torch.device) -> None:
-    torch.set_rng_state(states[0])
-    for state in states[1:]:
-        torch.cuda.set_rng_state(state, device)

@@ -31,7 +31,7 @@ from vergence.platform.train.schedule import factor
 log = logging.getLogger(__name__)
 
 MAX_SKIPPED_IN_A_ROW = 10
-SHUFFLE = 0x5B  # the stream of random words that shuffling BN draws from
+SHUFFLE, DRAWS = 0x5B, 0xD2  # streams of random words: for shuffling BN, for dropout and its like
 
 
 class RankLoop:
@@ -46,7 +46,6 @@ class RankLoop:
         self.share = job.plan.global_batch // self.world_size
         self.device = torch.device(job.device)
         torch.set_num_threads(job.threads)
-        torch.manual_seed(job.plan.seed)
         self.method: Any = job.build().train()
         self.norms = norms.install(self.method, job.norm_group, share=self.share)
         self.engine = Engine(
@@ -118,6 +117,7 @@ class RankLoop:
         result = accumulate(
             self.method,
             self._micros(row),
+            seeds=[self._draws(start) for start in range(0, self.share, job.micro)],
             regime=job.regime,
             norms=self.norms,
             autocast=self.engine.autocast,
@@ -165,6 +165,11 @@ class RankLoop:
                 )
             )
         return micros
+
+    def _draws(self, start: int) -> int:
+        """Seed of what the forward of the micro-batch at `start` of the share draws; a function of its place."""
+        first = self.rank * self.share + start
+        return int(rng.mix(DRAWS, self.job.plan.seed, self.step, first) >> np.uint64(1))
 
     def _shuffle(self, start: int) -> Tensor | None:
         """Permutation inside each span of the micro-batch that starts at `start` of the global batch."""
@@ -219,6 +224,8 @@ class RankLoop:
         if self.monitor is None or (epoch % self.job.monitor.every_epochs and epoch < self.job.epochs):
             return
         metrics = self.monitor(self.method.encoder, self.engine.autocast)
+        if not metrics:
+            return
         self.score = metrics.get("knn", metrics["h_effective_rank"])
         warning = verdict(metrics, self.method.encoder.dim)
         if warning:

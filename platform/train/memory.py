@@ -103,5 +103,7 @@ def available_bytes(device: torch.device, workers_on_host: int) -> int:
         free = int(fields["MemAvailable"].split()[0]) * 1024
     limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
     if limit.exists() and used.exists() and limit.read_text().strip() != "max":
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
+        stat = dict(line.split() for line in (used.parent / "memory.stat").read_text().splitlines())
+        reclaimable = int(stat.get("inactive_file", 0))  # page cache of the shards counts as used
+        free = min(free, int(limit.read_text()) - int(used.read_text()) + reclaimable)
     return max(0, free) // workers_on_host

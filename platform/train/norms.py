@@ -9,7 +9,7 @@ Shape suffixes: V views, n samples, R = V * n rows (view-major), C channels.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -22,13 +22,15 @@ from vergence.methods import collectives
 from vergence.platform.errors import UserError
 
 Group = int | Literal["global"]
+SHUFFLING_GROUP = 32  # samples a GPU of MoCo's own runs (8 GPUs, batch 256)
 
 
 class NormConfig(BaseModel, frozen=True, extra="forbid", strict=True):
-    group: PositiveInt | Literal["global"] = Field(
-        default="global",
+    group: Annotated[int, Field(ge=2)] | Literal["global"] | None = Field(
+        default=None,
         description="samples that share batch-norm statistics: a divisor of batch.micro, or a multiple of a "
-        "worker's share up to `global` (the whole batch; synchronised, needs batch.micro = share)",
+        "worker's share up to `global` (the whole batch; synchronised, needs batch.micro = share); default: "
+        "global, and 32 for methods that shuffle",
     )
     span: PositiveInt | None = Field(
         default=None,
@@ -36,13 +38,20 @@ class NormConfig(BaseModel, frozen=True, extra="forbid", strict=True):
         "batch.micro; default batch.micro",
     )
 
+    def for_method(self, shuffles: bool) -> "NormConfig":
+        """With the default group filled in, for a method that does or does not shuffle."""
+        default = SHUFFLING_GROUP if shuffles else "global"
+        return self if self.group is not None else self.model_copy(update={"group": default})
+
 
 def validate(config: NormConfig, *, share: int, micro: int, global_batch: int) -> None:
     """Raises UserError with the nearest valid values if the groups do not fit the batch.
 
-    share: samples of the global batch on one rank; micro: samples per forward, a divisor of share.
+    config: with its group filled in; share: samples of the global batch on one rank; micro: samples per
+    forward, a divisor of share.
     """
-    group = global_batch if config.group == "global" else config.group
+    assert config.group is not None, "see for_method"
+    group, span = global_batch if config.group == "global" else config.group, config.span
     if group <= micro:
         if micro % group:
             raise UserError(
@@ -61,7 +70,6 @@ def validate(config: NormConfig, *, share: int, micro: int, global_batch: int) -
             f"norm.group {group} must divide a worker's share of {share} samples, or be a multiple of it "
             f"that divides batch.global {global_batch}; nearest: {nearest_of(group, valid)}"
         )
-    span = config.span
     if span is not None and (span % group or micro % span):
         valid = [d for d in divisors(micro) if d % group == 0]
         hint = f"nearest: {nearest_of(span, valid)}" if valid else "such groups leave no room for shuffling"

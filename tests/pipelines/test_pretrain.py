@@ -202,6 +202,19 @@ def test_resume_with_another_recipe_or_other_data_is_refused(undisturbed, place)
     assert operational.returncode == 0, operational.stderr
 
 
+def test_a_mistake_found_before_the_first_commit_may_be_corrected(place):
+    home = place / "corrected"
+    command = ("pretrain", str(place / "tiny.yaml"), "epochs=1", "track.register=null")
+    log = place / "corrected.log"
+    process = start(home, *command, "optim.lr=3.0", log=log)
+    while not (home / "tiny" / "recipe.resolved.yaml").exists():
+        time.sleep(0.05)
+    kill_everything(process)
+    assert commits.newest(home / "tiny" / "commits") is None
+    corrected = vergence(home, *command)
+    assert corrected.returncode == 0, corrected.stderr
+
+
 def test_fork_starts_anew_from_the_newest_state(undisturbed, place):
     home, state, _ = undisturbed
     forked = vergence(
@@ -213,6 +226,11 @@ def test_fork_starts_anew_from_the_newest_state(undisturbed, place):
     assert commit.step == 9
     weights = commits.load_state(commit)["model.encoder.backbone.conv1.weight"]
     torch.testing.assert_close(weights, state["model.encoder.backbone.conv1.weight"], rtol=0, atol=1e-6)
+    other = vergence(
+        home, "pretrain", str(place / "tiny.yaml"), "optim.name=adamw", "--name", "tiny", "--fork", "third"
+    )
+    assert other.returncode == 2
+    assert "it lacks optim.encoder.backbone" in other.stderr
 
 
 def test_truncated_jpegs_are_replaced_counted_and_named(place):
@@ -285,6 +303,13 @@ def test_an_mlflow_server_that_does_not_answer_stops_nothing(place):
         (["epochs"], "not an override"),
         (["encoder.name=resnet19"], "resnet"),
         (["views.0.recipe=simclr-cifr"], "simclr-cifar"),
+        (["views.0.count=3"], "simclr takes 2 views, got 3"),
+        (
+            ["encoder.name=vit_tiny_patch16_224", "encoder.stem=default", "encoder.width=1.0"],
+            "simclr on vit_tiny_patch16_224 cannot take views of 32, 32 pixels",
+        ),
+        (["optim.groups=[{match: predictor.*}]"], "fits no trainable parameter"),
+        (["norm.group=1"], "norm.group: input should be greater than or equal to 2"),
     ],
 )
 def test_mistakes_are_one_line_that_names_the_place(place, arguments, message, capsys, monkeypatch):

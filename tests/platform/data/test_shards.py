@@ -255,7 +255,7 @@ def test_digits_are_the_real_ones_and_can_be_enlarged(tmp_path):
     test_labels = parts[1].labels(np.arange(359))
     assert test_labels.tolist() == digits.target[4::5].tolist()
     assert parts[1].images(np.array([0]))[0].shape == (16, 16, 3)
-    with pytest.raises(UserError, match="split is train, test or all"):
+    with pytest.raises(UserError, match="split=valid; valid: all, test, train"):
         pack("sklearn:digits?split=valid", tmp_path / "x")
 
 

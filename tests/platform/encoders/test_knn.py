@@ -37,9 +37,7 @@ def test_predictions_equal_the_naive_definition_in_any_chunking(monkeypatch, exc
     expected = naive(bank, labels, queries, 20, 0.1, 4, exclude_self)
     for chunk_bytes in (4 * 90 * 7, 64_000_000):
         monkeypatch.setattr(knn, "CHUNK_BYTES", chunk_bytes)
-        got = knn_predict(
-            bank, labels, queries, k=20, temperature=0.1, num_classes=4, exclude_self=exclude_self
-        )
+        got = knn_predict(bank, labels, queries, k=20, temperature=0.1, exclude_self=exclude_self)
         assert got.dtype == torch.int64
         assert got.tolist() == expected
 
@@ -49,21 +47,18 @@ def test_equal_similarities_go_to_the_lower_row():
     labels = torch.full((300,), 1)
     labels[:3] = 0
     query = torch.ones(1, 2)
-    assert knn_predict(bank, labels, query, k=5, temperature=0.1, num_classes=2).item() == 0  # 3 against 2
-    assert knn_predict(bank, labels.flip(0), query, k=5, temperature=0.1, num_classes=2).item() == 1
+    assert knn_predict(bank, labels, query, k=5, temperature=0.1).item() == 0  # 3 against 2
+    assert knn_predict(bank, labels.flip(0), query, k=5, temperature=0.1).item() == 1
 
 
 def test_equal_votes_go_to_the_lower_class():
     labels = torch.tensor([2, 1])
-    assert (
-        knn_predict(torch.ones(2, 2), labels, torch.ones(1, 2), k=2, temperature=0.1, num_classes=3).item()
-        == 1
-    )
+    assert knn_predict(torch.ones(2, 2), labels, torch.ones(1, 2), k=2, temperature=0.1).item() == 1
 
 
 def test_k_is_cut_to_the_bank_and_a_lone_row_has_no_other():
     bank, labels = torch.eye(2), torch.tensor([0, 1])
-    options = {"k": 20, "temperature": 0.1, "num_classes": 2}
+    options = {"k": 20, "temperature": 0.1}
     assert knn_predict(bank, labels, bank, **options).tolist() == [0, 1]
     assert knn_predict(bank, labels, bank, exclude_self=True, **options).tolist() == [1, 0]
     with pytest.raises(ValueError, match="needs a neighbour"):
@@ -76,7 +71,7 @@ def test_products_stay_float32_where_training_chose_bfloat16():
     torch.set_float32_matmul_precision("medium")
     try:
         with torch.autocast("cpu", torch.bfloat16):
-            got = knn_predict(bank, np.arange(200), bank, k=1, temperature=0.1, num_classes=200)
+            got = knn_predict(bank, np.arange(200), bank, k=1, temperature=0.1)
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")

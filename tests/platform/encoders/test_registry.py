@@ -18,7 +18,7 @@ from vergence.platform.encoders import registry
 from vergence.platform.encoders.export import export_encoder
 from vergence.platform.encoders.load import load_encoder
 from vergence.platform.errors import UserError, VergenceError
-from vergence.platform.home import tracking_uri
+from vergence.platform.mlflow_store import store, tracking_uri
 
 NAME = "tiny-encoder"
 
@@ -33,7 +33,7 @@ def registered(tmp_path_factory):
         patch.chdir(tmp_path_factory.mktemp("elsewhere"))
         folder = export_encoder(make_encoder(), make_card(), home / "run" / "exports")
         uri = tracking_uri()
-        with registry.store(uri) as client:
+        with store(uri) as client:
             experiment = client.create_experiment("x", artifact_location=(home / "artifacts").as_uri())
             run_id = client.create_run(experiment).info.run_id
         tags = {"method": "simclr", "dimension": 128}
@@ -47,7 +47,7 @@ def registered(tmp_path_factory):
 
 def test_versions_carry_tags_and_aliases(registered):
     _, _, run_id = registered
-    with registry.store(tracking_uri()) as client:
+    with store(tracking_uri()) as client:
         aliases = client.get_registered_model(NAME).aliases
         assert {key: int(value) for key, value in aliases.items()} == {"candidate": 2, "champion": 1}
         first = client.get_model_version(NAME, "1")
@@ -60,7 +60,7 @@ def test_versions_carry_tags_and_aliases(registered):
 
 def test_the_registered_model_carries_card_and_weights(registered):
     _, folder, _ = registered
-    with registry.store(tracking_uri()):
+    with store(tracking_uri()):
         files = Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}/1")) / "extra_files"
     assert f'"models:/{NAME}@champion"' in (files / "card.md").read_text()
     weights = (files / "encoder.safetensors").read_bytes()
@@ -163,5 +163,5 @@ def test_a_model_that_differs_never_becomes_a_version(registered, monkeypatch):
     monkeypatch.setattr(mlflow.pyfunc, "load_model", lambda uri: Other(load(uri)))
     with pytest.raises(VergenceError, match="differs by 1"):
         registry.register(folder, NAME, run_id=None, tags={}, tracking_uri=tracking_uri())
-    with registry.store(tracking_uri()) as client:
+    with store(tracking_uri()) as client:
         assert len(client.search_model_versions(f"name = '{NAME}'")) == 2

@@ -86,3 +86,14 @@ def test_full_disk_leaves_the_last_commit_intact(small_disk, tmp_path):
     assert [path.name for path in disk.iterdir()] == [commits.folder_name(1)]
     write(disk, 3)  # the space that the attempt took is free again
     shutil.rmtree(disk / commits.folder_name(1))
+
+
+def test_misfit_names_what_differs_from_the_expected_state(tmp_path):
+    state = {"model.a": torch.zeros(2, 3), "model.b": torch.zeros(4), "optim.a.step": torch.zeros(())}
+    commit = commits.write(tmp_path, state, {"step": 1}, "x", owned=lambda: True)
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    assert commits.misfit(commit, shapes) is None
+    assert commits.misfit(commit, {**shapes, "model.c": (1,)}) == "it lacks model.c"
+    assert commits.misfit(commit, {"model.a": (2, 3), "model.b": (5,)}) == (
+        "it has besides optim.a.step; it has in another shape model.b"
+    )

@@ -52,6 +52,7 @@ def test_scores_are_the_same_on_1_and_2_ranks(tmp_path):
     (one, bad), *_ = run_ranks(evaluate, 1, tmp_path)
     two = run_ranks(evaluate, 2, tmp_path)
     assert one["knn"] == 1.0
+    assert (one["holdout"], one["holdout_bad"]) == (NUM - 1, 1)
     assert bad == 1
     assert sum(bad for _, bad in two) == 1
     for metrics, _ in two:
@@ -61,11 +62,11 @@ def test_scores_are_the_same_on_1_and_2_ranks(tmp_path):
 def test_without_labels_there_is_no_knn(tmp_path):
     make_shards(tmp_path, labelled=False)
     metrics, _ = evaluate(0, 1, tmp_path)
-    assert set(metrics) == {"h_std", "h_effective_rank"}
+    assert set(metrics) == {"h_std", "h_effective_rank", "holdout", "holdout_bad"}
 
 
 def test_collapse_is_told_in_words():
-    healthy = {"h_std": 0.5 / math.sqrt(128), "h_effective_rank": 40.0}
+    healthy = {"h_std": 0.5 / math.sqrt(128), "h_effective_rank": 40.0, "holdout": 100}
     assert verdict(healthy, 128) is None
     assert "all images get the same" in verdict({**healthy, "h_std": 1e-4}, 128)
     assert "one direction" in verdict({**healthy, "h_effective_rank": 1.2}, 128)

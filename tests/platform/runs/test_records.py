@@ -39,3 +39,18 @@ def test_cut_drops_later_steps_and_a_half_line(tmp_path):
         file.write('{"step": 1, "lo')
     cut(path, 3)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 1, 2]
+
+
+def test_what_comes_late_in_a_step_is_handed_out_too(tmp_path):
+    tail, path = Tail(tmp_path, after=3.0), tmp_path / "metrics.jsonl"
+    append(path, 2)
+    with path.open("a") as file:
+        file.write('{"step": 2, "event": "monitor"}\n{"step": 3, "event": "first_step"}\n')
+    assert [record["event"] for record in tail.read()] == [
+        "first_step"
+    ]  # the others are of the attempt before
+    append(path, 3)
+    assert [record["step"] for record in tail.read()] == [3]
+    with path.open("a") as file:
+        file.write('{"step": 3, "event": "monitor"}\n')
+    assert [record["event"] for record in tail.read()] == ["monitor"]

@@ -129,7 +129,7 @@ def step(rank: int, world_size: int, name: str, group: Any, micro: int, regime: 
     """Averaged gradients, running statistics, loss and share-level outputs of one step."""
     method = build(name)
     norms = install(method, group, share=G // world_size)
-    torch.manual_seed(1)
+    share = G // world_size
     calls: list[bool] = []
 
     def backward(scalar: Tensor, last: bool) -> None:
@@ -139,6 +139,7 @@ def step(rank: int, world_size: int, name: str, group: Any, micro: int, regime: 
     result = accumulate(
         method,
         micro_batches(rank, world_size, micro, shuffles=name == "mocov2"),
+        seeds=range(rank * share, (rank + 1) * share, micro),
         regime=regime,
         norms=norms,
         autocast=nullcontext,
@@ -230,10 +231,13 @@ def test_one_pass_equals_plain_torch_without_any_of_this(references: Any) -> Non
     assert_equal({n: v.numpy() for n, v in plain.items()}, kept, "plain")
 
 
-def test_both_passes_draw_the_same_dropout() -> None:
-    kept = step(0, 1, "toy-dropout", GROUP, MICRO, "kept")
-    assert_equal(step(0, 1, "toy-dropout", GROUP, MICRO, "two-pass"), kept, "dropout")
-    without = step(0, 1, "toy", GROUP, MICRO, "two-pass")
+def test_dropout_is_the_same_in_both_passes_and_on_any_rank() -> None:
+    micro = 4
+    kept = step(0, 1, "toy-dropout", GROUP, micro, "kept")
+    assert_equal(step(0, 1, "toy-dropout", GROUP, micro, "two-pass"), kept, "dropout")
+    for (got,) in run_ranks(cases, 2, [("toy-dropout", GROUP, micro, "two-pass")]):
+        assert_equal(got, kept, "dropout on 2 ranks")
+    without = step(0, 1, "toy", GROUP, micro, "two-pass")
     assert not np.allclose(kept["grad.head.0.weight"], without["grad.head.0.weight"])
 
 
@@ -245,6 +249,7 @@ def test_refused_step_leaves_no_trace(regime: Any) -> None:
     result = accumulate(
         method,
         micro_batches(0, 1, MICRO, shuffles=False),
+        seeds=range(0, G, MICRO),
         regime=regime,
         norms=norms,
         autocast=nullcontext,
@@ -269,6 +274,7 @@ def test_bf16_weights_cached_without_graph_do_not_serve_the_pass_with_graph() ->
         accumulate(
             method,
             batches,
+            seeds=range(0, G, MICRO),
             regime=regime,  # type: ignore[arg-type]
             norms=norms,
             autocast=lambda: torch.autocast("cpu", torch.bfloat16),

@@ -175,6 +175,11 @@ def test_groups_that_cannot_be_exact_are_refused(config: dict, micro: int, messa
         validate(NormConfig(**config), share=64, micro=micro, global_batch=256)
 
 
+def test_default_group_is_global_and_32_for_methods_that_shuffle() -> None:
+    assert [NormConfig().for_method(shuffles).group for shuffles in (False, True)] == ["global", 32]
+    assert NormConfig(group=8).for_method(True).group == 8
+
+
 @pytest.mark.parametrize(
     "config", [{"group": 16, "span": 32}, {"group": 64}, {"group": 128}, {"group": "global"}]
 )

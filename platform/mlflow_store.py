@@ -1,0 +1,68 @@
+"""The MLflow store: where it is, and clients of it that wait seconds, not MLflow's four minutes, for an answer."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from vergence.platform.home import home
+
+# What MLflow waits for a server: a reader or a tracker gives up soon, a hand-over has large files to send.
+IMPATIENT = {"TIMEOUT": 5, "MAX_RETRIES": 1, "BACKOFF_FACTOR": 1}
+PATIENT = {"TIMEOUT": 120, "MAX_RETRIES": 2, "BACKOFF_FACTOR": 1}
+
+
+def tracking_uri() -> str:
+    """MLflow's tracking and registry store: MLFLOW_TRACKING_URI, else a database in the state folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+
+
+def impatient_client() -> Any:
+    """An MlflowClient for a thread that must never hold anything up; imported late, MLflow costs a second."""
+    for name, value in IMPATIENT.items():
+        os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", str(value))
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic"):  # after the import, which sets them
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return MlflowClient(tracking_uri=tracking_uri(), registry_uri=tracking_uri())
+
+
+@contextlib.contextmanager
+def store(uri: str, *, patient: bool = False) -> Iterator[Any]:
+    """An MlflowClient of the store at `uri`, which is also MLflow's current one inside the block.
+
+    MLflow keeps the current store in globals and in the environment; both are put back. Its chatter
+    is off and so is loading of pickles, which run code.
+    """
+    settings = {
+        "MLFLOW_TRACKING_URI": uri,
+        "MLFLOW_REGISTRY_URI": uri,
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    }
+    for name, value in (PATIENT if patient else IMPATIENT).items():
+        variable = f"MLFLOW_HTTP_REQUEST_{name}"
+        chosen = int(os.environ.get(variable, value))  # a tracker of this process may have chosen impatience
+        settings[variable] = str(max(chosen, value) if patient else chosen)
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    import mlflow
+
+    loggers = {logging.getLogger(name): logging.getLogger(name).level for name in ("mlflow", "alembic")}
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    current = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        yield mlflow.MlflowClient(uri, uri)
+    finally:
+        mlflow.set_tracking_uri(current[0])
+        mlflow.set_registry_uri(current[1])
+        for logger, level in loggers.items():
+            logger.setLevel(level)
+        for name, previous in before.items():
+            os.environ.pop(name, None) if previous is None else os.environ.update({name: previous})
