@@ -43,7 +43,7 @@ IMAGE_EXTENSIONS = (
 CHUNK = 1 << 16  # samples grouped at a time, and rows of a parquet row group
 MAX_EXTENSIONS = 64
 _COMPRESSED_NAMES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-_VERSION = 1
+_VERSION = 2
 
 Sample = tuple[str, dict[str, tuple[int, int]]]  # key, {extension: (offset, size)}
 
@@ -108,7 +108,6 @@ class Index:
         about = json.loads(self._file.schema_arrow.metadata[b"vergence"])
         self.digest: str = about["digest"]
         self.shards = [Path(shard) for shard, _, _ in about["shards"]]
-        self.stamps: list[list[str | int]] = about["shards"]
         self.extensions: dict[str, int] = about["extensions"]  # extension -> samples that have it
         self._members: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._shard: np.ndarray | None = None
@@ -190,13 +189,15 @@ def open_index(pattern: str | Path, cache: Path, progress: bool = False) -> Inde
 
 
 def index_shards(shards: Sequence[Path], cache: Path, progress: bool = False) -> Index:
-    """`open_index` of given shards."""
-    name = hashlib.sha256("\n".join(map(str, shards)).encode("utf-8", "surrogateescape")).hexdigest()[:24]
+    """`open_index` of given shards.
+
+    The file is named by what tells that a shard has changed: ranks of a run go on with the index they began with.
+    """
+    stamps = json.dumps(_stamps(shards))
+    name = hashlib.sha256(stamps.encode("utf-8", "surrogateescape")).hexdigest()[:24]
     path = cache.absolute() / f"{name}-{_VERSION}.parquet"
     try:
-        known = Index(path)
-        if known.stamps == _stamps(shards):
-            return known
+        return Index(path)
     except (OSError, pa.ArrowInvalid, KeyError, TypeError):
         pass  # not there, or no index: it is only a cache
     table = scan(shards, progress)
