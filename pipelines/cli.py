@@ -8,7 +8,8 @@ import errno
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from vergence.platform.errors import VergenceError
 
@@ -23,11 +24,22 @@ VERBS = {
 }
 
 
+# what the user can mend by another argument, not by another disk
+MISTAKES = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; its subparsers too."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"vergence: {message}; see `{self.prog} --help`\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = arguments[0] if arguments and arguments[0] in VERBS else None
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="vergence",
         description="Pretrain image encoders without labels, from a laptop to a cluster.",
         epilog="A first run: make quickstart. Then: vergence VERB --help.",
@@ -42,9 +54,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         if name == verb:
             importlib.import_module(f"vergence.pipelines.{module}").configure(subparser)
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if rest and not (hasattr(options, "overrides") and all("=" in word and word[0] != "-" for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]  # settings that stand after an option
+    chosen = importlib.import_module(f"vergence.pipelines.{VERBS[options.verb][0]}")
+    return guarded(lambda: int(chosen.main(options)))
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """The exit code of `work`; what goes wrong in a way that a user can understand is one line."""
     try:
-        return int(importlib.import_module(f"vergence.pipelines.{VERBS[options.verb][0]}").main(options))
+        return work()
     except VergenceError as error:
         return _fail(str(error), error.exit_code)
     except (
@@ -53,10 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        where = error.filename or "while reading or writing"
+        where = error.filename2 or error.filename or "while reading or writing"
         if error.errno == errno.ENOSPC:
             return _fail(f"no space left on the device ({where}); nothing was lost", 1)
-        return _fail(f"{where}: {error.strerror or error}", 1)
+        return _fail(f"{where}: {error.strerror or error}", 2 if isinstance(error, MISTAKES) else 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
 

@@ -110,6 +110,8 @@ def _write_folder(
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; OUT is a name that ends in .parquet, or a folder")
     out.mkdir(parents=True, exist_ok=True)
+    for file in sorted(out.glob("*.parquet")):
+        _refuse_other(file, about)
     written, rows = Written(), {}
     for name, ids in images.pieces:
         before = written.rows
@@ -133,13 +135,7 @@ def _add(
 ) -> Written:
     """Make sure that `file` holds the pieces (one row group each), and count it in `written`."""
     if file.exists():
-        found = _read_about(file)
-        for key in ("encoder_digest", "data_digest"):
-            if found.get(key) != about[key]:
-                got = f"{found.get('encoder', 'another program')}, {key} {found.get(key)}"
-                raise UserError(
-                    f"{file}: exists and is of {got}, not {about[key]}; choose another OUT or delete it"
-                )
+        found = _refuse_other(file, about)
         advance(sum(map(len, pieces)))
     else:
         found = _write_file(file, encoder, images, pieces, about, advance)
@@ -147,6 +143,18 @@ def _add(
     written.rows += found["rows"]
     written.bad += found["unreadable"]
     return written
+
+
+def _refuse_other(file: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """What a file of this encoder and these data says about itself; UserError for any other file."""
+    found = _read_about(file)
+    for key in ("encoder_digest", "data_digest"):
+        if found.get(key) != about[key]:
+            got = f"{found.get('encoder', 'another program')}, {key} {found.get(key)}"
+            raise UserError(
+                f"{file}: exists and is of {got}, not {about[key]}; choose another OUT or delete it"
+            )
+    return found
 
 
 def _write_file(
@@ -256,13 +264,14 @@ def _open_folder(folder: Path) -> Images:
     import numpy as np
 
     from vergence.platform.data.index import IMAGE_EXTENSIONS
+    from vergence.platform.data.sources import image_paths
 
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower()[1:] in IMAGE_EXTENSIONS and p.is_file())
-    if not paths:
+    keys = sorted(image_paths(folder))
+    if not keys:
         raise UserError(
             f"{folder}: no shards (*.tar) and no images (.{', .'.join(IMAGE_EXTENSIONS)}) in this folder"
         )
-    keys = [path.relative_to(folder).as_posix() for path in paths]
+    paths = [folder / key for key in keys]
     ids = np.arange(len(paths), dtype=np.int64)
     pieces = [
         (f"part-{i // FOLDER_PIECE:05d}", ids[i : i + FOLDER_PIECE]) for i in range(0, len(ids), FOLDER_PIECE)

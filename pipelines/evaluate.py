@@ -130,7 +130,7 @@ def _features(
             f"{pattern}: --train and --test are the same shards, each test image would find itself"
         )
     ids = np.arange(len(index), dtype=np.int64)
-    if Reader(index).labels(ids[:1]) is None:
+    if Reader(index).labels(ids) is None:  # all of them: a damaged one is found before the long pass
         raise UserError(
             f"{pattern}: these shards have no labels (KEY.cls), and kNN is measured against labels"
         )

@@ -1,16 +1,29 @@
 """`vergence methods`: the methods and their settings."""
 
 import argparse
+from collections.abc import Iterator
+from typing import Any
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", nargs="?", help="show this method's settings")
+    parser.add_argument("--settings", action="store_true", help="show all other settings of a recipe")
+    parser.epilog = """\
+examples:
+  vergence methods byol
+  vergence methods --settings"""
 
 
 def main(options: argparse.Namespace) -> int:
     from vergence.methods.catalog import METHODS
     from vergence.platform.errors import UserError, nearest
 
+    if options.settings:
+        from vergence.pipelines.recipe import Recipe
+
+        for path, field in settings(Recipe):
+            print(f"{path:<28} {_about(field)}")
+        return 0
     if options.name is None:
         for name, (_, method) in METHODS.items():
             print(f"{name:<14} {summary(method)}")
@@ -20,9 +33,34 @@ def main(options: argparse.Namespace) -> int:
     config, method = METHODS[options.name]
     print(f"{options.name}: {summary(method)}")
     for name, field in config.model_fields.items():
-        default = "" if field.is_required() else f" (default {field.default})"
-        print(f"  method.{name:<18} {field.description or ''}{default}")
+        print(f"  method.{name:<18} {_about(field)}")
     return 0
+
+
+def settings(model: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, pydantic field) of all settings below a section, `method` left out."""
+    for name, field in model.model_fields.items():
+        if name == "method":
+            continue
+        inner = next(
+            (a for a in (field.annotation, *getattr(field.annotation, "__args__", ())) if _is_section(a)),
+            None,
+        )
+        index = ".0" if inner is not None and inner is not field.annotation else ""
+        here = f"{path}{field.alias or name}{index}"
+        if inner is not None:
+            yield from settings(inner, f"{here}.")
+        else:
+            yield here, field
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and hasattr(annotation, "model_fields")
+
+
+def _about(field: Any) -> str:
+    default = "(required)" if field.is_required() else f"(default {field.default})"
+    return f"{field.description or ''} {default}".strip()
 
 
 def summary(method: type) -> str:

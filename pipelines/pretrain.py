@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 EPILOG = """\
 examples:
@@ -11,16 +12,19 @@ examples:
   vergence pretrain my.yaml --name OLD --fork NEW          start NEW from OLD's newest state
 
 The same command goes on from the newest commit after any stop (Ctrl-C, kill, power cut), at the exact next
-batch; when all is done it does nothing. Shipped recipes: `ls pipelines/recipes` or any wrong name.
+batch; when all is done it does nothing. All settings: `vergence methods --settings`.
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = EPILOG
+    shipped = sorted(path.stem for path in (Path(__file__).parent / "recipes").glob("*.yaml"))
+    parser.epilog = f"{EPILOG}\nShipped recipes: {', '.join(shipped)}"
     parser.add_argument(
         "recipe", metavar="RECIPE", help="a shipped recipe's name or the path of a .yaml file"
     )
-    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="settings, e.g. batch.global=256")
+    parser.add_argument(
+        "overrides", metavar="KEY=VALUE", nargs="*", default=[], help="settings, e.g. batch.global=256"
+    )
     parser.add_argument("--name", help="name of the run; default: the recipe's file name")
     parser.add_argument(
         "--fork", metavar="NEW", help="start the run NEW at step 0 from this run's newest state"

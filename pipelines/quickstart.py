@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 from vergence.pipelines import cli
-from vergence.platform.errors import VergenceError
 from vergence.platform.home import home
+from vergence.platform.mlflow_store import tracking_uri
 
 RUN = "quickstart"
 MODEL = "models:/digits-encoder@champion"
@@ -40,7 +40,7 @@ def main() -> int:
     if not picture.exists():
         _say("draw: the test digits as the encoder sees them, before and after")
         draw_map(test, picture)
-    _summary(report, picture, train, test, time.monotonic() - started_s)
+    _summary(report, picture, time.monotonic() - started_s)
     return 0
 
 
@@ -79,14 +79,15 @@ def draw_map(test: str, path: Path) -> None:
     path.with_suffix(".tmp.png").replace(path)
 
 
-def _summary(report: Path, picture: Path, train: str, test: str, seconds: float) -> None:
+def _summary(report: Path, picture: Path, seconds: float) -> None:
     results = json.loads(report.read_text())["results"]
     trained, initial, raw = (results[name]["top1"] for name in ("encoder", "as initialised", "raw pixels"))
     print(
         f"\nThe quickstart is complete ({seconds:.0f} s this time).\n"
         f"  kNN on the test digits  {trained:.3f}   (as initialised {initial:.3f}, raw pixels {raw:.3f})\n"
         f"  map of the embeddings   {picture}\n"
-        f"  use the encoder         mlflow.pyfunc.load_model({MODEL!r}).predict(images)\n"
+        f"  use the encoder         mlflow.set_tracking_uri({tracking_uri()!r})\n"
+        f"                          mlflow.pyfunc.load_model({MODEL!r}).predict(images)\n"
         f"  next                    .venv/bin/vergence pretrain simclr-cifar10 --help\n"
         f"  your own images         .venv/bin/vergence shards pack FOLDER shards/"
     )
@@ -97,8 +98,4 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except VergenceError as error:
-        print(f"quickstart: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    sys.exit(cli.guarded(main))

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+import types
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -44,8 +46,10 @@ OPERATIONAL = (
 
 
 class Recipe(BaseModel, frozen=True, extra="forbid", strict=True):
-    seed: NonNegativeInt = Field(0, description="of the initial weights, the order and the augmentation")
-    epochs: PositiveInt = Field(description="passes over the training samples")
+    seed: NonNegativeInt = Field(
+        0, lt=2**63, description="of the initial weights, the order and the augmentation"
+    )
+    epochs: PositiveInt = Field(le=10**6, description="passes over the training samples")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="bf16 = autocast with fp32 weights; auto = bf16 where the hardware has it"
     )
@@ -85,10 +89,11 @@ class Recipe(BaseModel, frozen=True, extra="forbid", strict=True):
         if not isinstance(raw, Mapping):
             raise UserError(f"{where}: a recipe is a mapping of settings, got {type(raw).__name__}")
         try:
-            return cls.model_validate_json(json.dumps(raw))
+            return cls.model_validate_json(json.dumps(raw, allow_nan=False))
         except ValidationError as error:
-            lines = [explain(item, raw) for item in error.errors()]
-            raise UserError(f"{where}: {'; '.join(lines)}") from None
+            raise UserError(f"{where}: {'; '.join(explain_all(error.errors(), raw))}") from None
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where}: a value is no number, word, list or mapping: {error}") from None
 
 
 def flatten(value: Any, path: str = "") -> dict[str, Any]:
@@ -105,11 +110,28 @@ def flatten(value: Any, path: str = "") -> dict[str, Any]:
     return leaves
 
 
-def explain(error: Any, raw: Any) -> str:
-    """One pydantic error as a phrase: path, what is wrong, got, nearest valid."""
-    # pydantic puts the chosen method's name into the path of a method's own settings
+def explain_all(errors: Sequence[Any], raw: Any) -> list[str]:
+    """pydantic's errors as phrases, one a setting; what only follows from a mistake further down is left out."""
+    by_path: dict[str, list[Any]] = {}
+    for error in errors:
+        by_path.setdefault(".".join(_path(error)), []).append(error)
+    return [
+        explain(same, path, raw)
+        for path, same in by_path.items()
+        if not any(other.startswith(f"{path}.") for other in by_path)
+    ]
+
+
+def _path(error: Any) -> list[str]:
+    """Names from the top to the setting, without what pydantic adds: the method's name, branches of a union."""
     loc = [part for i, part in enumerate(error["loc"]) if not (i == 1 and error["loc"][0] == "method")]
-    path = ".".join(str(part) for part in loc)
+    return [str(part) for part in loc if not re.search(r"[-\[]", str(part))]
+
+
+def explain(same: Sequence[Any], path: str, raw: Any) -> str:
+    """The errors of one setting (several: none of a union's forms fits) as one phrase."""
+    error = same[0]
+    loc = path.split(".")
     if error["type"] == "extra_forbidden":
         return f"{path} is not a setting ({nearest(str(loc[-1]), _settings(error['loc']))})"
     if error["type"] == "missing":
@@ -120,7 +142,8 @@ def explain(error: Any, raw: Any) -> str:
     if error["type"] == "literal_error" and isinstance(error["input"], str):
         valid = error["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
         return f"{path}: got {error['input']!r} ({nearest(error['input'], valid)})"
-    message = error["msg"].removeprefix("Value error, ")
+    messages = [item["msg"].removeprefix("Value error, ") for item in same]
+    message = " or ".join([messages[0], *(text.removeprefix("Input should be ") for text in messages[1:])])
     return f"{path}: {message[0].lower()}{message[1:]}, got {error['input']!r}"
 
 
@@ -169,7 +192,8 @@ def override(raw: Any, assignments: Sequence[str]) -> Any:
         for part, following in zip(parts, [*parts[1:], None]):
             try:
                 if following is None:
-                    node[part] = yaml.parse(text, f"override {path}")
+                    literal = _is_text(parts) and text != "null"
+                    node[part] = text if literal else yaml.parse(text, f"override {path}")
                 elif isinstance(node, dict):
                     node = node.setdefault(part, {})
                 else:
@@ -177,6 +201,22 @@ def override(raw: Any, assignments: Sequence[str]) -> Any:
             except (TypeError, IndexError, KeyError):
                 raise UserError(f"override {assignment!r}: {path} does not lead to a setting") from None
     return raw
+
+
+def _is_text(parts: Sequence[Any]) -> bool:
+    """Whether the setting at this path is a word or null: a pattern such as *.tar is then no YAML."""
+    annotation: Any = Recipe
+    for part in parts:
+        if isinstance(part, int):
+            continue  # an item of a list has the list's type
+        model = (
+            annotation
+            if isinstance(annotation, type)
+            else next(iter(getattr(annotation, "__args__", ())), None)
+        )
+        fields = getattr(model, "model_fields", {})
+        annotation = next((f.annotation for name, f in fields.items() if part in (name, f.alias)), None)
+    return annotation is str or annotation == str | types.NoneType
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -200,5 +240,5 @@ def build_method(recipe: Recipe, seed: int | None = None) -> nn.Module:
             torch.manual_seed(recipe.seed if seed is None else seed)
             _, method = METHODS[recipe.method.name]
             return method(recipe.method, build_encoder(recipe.encoder, recipe.method.zero_init_residual))
-    except ValueError as error:
-        raise UserError(f"recipe: {error}") from None
+    except (ValueError, RuntimeError, MemoryError) as error:  # torch: sizes that are too large
+        raise UserError(f"recipe: {(str(error).splitlines() or ['not enough memory'])[0]}") from None

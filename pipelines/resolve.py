@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -126,7 +126,7 @@ def resolve(recipe: Recipe, index: Index, method: Any, kept: dict[str, Any]) -> 
     need = Need(recipe.scale, recipe.data.readers, recipe.data.reader_cpus)
     if is_local():
         check_local(need)
-    _check_views(recipe, method)
+    _check_lengths(recipe, method)
     plan = Plan(len(index), recipe.data.holdout, recipe.seed, recipe.batch.global_batch)
     share = share_of(recipe.batch, recipe.scale.workers)
     check_support(recipe.optim, recipe.scale.zero)
@@ -161,7 +161,13 @@ def resolve(recipe: Recipe, index: Index, method: Any, kept: dict[str, Any]) -> 
     return Resolved(recipe, index, plan, share, choice, norm, precision, need)
 
 
-def _check_views(recipe: Recipe, method: Any) -> None:
+def _check_lengths(recipe: Recipe, method: Any) -> None:
+    """Of the warm-up, and of the list of views."""
+    if recipe.schedule.warmup_epochs > recipe.epochs:
+        raise UserError(
+            f"schedule.warmup_epochs={recipe.schedule.warmup_epochs:g} is longer than the run of {recipe.epochs} "
+            f"epochs; at most {recipe.epochs}"
+        )
     count = sum(spec.count for spec in recipe.views)
     if count != method.num_views:
         raise UserError(
@@ -192,18 +198,17 @@ def _bytes_per_sample(recipe: Recipe, method: Any, precision: str) -> int:
         ) from None
 
 
+@cache
 def code_version() -> str:
-    """The package's version, with the commit when it runs from a checkout."""
+    """The package's version, with the commit when it runs from a checkout (-dirty: with changes besides)."""
     import subprocess
 
     root = Path(__file__).resolve().parent.parent
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
     if not (root / ".git").exists():
         return version("vergence")
-    described = subprocess.run(
-        ["git", "-C", str(root), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return (
-        f"{version('vergence')}+{described.stdout.strip()}"
-        if described.returncode == 0
-        else version("vergence")
-    )
+    try:
+        described = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return version("vergence")
+    return f"{version('vergence')}+{described.stdout.strip()}"

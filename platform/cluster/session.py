@@ -106,7 +106,7 @@ def connect(need: Need) -> None:
     address = os.environ["RAY_ADDRESS"]
     try:
         ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError) as error:
+    except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(
             f"RAY_ADDRESS={address}: no Ray cluster answers there (is it running? check RAY_AUTH_TOKEN): "
             f"{_first_line(error)}"

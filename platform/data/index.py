@@ -71,11 +71,16 @@ def _matches(part: str, pattern: str) -> list[Path]:
         if not found:
             raise UserError(f"{pattern}: the folder holds no .tar; pack images with `vergence shards pack`")
     else:
-        found = [Path(part)] if os.path.exists(part) else [Path(name) for name in glob.glob(part)]
+        there = [Path(part)] if os.path.exists(part) else [Path(name) for name in glob.glob(part)]
+        found = [path for path in there if path.is_file()]
+        if there and not found:
+            raise UserError(
+                f"{pattern}: matches no file, only {there[0]}; give a folder of tars, or FOLDER/*.tar"
+            )
     if not found:
         where = "" if part == pattern else f" ({part} does not exist)"
         raise UserError(f"{pattern}: matches no shard{where}; relative paths start at {os.getcwd()}")
-    return [path.absolute() for path in found if path.is_file()]
+    return [path.absolute() for path in found]
 
 
 def samples(path: Path) -> Iterator[Sample]:
@@ -100,7 +105,7 @@ def samples(path: Path) -> Iterator[Sample]:
 
 
 class Index:
-    """The samples of a set of shards; opened from its parquet file by `load_index`."""
+    """The samples of a set of shards; opened, in any process, from the parquet file that `open_index` made."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -169,11 +174,6 @@ class Index:
 
     def _column(self, name: str) -> np.ndarray:
         return np.asarray(self._file.read(columns=[name])[name].fill_null(-1).to_numpy())
-
-
-def load_index(path: Path) -> Index:
-    """An index that `open_index` has built, in any process."""
-    return Index(path)
 
 
 def open_index(pattern: str | Path, cache: Path, progress: bool = False) -> Index:

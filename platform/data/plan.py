@@ -32,12 +32,12 @@ class Plan:
     global_batch: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.holdout <= 0.5:
-            raise UserError(f"data.holdout={self.holdout:g} is not between 0 and 0.5")
+        if not (self.holdout == 0 or 1e-6 <= self.holdout <= 0.5):
+            raise UserError(f"data.holdout={self.holdout:g} is neither 0 nor between 0.000001 and 0.5")
         if self.num_training < self.global_batch:
             raise UserError(
                 f"batch.global={self.global_batch} is more than the {self.num_training} training samples "
-                f"({self.num_samples} without the holdout); the largest that fits is {self.num_training}"
+                f"(of {self.num_samples}, holdout {self.holdout:g}); the largest that fits is {self.num_training}"
             )
 
     @property

@@ -126,10 +126,13 @@ def _only_writer(path: Path) -> Iterator[None]:
 
 
 def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.exists() else None
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except ValueError:
+        raise UserError(f"{path}: damaged, not JSON; delete it and pack into another folder") from None
 
 
 def _write_json(path: Path, value: Any) -> None:
     temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
     os.replace(temporary, path)

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -74,10 +75,13 @@ def open_source(src: str, size: int | None, known_classes: Sequence[str] | None)
 
 
 def unique_keys(names: Sequence[str]) -> list[str]:
-    """Keys from relative paths: dots become `_`, a repeated key gets -2, -3, ..."""
+    """Keys from relative paths: dots become `_`, a repeated key gets -2, -3, ...
+
+    Leading `__` become `_`: webdataset keeps names like __this__ for its own notes.
+    """
     keys, used = [], set()
     for name in names:
-        stem = key = name.replace(".", "_")
+        stem = key = re.sub("^__+", "_", name.replace(".", "_"))
         number = 1
         while key in used:
             number += 1
@@ -92,7 +96,7 @@ class Folder:
 
     def __init__(self, root: Path, known_classes: Sequence[str] | None = None) -> None:
         self.root = root
-        self.paths = sorted(_image_paths(root))
+        self.paths = sorted(image_paths(root))
         self.num = len(self.paths)
         if not self.paths:
             hint = "; it holds parquet files: name them by a glob" if any(root.glob("**/*.parquet")) else ""
@@ -116,7 +120,7 @@ class Folder:
             yield Packed(self.keys[i], extension, (self.root / self.paths[i]).read_bytes(), self.labels[i])
 
 
-def _image_paths(root: Path) -> Iterator[str]:
+def image_paths(root: Path) -> Iterator[str]:
     """Relative posix paths; hidden files and folders are left out."""
     for folder, folders, files in os.walk(root, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vergence.platform.data.decode import BadSample
-from vergence.platform.data.index import load_index
+from vergence.platform.data.index import Index
 from vergence.platform.data.plan import Plan
 from vergence.platform.data.read import Reader
 from vergence.platform.errors import VergenceError
@@ -115,7 +115,7 @@ class Pause:
 @lru_cache(maxsize=4)
 def reader_of(index: Path, max_pixels: int) -> Reader:
     """The process's own reader of an index, kept between tasks."""
-    return Reader(load_index(index), max_pixels=max_pixels)
+    return Reader(Index(index), max_pixels=max_pixels)
 
 
 def stack(images: list[Any]) -> np.ndarray:

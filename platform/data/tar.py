@@ -4,6 +4,7 @@ POSIX.1-2001 (ustar and pax) and GNU tar, uncompressed. About three times as fas
 """
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -78,7 +79,8 @@ def _truncated(path: Path, detail: str) -> DamagedShard:
 def _sum_is_right(header: bytes) -> bool:
     """For tars older than POSIX, which have no magic word."""
     digits = header[148:156].strip(b" \0")
-    return digits.isdigit() and int(digits, 8) == sum(header) - sum(header[148:156]) + 8 * 32
+    octal = re.fullmatch(b"[0-7]+", digits) is not None
+    return octal and int(digits, 8) == sum(header) - sum(header[148:156]) + 8 * 32
 
 
 def _number(path: Path, field: bytes, position: int) -> int:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from vergence.platform.data.decode import BadSample
 from vergence.platform.data.index import Index
 from vergence.platform.data.read import Reader
-from vergence.platform.encoders.load import LoadedEncoder
 from vergence.platform.encoders.resize import resize
 
 READ_AT_ONCE = 8  # full-size images that a thread holds
@@ -73,18 +72,3 @@ def shard_source(index: Index) -> Callable[[], Source]:
     """open_source of shards. The columns are loaded here, once: parquet files are not for several threads."""
     index.members("image", np.empty(0, np.int64))
     return lambda: Reader(index)
-
-
-def embed_index(
-    encoder: LoadedEncoder,
-    index: Index,
-    *,
-    batch: int = 256,
-    progress: Callable[[int], None] = lambda count: None,
-) -> Iterator[tuple[Ids, NDArray[np.float32]]]:
-    """(ids, embeddings (n, dim)) of all good samples of the index, in order of id."""
-    ids = np.arange(len(index), dtype=np.int64)
-    for good, images in stream_images(
-        lambda: Reader(index), ids, encoder.size, batch=batch, progress=progress
-    ):
-        yield good, encoder(images)

@@ -16,13 +16,7 @@ from torch import Tensor, nn
 from vergence.platform.encoders.resize import RULE
 from vergence.platform.errors import VergenceError
 
-PROGRAM, WEIGHTS, CARD, README, ONNX = (
-    "encoder.pt2",
-    "encoder.safetensors",
-    "encoder.json",
-    "card.md",
-    "encoder.onnx",
-)
+PROGRAM, WEIGHTS, CARD, README = "encoder.pt2", "encoder.safetensors", "encoder.json", "card.md"
 GATE_BATCHES = (1, 7, 64)
 TOLERANCE = 1e-5  # between eager and exported, relative to the largest output where that exceeds 1
 MAX_BATCH = 2**20
@@ -66,8 +60,8 @@ class PixelEncoder(nn.Module):
         return embedding
 
 
-def export_encoder(encoder: nn.Module, card: EncoderCard, folder: Path, *, onnx: bool = False) -> Path:
-    """Write encoder.pt2, encoder.safetensors, encoder.json, card.md (and encoder.onnx) into `folder`.
+def export_encoder(encoder: nn.Module, card: EncoderCard, folder: Path) -> Path:
+    """Write encoder.pt2, encoder.safetensors, encoder.json and card.md into `folder`.
 
     The encoder ((n, 3, S, S) float32 -> (n, card.dim)) is copied, to CPU, fp32 and eval mode; the original
     is left alone. The program is loaded back and compared with the copy at batches of 1, 7 and 64 before
@@ -96,8 +90,6 @@ def export_encoder(encoder: nn.Module, card: EncoderCard, folder: Path, *, onnx:
         save_file(weights, draft / WEIGHTS, metadata={"card": card.model_dump_json(exclude={"recipe"})})
         (draft / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
         (draft / README).write_text(markdown(card), encoding="utf-8")
-        if onnx:
-            _write_onnx(model, example, draft / ONNX)
         _replace(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -131,26 +123,6 @@ def _replace(draft: Path, folder: Path) -> None:
         folder.rename(old)
     draft.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _write_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
-    """One file with the weights inside; input `image` uint8 NHWC, output `embedding` float32."""
-    try:
-        torch.onnx.export(
-            model,
-            (example,),
-            path,
-            dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=MAX_BATCH)},),
-            input_names=["image"],
-            output_names=["embedding"],
-            external_data=False,
-            verbose=False,
-        )
-    except ImportError as error:
-        raise VergenceError(
-            f"ONNX export needs the package {error.name}: pip install onnx onnxscript"
-        ) from None
 
 
 def markdown(card: EncoderCard, model: str = "NAME") -> str:

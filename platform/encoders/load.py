@@ -1,8 +1,10 @@
 """Load an encoder by the name of its run, by file, or from the registry."""
 
 import hashlib
+import logging
 import re
 import tempfile
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +74,12 @@ def load_encoder(ref: str) -> LoadedEncoder:
 
 def _open(file: Path, name: str, card: Path | None = None) -> LoadedEncoder:
     """The program in `file`; `card` is its encoder.json, by default the one beside it."""
+    logging.getLogger("torch.export").setLevel(
+        logging.CRITICAL
+    )  # it logs the traceback of what is no program
     try:
+        if not zipfile.is_zipfile(file):
+            raise ValueError("no archive; it may be cut off")
         program = torch.export.load(file)
         [given], [made] = program.graph_signature.user_inputs, program.graph_signature.user_outputs
         nodes = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
@@ -84,7 +91,10 @@ def _open(file: Path, name: str, card: Path | None = None) -> LoadedEncoder:
     except Exception as error:  # torch.export.load raises whatever its parts raise
         raise UserError(f"{file}: not an exported encoder ({str(error).splitlines()[0][:120]})") from None
     card = card or file.parent / CARD
-    read = EncoderCard.model_validate_json(card.read_text(encoding="utf-8")) if card.is_file() else None
+    try:
+        read = EncoderCard.model_validate_json(card.read_text(encoding="utf-8")) if card.is_file() else None
+    except ValueError as error:
+        raise UserError(f"{card}: not the card of an encoder ({str(error).splitlines()[0]})") from None
     digest = hashlib.sha256(str(side).encode())
     for key, tensor in sorted(program.state_dict.items()):
         digest.update(key.encode())
@@ -102,18 +112,18 @@ def _from_registry(ref: str) -> LoadedEncoder:
         raise UserError(
             f"{ref}: there is no registry at {uri} yet; train something, or set MLFLOW_TRACKING_URI"
         )
-    with store(uri) as client:
-        import mlflow
+    import mlflow
 
-        try:
-            version = _version(client, match)
-            with tempfile.TemporaryDirectory() as folder:
-                name = f"models:/{match['name']}/{version}"
-                files = Path(mlflow.artifacts.download_artifacts(name, dst_path=folder))
-                return _open(files / "data" / "model.pt2", name, files / "extra_files" / CARD)
-        except mlflow.MlflowException as error:
-            reason = re.sub(r"\s+", " ", str(error))[:160]
-            raise VergenceError(f"{ref}: the registry at {uri} gave no answer: {reason}") from None
+    try:
+        with store(uri) as client, tempfile.TemporaryDirectory() as folder:
+            name = f"models:/{match['name']}/{_version(client, match)}"
+            files = Path(mlflow.artifacts.download_artifacts(name, dst_path=folder))
+            return _open(files / "data" / "model.pt2", name, files / "extra_files" / CARD)
+    except VergenceError:
+        raise
+    except Exception as error:  # MLflow's own, and SQLAlchemy's of a damaged database
+        reason = re.sub(r"\s+", " ", str(error))[:160]
+        raise VergenceError(f"{ref}: the registry at {uri} gave no answer: {reason}") from None
 
 
 def _version(client: Any, match: re.Match[str]) -> int:

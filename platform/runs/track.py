@@ -29,7 +29,10 @@ CLOSE_S = 20.0
 class TrackConfig(BaseModel, frozen=True, extra="forbid", strict=True):
     experiment: str = Field("vergence", description="MLflow experiment")
     register_as: str | None = Field(
-        None, alias="register", description="name of the MLflow registered model; null = not registered"
+        None,
+        alias="register",
+        pattern=r"^[^/:@]+$",
+        description="name of the MLflow registered model; null = not registered",
     )
     every_steps: PositiveInt = Field(10, description="steps between metric records")
 

@@ -17,7 +17,7 @@ from vergence.methods import collectives
 from vergence.methods.method import Batch
 from vergence.platform.augment import rng
 from vergence.platform.augment.views import Views
-from vergence.platform.data.index import load_index
+from vergence.platform.data.index import Index
 from vergence.platform.data.read import Reader
 from vergence.platform.runs import commit as commits
 from vergence.platform.runs.monitor import Monitor, verdict
@@ -70,7 +70,7 @@ class RankLoop:
             dtype=torch.bfloat16 if job.precision == "bf16" else torch.float32,
             device=self.device,
         )
-        self.reader = Reader(load_index(job.index), max_pixels=job.data.max_pixels)
+        self.reader = Reader(Index(job.index), max_pixels=job.data.max_pixels)
         self.monitor = self._monitor()
         self.recorder = Recorder(job, start_step, speaks=self.rank == 0)
         self.recorder.stage("workers", entered_s)

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from vergence.pipelines import cli
 from vergence.platform.errors import UserError, nearest
@@ -77,6 +78,41 @@ def test_a_full_disk_and_our_own_errors_have_their_exit_codes(monkeypatch, capsy
     monkeypatch.setattr(runs, "main", mistaken)
     assert cli.main(["runs", "list"]) == 2
     assert capsys.readouterr().err == "vergence: recipe: wrong in two lines\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: VERB"),
+        (["pretrain"], "required: RECIPE;"),
+        (["runs", "shw"], "invalid choice: 'shw'"),
+        (["pretrain", "digits", "--dry"], "digits"),
+        (["embed", "junk.pt2", "images", "out.parquet"], "junk.pt2: not an exported encoder"),
+        (["shards", "index", "fold*"], "matches no file, only"),
+        (["shards", "pack", "junk.pt2", "out"], "neither a folder of images nor a .parquet file"),
+        (["shards", "pack", "images", "junk.pt2"], "junk.pt2"),
+        (["shards", "pack", "sklearn:digits?size=2000000", "out"], "1 to 4,096 pixels"),
+    ],
+)
+def test_every_mistake_is_one_line_and_exit_2(home, arguments, message, capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "a.png")
+    (tmp_path / "junk.pt2").write_bytes(b"junk" * 100)
+    try:
+        code = cli.main(arguments)
+    except SystemExit as end:
+        code = end.code
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert (code, len(lines)) == (2, 1), lines
+    assert message in lines[0]
+
+
+def test_settings_may_stand_behind_an_option(home, capsys):
+    pattern = "data.train=nowhere/*.tar"
+    assert cli.main(["pretrain", "simclr-cifar10", "--name", "second", pattern, "--dry-run"]) == 2
+    assert "nowhere/*.tar: matches no shard" in capsys.readouterr().err
 
 
 def test_nearest_lists_what_is_valid():

@@ -106,6 +106,12 @@ def test_a_folder_goes_on_after_an_interruption_and_ends_with_a_manifest(encoder
     assert embed(Stops(encoder, 0), str(shards), out).existed
 
 
+def test_a_folder_of_other_data_is_refused(encoder, shards, tmp_path):
+    embed(encoder, f"{shards}/train-0.tar", tmp_path / "out")
+    with pytest.raises(UserError, match=r"data_digest .* choose another OUT or delete it"):
+        embed(encoder, f"{shards}/train-1.tar", tmp_path / "out")
+
+
 def test_shards_of_one_name_in_two_folders_get_files_of_their_own(encoder, shards, tmp_path):
     for folder, i in (("a", 1), ("b", 2)):
         write_shard(tmp_path / "two" / folder / "x.tar", [(f"{i}", {"png": png(IMAGES[i])})])

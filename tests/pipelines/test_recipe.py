@@ -22,6 +22,21 @@ def test_overrides_reach_every_level_and_are_typed():
     assert (recipe.optim.lr, recipe.views[0].size, recipe.batch.micro, recipe.scale.zero) == (1e-3, 24, 16, 1)
 
 
+def test_patterns_need_no_quotes():
+    for pattern in ("*.tar", "{a,b}.tar", "a #1.tar", "12"):
+        assert load_recipe("simclr-cifar10", [f"data.train={pattern}"]).data.train == pattern
+    assert load_recipe("simclr-cifar10", ["track.register=null"]).track.register_as is None
+
+
+@pytest.mark.parametrize("text", ["{a: 1}: 3", "seed: !!timestamp 2020-01-01", "seed: !!int abc", "[]", ""])
+def test_what_is_no_recipe_is_one_line(tmp_path, text):
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_recipe(str(path))
+    assert "\n" not in str(caught.value)
+
+
 def test_operational_settings_are_not_the_identity():
     recipe = load_recipe("simclr-cifar10")
     same = load_recipe(
@@ -55,6 +70,9 @@ def test_initial_weights_follow_the_seed_and_leave_the_global_generator_alone():
         ("data.holdout=0.7", "data.holdout: input should be less than or equal to 0.5, got 0.7"),
         ("precision=fp16", "precision: got 'fp16'"),
         ("batch=3", "batch: "),
+        ("norm.group=0", "norm.group: input should be greater than or equal to 2 or 'global', got 0"),
+        ("optim.lr=1e999", "a value is no number"),
+        ("track.register=a@b", "track.register: "),
     ],
 )
 def test_mistakes_name_path_and_nearest(assignment, message):

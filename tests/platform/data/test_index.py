@@ -7,7 +7,7 @@ import webdataset
 from shard_files import png, write_shard
 
 from vergence.platform.data import index as module
-from vergence.platform.data.index import expand, load_index, open_index
+from vergence.platform.data.index import Index, expand, open_index
 from vergence.platform.errors import UserError
 
 PNG = png(np.zeros((4, 4, 3), np.uint8))
@@ -141,13 +141,13 @@ def test_index_is_reused_until_a_shard_changes(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "scan", lambda *_: pytest.fail("scanned again"))
     again = open_index(str(folder / "*.tar"), cache)
     assert (again.path, again.digest) == (first.path, first.digest)
-    loaded = pickle.loads(pickle.dumps(load_index(first.path)))
+    loaded = pickle.loads(pickle.dumps(Index(first.path)))
     assert (loaded.digest, loaded.shards, loaded.key(3)) == (first.digest, first.shards, "k1-0")
     monkeypatch.undo()
     shard(folder / "val.tar", ["other"])
     changed = open_index(folder, cache)
     assert changed.digest != first.digest
-    assert load_index(first.path).digest == first.digest  # a run that began with it goes on with it
+    assert Index(first.path).digest == first.digest  # a run that began with it goes on with it
     changed.path.write_bytes(b"damaged cache")
     assert len(open_index(folder, cache)) == 37
     assert {path.suffix for path in cache.iterdir()} == {".parquet"}

@@ -84,6 +84,15 @@ def test_keys_are_unique_and_without_dots(tmp_path):
     }
 
 
+def test_names_that_webdataset_keeps_for_itself_are_indexed_too(tmp_path):
+    folder = tmp_path / "images"
+    for name in ("__init__.png", "a.b.png", "__x__/y.png", ".hidden.png", "ü ö.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(png(np.zeros((4, 4, 3), np.uint8)))
+    packed = pack(folder, tmp_path / "out")
+    assert packed.num_samples == len(open_index(tmp_path / "out", tmp_path / "index")) == 4
+
+
 def test_directory_without_images(tmp_path):
     (tmp_path / "src").mkdir()
     (tmp_path / "src/a.txt").write_text("x")
