@@ -96,7 +96,7 @@ def lightly() -> Iterator[dict[str, Any]]:
         if not export.exists():
             subprocess.run(command, check=True)
         top1 = evaluate(str(export), train)["results"]["encoder"]["top1"]
-        found["lightly"].append({"command": shlex.join(command[1:5] + command[7:]), "top1": top1})
+        found["lightly"].append({"command": shlex.join(["python", *command[1:]]), "top1": top1})
         for name in ("ours", "lightly"):
             values = [row["top1"] for row in found[name]]
             found[f"{name} top1"] = {"mean": statistics.mean(values), "min": min(values), "max": max(values)}
