@@ -1,5 +1,6 @@
 """What a user sees of a run: the first screen and the progress line."""
 
+import os
 import sys
 import time
 from itertools import pairwise
@@ -21,8 +22,9 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(line: str) -> None:
-    """One line for the user, on stderr."""
-    console.print(line, markup=False)
+    """One line for the user, on stderr; paths below the current folder are relative to it."""
+    here = os.path.join(os.getcwd(), "")
+    console.print(line if here == os.sep else line.replace(here, ""), markup=False)
 
 
 def first_screen(resolved: Resolved, run: Run, start_step: int, method: nn.Module) -> None:
