@@ -210,9 +210,12 @@ def test_arrays_and_lists_read_only_or_not_give_the_same() -> None:
         frozen = np.frombuffer(images.tobytes(), np.uint8).reshape(images.shape)
         assert not frozen.flags.writeable
         before = images.copy()
-        results = [
-            views(each, np.arange(6), 0)[0][0] for each in (images, list(images), frozen, list(frozen))
-        ]
+        ragged = np.empty(
+            7, object
+        )  # as Ray delivers images of unequal size; a slice of it may be of one size
+        ragged[:] = [*images, np.zeros((9, 7, 3), np.uint8)]
+        forms = images, list(images), frozen, list(frozen), ragged[:6]
+        results = [views(each, np.arange(6), 0)[0][0] for each in forms]
         assert all(torch.equal(results[0], other) for other in results[1:])
         assert (images == before).all()
 

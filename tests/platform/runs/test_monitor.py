@@ -33,11 +33,11 @@ def make_shards(folder, labelled=True):
     write_shard(folder / "m-000000.tar", samples)
 
 
-def evaluate(rank, world_size, folder):
+def evaluate(rank, world_size, folder, num=NUM):
     reader = Reader(open_index(folder / "m-000000.tar", folder / f"index-{rank}-{world_size}"))
     monitor = Monitor(
         MonitorConfig(k=5),
-        ids=np.arange(NUM),
+        ids=np.arange(num),
         reader=reader,
         size=8,
         mean=(0.5, 0.5, 0.5),
@@ -57,6 +57,24 @@ def test_scores_are_the_same_on_1_and_2_ranks(tmp_path):
     assert sum(bad for _, bad in two) == 1
     for metrics, _ in two:
         assert metrics == pytest.approx(one)
+
+
+def test_fewer_samples_than_ranks_are_scored_and_give_no_verdict(tmp_path):
+    make_shards(tmp_path)
+    for metrics, _ in run_ranks(evaluate, 3, tmp_path, 2):
+        assert metrics["holdout"] == 2
+        assert verdict(metrics, 3) is None
+
+
+def test_one_sample_without_a_class_costs_the_knn_and_not_the_run(tmp_path):
+    make_shards(tmp_path)
+    write_shard(
+        tmp_path / "m-000000.tar",
+        [(f"{i}", {"png": png(np.zeros((8, 8, 3), np.uint8)), "cls": b"cat"}) for i in range(NUM)],
+    )
+    metrics, _ = evaluate(0, 1, tmp_path)
+    assert metrics["holdout"] == NUM
+    assert "knn" not in metrics
 
 
 def test_without_labels_there_is_no_knn(tmp_path):
