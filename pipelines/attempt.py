@@ -39,8 +39,8 @@ def dry_run(recipe: Recipe, run: Run) -> int:
     return 0
 
 
-def forked(old: Run, new: Run) -> Run:
-    """`new` with the newest state of `old` as its commit at step 0."""
+def fork(old: Run, new: Run) -> None:
+    """Give `new`, unless it has begun, the newest state of `old` as its commit at step 0."""
     source = commits.newest(old.commits)
     if source is None:
         raise UserError(f"--fork: run {old.name} has no commit to start from; runs: {', '.join(run_names())}")
@@ -54,7 +54,6 @@ def forked(old: Run, new: Run) -> Run:
                 "forked_from": {"run": old.name, "step": source.step},
             }
             commits.write(new.commits, commits.load_state(source), facts, new.attempt, owned=lambda: True)
-    return new
 
 
 class Attempt:

@@ -77,123 +77,107 @@ def embed(encoder: "LoadedEncoder", source: str, out: Path) -> Written:
     from vergence.platform.data.progress import Bar
 
     images = open_images(source)
-    about = {
-        "encoder": encoder.name,
-        "encoder_digest": encoder.digest,
-        "data_digest": images.digest,
-        "dim": encoder.dim,
-        "size": encoder.size,
-    }
     total = sum(len(ids) for _, ids in images.pieces)
     with Bar("embedding", total, enabled=True) as advance:
+        writer = _Writer(encoder, images, advance)
         if out.suffix == ".parquet":
-            written = _add(Written(), out, encoder, images, [ids for _, ids in images.pieces], about, advance)
+            writer.file(out, [ids for _, ids in images.pieces])
         else:
-            written = _write_folder(out, encoder, images, about, advance)
-    if not written.rows:
+            writer.folder(out)
+    if not writer.written.rows:
         if out.is_file():
             out.unlink()
         raise VergenceError(
-            f"{source}: none of its {total:,} images can be read, the first is {written.bad[0]}"
+            f"{source}: none of its {total:,} images can be read, the first is {writer.written.bad[0]}"
         )
-    return written
+    return writer.written
 
 
-def _write_folder(
-    out: Path,
-    encoder: "LoadedEncoder",
-    images: "Images",
-    about: dict[str, Any],
-    advance: Callable[[int], None],
-) -> Written:
-    """One file a piece, then the manifest: its presence says that the folder is whole."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file; OUT is a name that ends in .parquet, or a folder")
-    out.mkdir(parents=True, exist_ok=True)
-    for file in sorted(out.glob("*.parquet")):
-        _refuse_other(file, about)
-    written, rows = Written(), {}
-    for name, ids in images.pieces:
-        before = written.rows
-        _add(written, out / f"{name}.parquet", encoder, images, [ids], about, advance)
-        rows[f"{name}.parquet"] = written.rows - before
-    manifest = about | {"rows": rows, "unreadable": written.bad}
-    draft = out / f".{MANIFEST}.{os.getpid()}"
-    draft.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    draft.replace(out / MANIFEST)
-    return written
+class _Writer:
+    """Writes what is missing in OUT, and counts all that is there in `written`."""
 
+    def __init__(self, encoder: "LoadedEncoder", images: "Images", advance: Callable[[int], None]) -> None:
+        self.encoder, self.images, self.advance, self.written = encoder, images, advance, Written()
+        self.about: dict[str, Any] = {
+            "encoder": encoder.name,
+            "encoder_digest": encoder.digest,
+            "data_digest": images.digest,
+            "dim": encoder.dim,
+            "size": encoder.size,
+        }
 
-def _add(
-    written: Written,
-    file: Path,
-    encoder: "LoadedEncoder",
-    images: "Images",
-    pieces: "list[np.ndarray]",
-    about: dict[str, Any],
-    advance: Callable[[int], None],
-) -> Written:
-    """Make sure that `file` holds the pieces (one row group each), and count it in `written`."""
-    if file.exists():
-        found = _refuse_other(file, about)
-        advance(sum(map(len, pieces)))
-    else:
-        found = _write_file(file, encoder, images, pieces, about, advance)
-        written.existed = False
-    written.rows += found["rows"]
-    written.bad += found["unreadable"]
-    return written
+    def folder(self, out: Path) -> None:
+        """One file a piece, then the manifest: its presence says that the folder is whole."""
+        if out.exists() and not out.is_dir():
+            raise UserError(f"{out}: is a file; OUT is a name that ends in .parquet, or a folder")
+        out.mkdir(parents=True, exist_ok=True)
+        for file in sorted(out.glob("*.parquet")):
+            self._refuse_other(file)
+        rows = {}
+        for name, ids in self.images.pieces:
+            before = self.written.rows
+            self.file(out / f"{name}.parquet", [ids])
+            rows[f"{name}.parquet"] = self.written.rows - before
+        manifest = self.about | {"rows": rows, "unreadable": self.written.bad}
+        draft = out / f".{MANIFEST}.{os.getpid()}"
+        draft.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        draft.replace(out / MANIFEST)
 
+    def file(self, file: Path, pieces: "list[np.ndarray]") -> None:
+        """Make sure that `file` holds the pieces, one row group each."""
+        if file.exists():
+            found = self._refuse_other(file)
+            self.advance(sum(map(len, pieces)))
+        else:
+            found = self._write(file, pieces)
+            self.written.existed = False
+        self.written.rows += found["rows"]
+        self.written.bad += found["unreadable"]
 
-def _refuse_other(file: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """What a file of this encoder and these data says about itself; UserError for any other file."""
-    found = _read_about(file)
-    for key in ("encoder_digest", "data_digest"):
-        if found.get(key) != about[key]:
-            got = f"{found.get('encoder', 'another program')}, {key} {found.get(key)}"
-            raise UserError(
-                f"{file}: exists and is of {got}, not {about[key]}; choose another OUT or delete it"
-            )
-    return found
+    def _refuse_other(self, file: Path) -> dict[str, Any]:
+        """What a file of this encoder and these data says about itself; UserError for any other file."""
+        found = _read_about(file)
+        for key in ("encoder_digest", "data_digest"):
+            if found.get(key) != self.about[key]:
+                got = f"{found.get('encoder', 'another program')}, {key} {found.get(key)}"
+                raise UserError(
+                    f"{file}: exists and is of {got}, not {self.about[key]}; choose another OUT or delete it"
+                )
+        return found
 
+    def _write(self, file: Path, pieces: "list[np.ndarray]") -> dict[str, Any]:
+        """Write a parquet file under another name, then rename it; what it says about itself."""
+        import numpy as np
+        import pyarrow as pa
+        import pyarrow.parquet as pq
 
-def _write_file(
-    file: Path,
-    encoder: "LoadedEncoder",
-    images: "Images",
-    pieces: "list[np.ndarray]",
-    about: dict[str, Any],
-    advance: Callable[[int], None],
-) -> dict[str, Any]:
-    """Write a parquet file under another name, then rename it; what it says about itself."""
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+        from vergence.platform.encoders.embed import stream_images
 
-    from vergence.platform.encoders.embed import stream_images
-
-    schema = pa.schema([("key", pa.string()), ("embedding", pa.list_(pa.float32()))])
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    about = about | {"rows": 0, "unreadable": []}
-    try:
-        with pq.ParquetWriter(draft, schema) as writer:
-            for ids in pieces:
-                good, parts = [np.empty(0, np.int64)], [np.empty((0, encoder.dim), np.float32)]
-                for some, batch in stream_images(images.open, ids, encoder.size, progress=advance):
-                    good.append(some)
-                    parts.append(encoder(batch))
-                rows, embeddings = np.concatenate(good), np.concatenate(parts)
-                offsets = np.arange(len(rows) + 1, dtype=np.int32) * encoder.dim
-                lists = pa.ListArray.from_arrays(offsets, embeddings.reshape(-1))
-                writer.write_table(pa.table([[images.key(i) for i in rows], lists], schema=schema))
-                about["rows"] += len(rows)
-                about["unreadable"] += [images.where(i) for i in np.setdiff1d(ids, rows)]
-            writer.add_key_value_metadata({"vergence": json.dumps(about)})
-        draft.replace(file)
-    finally:
-        draft.unlink(missing_ok=True)
-    return about
+        images, dim = self.images, self.encoder.dim
+        schema = pa.schema([("key", pa.string()), ("embedding", pa.list_(pa.float32()))])
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft = file.with_name(f".{file.name}.{os.getpid()}")
+        about = self.about | {"rows": 0, "unreadable": []}
+        try:
+            with pq.ParquetWriter(draft, schema) as writer:
+                for ids in pieces:
+                    good, parts = [np.empty(0, np.int64)], [np.empty((0, dim), np.float32)]
+                    for some, batch in stream_images(
+                        images.open, ids, self.encoder.size, progress=self.advance
+                    ):
+                        good.append(some)
+                        parts.append(self.encoder(batch))
+                    rows, embeddings = np.concatenate(good), np.concatenate(parts)
+                    offsets = np.arange(len(rows) + 1, dtype=np.int32) * dim
+                    lists = pa.ListArray.from_arrays(offsets, embeddings.reshape(-1))
+                    writer.write_table(pa.table([[images.key(i) for i in rows], lists], schema=schema))
+                    about["rows"] += len(rows)
+                    about["unreadable"] += [images.where(i) for i in np.setdiff1d(ids, rows)]
+                writer.add_key_value_metadata({"vergence": json.dumps(about)})
+            draft.replace(file)
+        finally:
+            draft.unlink(missing_ok=True)
+        return about
 
 
 def _read_about(file: Path) -> dict[str, Any]:

@@ -58,9 +58,10 @@ def pretrain(
 
     parsed = load_recipe(recipe, overrides)
     run = Run(valid_name(name or recipe_path(recipe).stem))
+    target = run if fork is None else Run(valid_name(fork))
     if dry_run:
-        return attempt.dry_run(parsed, run)
+        return attempt.dry_run(parsed, target)
     if fork is not None:
-        run = attempt.forked(run, Run(valid_name(fork)))
-    with locked(run):
-        return attempt.Attempt(parsed, run).go()
+        attempt.fork(run, target)
+    with locked(target):
+        return attempt.Attempt(parsed, target).go()

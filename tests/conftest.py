@@ -3,10 +3,18 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # forked ranks hang in a pool of threads that their parent has used
+
+
+def _without(what: str) -> NoReturn:
+    """Some machines lack what a test needs, and nothing of ours is to blame: a skip there, a failure in CI."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(what)
+    pytest.skip(what)
 
 
 @pytest.fixture(scope="session")
@@ -15,21 +23,18 @@ def shared() -> Path:
     root = os.environ.get("VERGENCE_SHARED", "")
     if root and (Path(root) / "data").is_dir():
         return Path(root).resolve()
-    message = "VERGENCE_SHARED does not name a folder with data/"
-    if os.environ.get("CI") == "true":
-        pytest.fail(message)
-    pytest.skip(message)
+    _without("VERGENCE_SHARED does not name a folder with data/")
 
 
 @pytest.fixture
 def small_disk() -> Iterator[Callable[[Path], Path]]:
-    """Makes a folder a tmpfs of 1 MiB, so that a disk can really be full; skipped without the right to mount."""
+    """Makes a folder a tmpfs of 1 MiB, so that a disk can really be full; skipped without the right to mount, but in CI."""
     mounted = []
 
     def mount(folder: Path) -> Path:
         folder.mkdir(parents=True)
         if os.system(f"mount -t tmpfs -o size=1m tmpfs {folder} 2>/dev/null"):
-            pytest.skip("mounting a tmpfs needs a right that this user does not have")
+            _without("mounting a tmpfs needs a right that this user does not have")
         mounted.append(folder)
         return folder
 

@@ -81,14 +81,6 @@ def test_gradient_by_finite_differences() -> None:
     assert torch.autograd.gradcheck(loss_of, normal(4, 2, 8).requires_grad_())
 
 
-def test_half_precision_embeddings_with_outliers_give_a_finite_fp32_loss() -> None:
-    z = normal(8, 2, 5).half()
-    z[0, 0, 0] = 1e4
-    loss = loss_of(z)
-    assert loss.dtype == torch.float32
-    assert loss.isfinite()
-
-
 def test_terms_add_up_and_published_head_and_defaults() -> None:
     method = small_method("barlow_twins")
     losses = method.criterion(Embeddings(normal(9, 2, 5)), (), whole(9))

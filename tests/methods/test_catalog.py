@@ -56,6 +56,18 @@ def test_bf16_networks_get_an_fp32_loss(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_half_precision_embeddings_with_outliers_give_a_finite_fp32_loss(name: str) -> None:
+    method, batch = small_method(name).float(), two_views(8)
+    batch = batch._replace(views=[view.float() for view in batch.views])
+    out, targets = method(batch), method.targets(batch)
+    z = out[0].detach().half()
+    z.flatten()[0] = 1e4
+    loss = method.criterion(type(out)(z), targets, whole(8)).loss
+    assert loss.dtype == torch.float32
+    assert loss.isfinite()
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_state_has_every_tensor_that_training_changes(name: str) -> None:
     """Going on from the state equals going on undisturbed: nothing lives outside the state dict."""
 
