@@ -69,9 +69,8 @@ def guarded(work: Callable[[], int]) -> int:
         return work()
     except VergenceError as error:
         return _fail(str(error), error.exit_code)
-    except (
-        BrokenPipeError
-    ):  # the reader of a pipe has seen enough; what Python would flush at its end goes nowhere
+    except BrokenPipeError:
+        # the reader of a pipe has seen enough; what Python would flush at its end goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:

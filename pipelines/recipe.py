@@ -124,8 +124,10 @@ def explain_all(errors: Sequence[Any], raw: Any) -> list[str]:
 
 def _path(error: Any) -> list[str]:
     """Names from the top to the setting, without what pydantic adds: the method's name, branches of a union."""
-    loc = [part for i, part in enumerate(error["loc"]) if not (i == 1 and error["loc"][0] == "method")]
-    return [str(part) for part in loc if not re.search(r"[-\[]", str(part))]
+    loc = [str(part) for i, part in enumerate(error["loc"]) if not (i == 1 and error["loc"][0] == "method")]
+    if error["type"] == "extra_forbidden":
+        return loc  # the last part is the user's word
+    return [part for part in loc if not re.search(r"[-\[]", part)]
 
 
 def explain(same: Sequence[Any], path: str, raw: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vergence.platform.data.decode import BadSample
+from vergence.platform.data.decode import MAX_PIXELS, BadSample
 from vergence.platform.data.index import Index
 from vergence.platform.data.read import Reader
 from vergence.platform.encoders.resize import resize
@@ -68,7 +68,7 @@ def stream_images(
         pool.shutdown(cancel_futures=True)
 
 
-def shard_source(index: Index) -> Callable[[], Source]:
+def shard_source(index: Index, max_pixels: int = MAX_PIXELS) -> Callable[[], Source]:
     """open_source of shards. The columns are loaded here, once: parquet files are not for several threads."""
     index.members("image", np.empty(0, np.int64))
-    return lambda: Reader(index)
+    return lambda: Reader(index, max_pixels)

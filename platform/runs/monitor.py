@@ -49,14 +49,13 @@ class Monitor:
         import torch
 
         from vergence.methods import collectives
-        from vergence.platform.data.read import Reader
-        from vergence.platform.encoders.embed import stream_images
+        from vergence.platform.encoders.embed import shard_source, stream_images
 
         self.config, self.device = config, device
         self.mean = torch.tensor(mean, device=device).view(3, 1, 1) * 255
         self.std = torch.tensor(std, device=device).view(3, 1, 1) * 255
         own = ids[collectives.rank() :: collectives.world_size()]
-        parts = list(stream_images(lambda: Reader(reader.index, reader.max_pixels), own, size))
+        parts = list(stream_images(shard_source(reader.index, reader.max_pixels), own, size))
         self.ids = np.concatenate([np.empty(0, np.int64), *(good for good, _ in parts)])
         self.images = np.concatenate(
             [np.empty((0, size, size, 3), np.uint8), *(images for _, images in parts)]

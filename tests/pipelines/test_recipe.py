@@ -62,6 +62,7 @@ def test_initial_weights_follow_the_seed_and_leave_the_global_generator_alone():
     ("assignment", "message"),
     [
         ("method.temprature=1", "method.temprature is not a setting (did you mean temperature?"),
+        ("batch.global-size=1", "batch.global-size is not a setting (did you mean global?"),
         ("views.0.siz=1", "views.0.siz is not a setting (did you mean size?"),
         ("views.0.size=big", "views.0.size: input should be a valid integer"),
         ("optm.lr=1", "optm is not a setting (did you mean optim?"),
