@@ -33,7 +33,8 @@ from vergence.platform.train.record import cut
 def dry_run(recipe: Recipe, run: Run) -> int:
     """Print what the run would be."""
     attempt = Attempt(recipe, run)
-    resolved, method = attempt.resolve()
+    index = attempt.index()
+    resolved, method = attempt.resolve(index)
     show.first_screen(resolved, run, attempt.start_step(), method)
     print(yaml.dump(resolved.recipe.dump()), end="")
     return 0
@@ -64,10 +65,7 @@ class Attempt:
 
     def go(self) -> int:
         """Train what is left, then export and register what is missing; the exit code."""
-        if commits.newest(self.run.commits) is None:
-            self._forget_other_recipe()
-        self._refuse_other_recipe()
-        index = self._index()
+        index = self.index()
         if self._is_finished():
             show.say(f"run {self.run.name} is finished, nothing to do: {self._what_exists()}")
             return 0
@@ -88,24 +86,41 @@ class Attempt:
             sent = tracker.close(status, {"plots": self.run.logs / "plots", "": self.run.recipe_file})
             self.run.remember(tracked=sent)
 
-    def resolve(self, index: Index | None = None) -> tuple[Resolved, nn.Module]:
+    def resolve(self, index: Index) -> tuple[Resolved, nn.Module]:
         """The checked plan of this attempt and the built method."""
         method = build_method(self.recipe)
-        return resolve(self.recipe, index or self._index(), method, self.run.facts()), method
+        return resolve(self.recipe, index, method, self._kept()), method
 
     def start_step(self) -> int:
         newest = commits.newest(self.run.commits)
         return newest.step if newest else 0
 
-    def _index(self) -> Index:
+    def index(self) -> Index:
+        """The index of the data; UserError if the run has begun with another recipe or other data.
+
+        Before the first commit nothing is lost: a recipe or data that were a mistake may be corrected.
+        """
+        changes = self._changes() if self._has_begun() else []
+        if changes:
+            raise UserError(
+                f"run {self.run.name} was started with another recipe: {', '.join(changes)}; give the old values, "
+                f"or start a new run with --name NEW, or go on from its state with --fork NEW"
+            )
         index = open_index(self.recipe.data.train, home() / "index", progress=True)
-        known = self.run.facts().get("data_digest")
-        if known not in (None, index.digest):
+        known = self._kept().get("data_digest", index.digest)
+        if known != index.digest:
             raise UserError(
                 f"run {self.run.name} was started on other data (digest {known[:12]}, {self.recipe.data.train} has "
                 f"{index.digest[:12]}); give back the data, or start a new run with --name or --fork"
             )
         return index
+
+    def _has_begun(self) -> bool:
+        return commits.newest(self.run.commits) is not None
+
+    def _kept(self) -> dict[str, Any]:
+        """Facts of earlier attempts that bind this one."""
+        return self.run.facts() if self._has_begun() else {}
 
     def _changes(self) -> list[str]:
         """Settings that differ from those the run was started with: `path old -> new`."""
@@ -114,20 +129,6 @@ class Attempt:
         before, after = read_resolved(self.run.recipe_file).identity(), self.recipe.identity()
         paths = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
         return [f"{path} {before.get(path)} -> {after.get(path)}" for path in paths]
-
-    def _refuse_other_recipe(self) -> None:
-        changes = self._changes()
-        if changes:
-            raise UserError(
-                f"run {self.run.name} was started with another recipe: {', '.join(changes)}; give the old values, "
-                f"or start a new run with --name NEW, or go on from its state with --fork NEW"
-            )
-
-    def _forget_other_recipe(self) -> None:
-        """Before the first commit nothing is lost: a recipe or data that were a mistake may be corrected."""
-        index = open_index(self.recipe.data.train, home() / "index", progress=True)
-        if self._changes() or self.run.facts().get("data_digest", index.digest) != index.digest:
-            self.run.forget()
 
     def _is_finished(self) -> bool:
         """Trained, exported, tracked, and registered if that is asked for."""
@@ -146,6 +147,9 @@ class Attempt:
             )
 
     def _remember(self, resolved: Resolved) -> None:
+        known = self.run.facts().get("data_digest", resolved.index.digest)
+        if not self._has_begun() and (self._changes() or known != resolved.index.digest):
+            self.run.forget()  # the MLflow run of an attempt that was a mistake, too
         self.run.logs.mkdir(parents=True, exist_ok=True)
         self.run.commits.mkdir(exist_ok=True)
         write_atomic(self.run.recipe_file, yaml.dump(resolved.recipe.dump()))

@@ -39,23 +39,16 @@ def main(options: argparse.Namespace) -> int:
 
 def settings(model: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted path, pydantic field) of all settings below a section, `method` left out."""
+    from vergence.pipelines.recipe import section
+
     for name, field in model.model_fields.items():
         if name == "method":
             continue
-        inner = next(
-            (a for a in (field.annotation, *getattr(field.annotation, "__args__", ())) if _is_section(a)),
-            None,
-        )
-        index = ".0" if inner is not None and inner is not field.annotation else ""
-        here = f"{path}{field.alias or name}{index}"
-        if inner is not None:
-            yield from settings(inner, f"{here}.")
-        else:
+        here, inner = f"{path}{field.alias or name}", section(field.annotation)
+        if inner is None:
             yield here, field
-
-
-def _is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and hasattr(annotation, "model_fields")
+        else:
+            yield from settings(inner, f"{here}." if inner is field.annotation else f"{here}.0.")
 
 
 def _about(field: Any) -> str:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import types
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -149,19 +148,26 @@ def explain(same: Sequence[Any], path: str, raw: Any) -> str:
     return f"{path}: {message[0].lower()}{message[1:]}, got {error['input']!r}"
 
 
+def section(annotation: Any) -> Any:
+    """The section that a field holds, itself or as the items of a list; None for a plain setting."""
+    inner = (annotation, *getattr(annotation, "__args__", ()))
+    return next((each for each in inner if isinstance(each, type) and issubclass(each, BaseModel)), None)
+
+
+def _annotation(model: Any, name: str) -> Any:
+    """Type of the setting with this name in a section; None where there is no such section or setting."""
+    fields = getattr(model, "model_fields", {}).items()
+    return next((field.annotation for key, field in fields if name in (key, field.alias)), None)
+
+
 def _settings(loc: Sequence[Any]) -> list[str]:
     """Names of the settings at the level of the last part of a pydantic location."""
     model: Any = Recipe
-    for part in loc[:-1]:
-        if part in METHODS and model is None:
+    for i, part in enumerate(loc[:-1]):
+        if i == 1 and loc[0] == "method":
             model = METHODS[part][0]
-        elif part == "method":
-            model = None
         elif isinstance(part, str):
-            annotation = next(
-                field.annotation for name, field in model.model_fields.items() if part in (name, field.alias)
-            )
-            model = annotation if isinstance(annotation, type) else annotation.__args__[0]
+            model = section(_annotation(model, part))
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
@@ -207,18 +213,11 @@ def override(raw: Any, assignments: Sequence[str]) -> Any:
 
 def _is_text(parts: Sequence[Any]) -> bool:
     """Whether the setting at this path is a word or null: a pattern such as *.tar is then no YAML."""
-    annotation: Any = Recipe
-    for part in parts:
-        if isinstance(part, int):
-            continue  # an item of a list has the list's type
-        model = (
-            annotation
-            if isinstance(annotation, type)
-            else next(iter(getattr(annotation, "__args__", ())), None)
-        )
-        fields = getattr(model, "model_fields", {})
-        annotation = next((f.annotation for name, f in fields.items() if part in (name, f.alias)), None)
-    return annotation is str or annotation == str | types.NoneType
+    model: Any = Recipe
+    *above, name = [part for part in parts if isinstance(part, str)]  # items of a list have the list's type
+    for part in above:
+        model = section(_annotation(model, part))
+    return _annotation(model, name) in (str, str | None)
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:

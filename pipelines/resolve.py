@@ -132,22 +132,13 @@ def resolve(recipe: Recipe, index: Index, method: Any, kept: dict[str, Any]) -> 
     check_support(recipe.optim, recipe.scale.zero)
     device = torch.device("cuda" if recipe.scale.gpus_per_worker else "cpu")
     blind = device.type == "cuda" and not torch.cuda.is_available()
-    if blind and (recipe.precision == "auto" or recipe.batch.micro is None or recipe.batch.regime == "auto"):
-        raise UserError(
-            "scale.gpus_per_worker=1, but this machine, which plans the run, has no GPU to measure on: give "
-            "precision=bf16 or fp32, batch.micro, and batch.regime=one, kept or two-pass"
-        )
+    if blind:
+        _check_nothing_is_measured(recipe)
     precision = kept.get("precision") or resolve_precision(recipe.precision, device)
     norm = recipe.norm.for_method(method.shuffles)
     span = norm.span or kept.get("span")
-    config = recipe.batch
-    whole = config.micro in (None, share)  # a smaller micro-batch than before rules out one forward
-    if config.regime == "auto" and "regime" in kept and (whole or kept["regime"] != "one"):
-        config = config.model_copy(update={"regime": kept["regime"]})
-    if config.micro is None and kept.get("regime", "one") != "one" and share % kept["micro"] == 0:
-        config = config.model_copy(update={"micro": kept["micro"]})
     choice = memory.choose(
-        config,
+        _as_before(recipe.batch, kept, share),
         share=share,
         group=norm.group if isinstance(norm.group, int) else plan.global_batch,
         bytes_per_sample=_bytes_per_sample(recipe, method, precision),
@@ -159,6 +150,24 @@ def resolve(recipe: Recipe, index: Index, method: Any, kept: dict[str, Any]) -> 
     norms.validate(norm, share=share, micro=choice.micro, global_batch=plan.global_batch)
     parameter_groups(method, recipe.optim, effective_lr(recipe.optim, plan.global_batch))
     return Resolved(recipe, index, plan, share, choice, norm, precision, need)
+
+
+def _check_nothing_is_measured(recipe: Recipe) -> None:
+    if recipe.precision == "auto" or recipe.batch.micro is None or recipe.batch.regime == "auto":
+        raise UserError(
+            "scale.gpus_per_worker=1, but this machine, which plans the run, has no GPU to measure on: give "
+            "precision=bf16 or fp32, batch.micro, and batch.regime=one, kept or two-pass"
+        )
+
+
+def _as_before(config: BatchConfig, kept: Mapping[str, Any], share: int) -> BatchConfig:
+    """With the regime and micro-batch of an earlier attempt, where the recipe leaves them open and they fit."""
+    whole = config.micro in (None, share)  # a smaller micro-batch than before rules out one forward
+    if config.regime == "auto" and "regime" in kept and (whole or kept["regime"] != "one"):
+        config = config.model_copy(update={"regime": kept["regime"]})
+    if config.micro is None and kept.get("regime", "one") != "one" and share % kept["micro"] == 0:
+        config = config.model_copy(update={"micro": kept["micro"]})
+    return config
 
 
 def _check_lengths(recipe: Recipe, method: Any) -> None:
