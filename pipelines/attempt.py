@@ -42,7 +42,7 @@ def dry_run(recipe: Recipe, run: Run) -> int:
 
 def fork(old: Run, new: Run) -> None:
     """Give `new`, unless it has begun, the newest state of `old` as its commit at step 0."""
-    source = commits.newest(old.commits)
+    source = commits.newest_intact(old.commits)
     if source is None:
         raise UserError(f"--fork: run {old.name} has no commit to start from; runs: {', '.join(run_names())}")
     if commits.newest(new.commits) is None:
@@ -201,8 +201,11 @@ class Attempt:
 
     def _hand_over(self, resolved: Resolved, method: Any, tracker: Tracker) -> int:
         """Export, plot and register what is missing."""
-        final = commits.newest(self.run.commits)
-        assert final is not None
+        final = commits.newest_intact(self.run.commits)
+        if final is None or final.step < resolved.steps:
+            raise VergenceError(
+                f"run {self.run.name}: its last commit is damaged; the same command trains it again"
+            )
         self._tell_counts(final)
         card = self._card(resolved, method, final)
         if not (self.run.exports / "encoder.pt2").exists():

@@ -37,10 +37,37 @@ def test_newest_passes_over_commits_that_are_not_whole(tmp_path):
         write(tmp_path, step)
     (tmp_path / commits.folder_name(4) / commits.MANIFEST).unlink()
     state = tmp_path / commits.folder_name(3) / commits.STATE
+    state.write_bytes(state.read_bytes()[:-1])
+    assert commits.newest(tmp_path).step == 2
+
+
+def flip_a_bit(commit):
+    state = commit.path / commits.STATE
     data = bytearray(state.read_bytes())
     data[-1] ^= 1  # same size, another bit
     state.write_bytes(data)
-    assert commits.newest(tmp_path).step == 2
+
+
+def test_a_commit_whose_bytes_have_changed_is_set_aside_before_it_is_loaded(tmp_path):
+    write(tmp_path, 1)
+    flip_a_bit(write(tmp_path, 2))
+    assert commits.newest_intact(tmp_path).step == 1
+    assert commits.newest(tmp_path).step == 1
+    flip_a_bit(commits.newest(tmp_path))
+    assert commits.newest_intact(tmp_path) is None
+
+
+def test_a_commit_whose_bytes_have_changed_is_written_again(tmp_path):
+    flip_a_bit(write(tmp_path, 2))
+    assert commits.is_intact(write(tmp_path, 2))
+
+
+def test_looking_for_the_newest_commit_reads_no_state(tmp_path, monkeypatch):
+    write(tmp_path, 1)
+    read = []
+    monkeypatch.setattr(commits, "_sha256", lambda path: read.append(path))
+    assert commits.newest(tmp_path).step == 1
+    assert not read
 
 
 def test_an_attempt_that_lost_the_run_cannot_commit(tmp_path):
