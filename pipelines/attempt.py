@@ -19,12 +19,13 @@ from vergence.platform.data.read import Reader
 from vergence.platform.encoders.export import EncoderCard, export_encoder
 from vergence.platform.encoders.registry import register
 from vergence.platform.errors import UserError, VergenceError
+from vergence.platform.files import write_atomic
 from vergence.platform.home import home
 from vergence.platform.mlflow_store import tracking_uri
 from vergence.platform.runs import commit as commits
 from vergence.platform.runs import plots
 from vergence.platform.runs.records import Tail
-from vergence.platform.runs.run import Run, locked, run_names, write_atomic
+from vergence.platform.runs.run import Run, locked, run_names
 from vergence.platform.runs.track import Tracker
 from vergence.platform.train.engine import expected_state
 from vergence.platform.train.record import cut

@@ -8,8 +8,11 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import os
+import secrets
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import BaseModel, Field, PositiveInt
 
 from vergence.platform.errors import VergenceError
+from vergence.platform.files import sync, write_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +29,7 @@ log = logging.getLogger(__name__)
 
 STATE = "state.safetensors"
 MANIFEST = "manifest.json"
+DRAFT_LIFE_S = 3600.0  # without a write, after which another attempt's draft is a leftover
 
 
 class CommitConfig(BaseModel, frozen=True, extra="forbid", strict=True):
@@ -43,8 +48,9 @@ class Commit(NamedTuple):
 
     @property
     def score(self) -> float | None:
-        """The monitor's score at this commit."""
-        return self.manifest.get("score")
+        """The monitor's score at this commit; one that is not finite is none."""
+        score = self.manifest.get("score")
+        return score if score is not None and math.isfinite(score) else None
 
 
 def folder_name(step: int) -> str:
@@ -72,13 +78,13 @@ def write(
         return done
     partial = commits / f".{target.name}.{attempt}"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial.mkdir(parents=True, exist_ok=True)
     try:
         try:
             save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial / STATE)
         except SafetensorError as error:  # its own type also for a full disk
             raise OSError(errno.ENOSPC if "No space" in str(error) else errno.EIO, str(error)) from error
-        _sync(partial / STATE)
+        sync(partial / STATE)
         manifest = {
             **facts,
             "attempt": attempt,
@@ -86,15 +92,22 @@ def write(
         }
         if not owned():
             raise VergenceError("another attempt has taken over this run; this one stops without a commit")
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        _sync(partial / MANIFEST)
-        shutil.rmtree(target, ignore_errors=True)  # an invalid leftover: a valid one was returned above
+        write_atomic(partial / MANIFEST, json.dumps(manifest, indent=1))  # the folder is on the disk with it
+        _displace(target, attempt)
         os.rename(partial, target)
-        _sync(commits)
+        sync(commits)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return Commit(target, manifest)
+
+
+def _displace(target: Path, attempt: str) -> None:
+    """Make way for a commit: what lies there is not whole, and may hold files that cannot be deleted yet (NFS)."""
+    old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.{attempt}")
+    if target.exists():
+        os.rename(target, old)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def read(path: Path) -> Commit | None:
@@ -105,7 +118,8 @@ def read(path: Path) -> Commit | None:
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         whole = all((path / name).stat().st_size == file["bytes"] for name, file in manifest["files"].items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        whole = whole and STATE in manifest["files"] and isinstance(manifest["step"], int)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # half written, or any other JSON
         return None
     return Commit(path, manifest) if whole else None
 
@@ -129,7 +143,7 @@ def newest_intact(commits: Path) -> Commit | None:
     """The newest commit, its bytes checked; one whose bytes have changed is set aside as a leftover."""
     while (commit := newest(commits)) is not None and not is_intact(commit):
         log.warning("%s is damaged: a file does not have its digest any more", commit.path)
-        os.rename(commit.path, commits / f".{commit.path.name}.damaged")
+        os.rename(commit.path, commits / f".{commit.path.name}.{secrets.token_hex(4)}.damaged")
     return commit
 
 
@@ -161,34 +175,33 @@ def misfit(commit: Commit, expected: Mapping[str, tuple[int, ...]]) -> str | Non
     return "; ".join(parts) or None
 
 
-def prune(commits: Path, keep: int) -> None:
-    """Delete all but the newest `keep` commits and the one with the best score; leftovers too."""
-    for partial in commits.glob(".step-*"):
-        shutil.rmtree(partial, ignore_errors=True)
-    paths = sorted(commits.glob("step-*"))
-    scores = {path: _score(path) for path in paths}
-    best = max(paths, key=lambda path: (scores[path], path), default=None)
-    for path in paths[:-keep]:
-        if path != best or scores[path] == float("-inf"):
+def prune(commits: Path, keep: int, made: Commit) -> None:
+    """Delete all commits up to `made`, the one just made, but the newest `keep` and the one with the best score.
+
+    Only whole commits count. What lies beyond `made` was passed over when the run went on, so it is damaged, and is
+    left until the run gets there. Drafts go if they are of the same attempt, or were last written to an hour ago.
+    """
+    for draft in commits.glob(".step-*"):
+        if draft.name.endswith(f".{made.manifest['attempt']}") or _idle_s(draft) > DRAFT_LIFE_S:
+            shutil.rmtree(draft, ignore_errors=True)
+    paths = [path for path in sorted(commits.glob("step-*")) if path <= made.path]
+    whole = [commit for path in paths if (commit := read(path))]
+    scores = {commit.path: commit.score for commit in whole if commit.score is not None}
+    best = max(scores, key=lambda path: (scores[path], path), default=None)
+    kept = {best, *(commit.path for commit in whole[-keep:])}
+    for path in paths:
+        if path not in kept:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _score(path: Path) -> float:
+def _idle_s(draft: Path) -> float:
+    """Seconds since something was last written to a draft; 0 if it is gone meanwhile."""
     try:
-        score = json.loads((path / MANIFEST).read_text()).get("score")
-    except (OSError, ValueError):
-        return float("-inf")
-    return float("-inf") if score is None else float(score)
+        return time.time() - max(path.stat().st_mtime for path in (draft, *draft.iterdir()))
+    except OSError:
+        return 0.0
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

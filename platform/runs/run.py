@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 
 from vergence.platform.errors import UserError
+from vergence.platform.files import write_atomic
 from vergence.platform.home import home
 
 HEARTBEAT_S = 10.0
@@ -67,16 +68,6 @@ class Run:
         """Add facts to run.json, atomically; the tracker's thread does so too."""
         with _FACTS:
             write_atomic(self.path / "run.json", json.dumps(self.facts() | facts, indent=1))
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Replace a file's text so that a reader, or a crash, sees the old or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def run_names() -> list[str]:

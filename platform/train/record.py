@@ -13,8 +13,9 @@ from torch import Tensor
 
 from vergence.methods import collectives
 from vergence.platform.errors import VergenceError
+from vergence.platform.files import write_atomic
 from vergence.platform.runs import commit as commits
-from vergence.platform.runs.run import owns, write_atomic
+from vergence.platform.runs.run import owns
 from vergence.platform.train.job import Job
 
 
@@ -91,10 +92,11 @@ def committed(job: Job, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -
     failure = [_difference(state)]
     if failure[0] is None and collectives.rank() == 0:
         try:
-            commits.write(
+            made = commits.write(
                 job.run / "commits", state, facts, job.attempt, owned=lambda: owns(job.run, job.attempt)
             )
-            commits.prune(job.run / "commits", job.commit.keep)
+            if owns(job.run, job.attempt):
+                commits.prune(job.run / "commits", job.commit.keep, made)
         except (OSError, VergenceError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             failure = [f"commit at step {facts['step']} failed: {reason}; the last commit is intact"]

@@ -53,7 +53,7 @@ def _one(future: Any) -> Any:
 
 def write_outcome(job: "Job", outcome: "Outcome") -> None:
     """Leave the outcome of this attempt for the driver."""
-    from vergence.platform.runs.run import write_atomic
+    from vergence.platform.files import write_atomic
 
     write_atomic(job.outcome_file, json.dumps(outcome._asdict()))
 

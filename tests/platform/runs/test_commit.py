@@ -1,7 +1,8 @@
 import errno
-import json
+import math
 import os
 import shutil
+import time
 
 import pytest
 import torch
@@ -19,6 +20,10 @@ STATE = {
 def write(folder, step, score=None, state=None, owned=lambda: True):
     facts = {"step": step, "score": score, "counts": {}}
     return commits.write(folder, state or STATE, facts, "attempt", owned=owned)
+
+
+def steps(folder):
+    return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
 
 
 def test_state_comes_back_bit_equal(tmp_path):
@@ -88,19 +93,132 @@ def test_a_valid_commit_is_not_written_again(tmp_path):
 def test_prune_keeps_newest_and_best(tmp_path):
     for step, score in ((1, 0.2), (2, 0.9), (3, None), (4, 0.3), (5, None)):
         write(tmp_path, step, score)
-    commits.prune(tmp_path, keep=2)
-    assert sorted(json.loads((p / commits.MANIFEST).read_text())["step"] for p in tmp_path.iterdir()) == [
-        2,
-        4,
-        5,
-    ]
+    commits.prune(tmp_path, 2, commits.newest(tmp_path))
+    assert steps(tmp_path) == [2, 4, 5]
 
 
 def test_prune_keeps_no_old_commit_when_none_has_a_score(tmp_path):
     for step in (1, 2, 3):
         write(tmp_path, step)
-    commits.prune(tmp_path, keep=1)
-    assert [path.name for path in tmp_path.iterdir()] == [commits.folder_name(3)]
+    commits.prune(tmp_path, 1, commits.newest(tmp_path))
+    assert steps(tmp_path) == [3]
+
+
+def test_prune_keeps_no_commit_for_a_score_that_is_not_finite(tmp_path):
+    for step, score in ((1, math.nan), (2, 0.1), (3, 0.5), (4, math.inf), (5, None)):
+        write(tmp_path, step, score)
+    commits.prune(tmp_path, 1, commits.newest(tmp_path))
+    assert steps(tmp_path) == [3, 5]
+
+
+def no_manifest(path):
+    (path / commits.MANIFEST).unlink()
+
+
+def empty_manifest(path):
+    os.truncate(path / commits.MANIFEST, 0)
+
+
+def half_a_manifest(path):
+    os.truncate(path / commits.MANIFEST, (path / commits.MANIFEST).stat().st_size // 2)
+
+
+def manifest_of_another_kind(path):
+    (path / commits.MANIFEST).write_text("null")
+
+
+def manifest_of_no_files(path):
+    (path / commits.MANIFEST).write_text('{"step": 300, "files": {}}')
+
+
+def half_a_state(path):
+    os.truncate(path / commits.STATE, (path / commits.STATE).stat().st_size // 2)
+
+
+def another_bit(path):
+    flip_a_bit(commits.read(path))
+
+
+DAMAGE = [
+    no_manifest, empty_manifest, half_a_manifest, manifest_of_another_kind, manifest_of_no_files, half_a_state,
+    another_bit,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_damaged_newest_commit_costs_no_whole_one(tmp_path, damage, keep):
+    """Steps 100 and 150 are whole, 300 was hit by a power cut: the run goes on from 150 and commits at 153."""
+    for step in (100, 150, 300):
+        write(tmp_path, step)
+    damage(tmp_path / commits.folder_name(300))
+    made = commits.read(tmp_path / commits.folder_name(150))
+    commits.prune(tmp_path, keep, made)  # whether or not somebody has looked at the damaged one before
+    assert commits.newest_intact(tmp_path).step == 150
+    commits.prune(tmp_path, keep, write(tmp_path, 153))
+    assert commits.newest_intact(tmp_path).step == 153
+    whole = [step for step in steps(tmp_path) if step != 300]
+    assert whole == [150, 153][-keep:]
+
+
+def test_a_damaged_commit_is_replaced_when_the_run_gets_there_and_else_deleted(tmp_path):
+    for step in (100, 300, 400):
+        write(tmp_path, step)
+    empty_manifest(tmp_path / commits.folder_name(300))
+    half_a_state(tmp_path / commits.folder_name(400))
+    assert write(tmp_path, 300).step == 300
+    assert commits.newest(tmp_path).step == 300
+    commits.prune(tmp_path, 5, write(tmp_path, 500))
+    assert steps(tmp_path) == [100, 300, 500]
+
+
+def test_prune_leaves_drafts_of_other_attempts_until_they_are_old(tmp_path):
+    drafts = {name: tmp_path / f".{commits.folder_name(7)}.{name}" for name in ("attempt", "other", "gone")}
+    for draft in drafts.values():
+        draft.mkdir()
+        (draft / commits.STATE).write_bytes(b"half")
+    old = time.time() - commits.DRAFT_LIFE_S - 1
+    for path in (drafts["gone"] / commits.STATE, drafts["gone"], drafts["other"]):
+        os.utime(path, (old, old))  # the other's folder is old, but its state is still being written
+    commits.prune(tmp_path, 1, write(tmp_path, 5))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [drafts["other"].name, commits.folder_name(5)]
+
+
+def test_a_target_that_cannot_be_emptied_does_not_stop_a_commit(tmp_path, small_disk):
+    """A mount below a damaged commit stands for what NFS keeps of files that another process has open."""
+    write(tmp_path, 1)
+    damaged = tmp_path / commits.folder_name(2)
+    small_disk(damaged / "held")
+    assert write(tmp_path, 2).step == 2
+    assert commits.newest(tmp_path).step == 2
+    leftover = next(path for path in tmp_path.iterdir() if (path / "held").is_mount())
+    commits.prune(tmp_path, 1, commits.newest(tmp_path))
+    assert steps(tmp_path) == [2]
+    os.system(f"umount {leftover / 'held'}")
+    commits.prune(tmp_path, 1, commits.newest(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == [commits.folder_name(2)]
+
+
+def test_files_and_their_folder_are_on_the_disk_before_the_commit_gets_its_name(tmp_path, monkeypatch):
+    seen, fsync, rename = [], os.fsync, os.rename
+
+    def note_fsync(descriptor):
+        fsync(descriptor)
+        seen.append(("synced", os.readlink(f"/proc/self/fd/{descriptor}")))
+
+    def note_rename(old, new):
+        rename(old, new)
+        seen.append(("renamed", str(old)))
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "rename", note_rename)
+    write(tmp_path, 1)
+    draft = str(tmp_path / f".{commits.folder_name(1)}.attempt")
+    renamed = seen.index(("renamed", draft))
+    before, after = seen[:renamed], seen[renamed + 1 :]
+    assert ("synced", f"{draft}/{commits.STATE}") in before
+    assert before[-1] == ("synced", draft)
+    assert ("synced", str(tmp_path)) in after
 
 
 def test_full_disk_leaves_the_last_commit_intact(small_disk, tmp_path):
