@@ -1,7 +1,8 @@
 """Image bytes to pixels, fast and exact: what Pillow's `convert("RGB")` gives, byte for byte.
 
 JPEG by simplejpeg (libjpeg-turbo, accurate DCT and upsampling), plain PNG and WebP by OpenCV, the rest by
-Pillow. EXIF orientation and colour profiles are ignored, as Pillow ignores them.
+Pillow. EXIF orientation and colour profiles are ignored, as Pillow ignores them. Pixels of more than 8 bits,
+which Pillow would clip to white, are scaled by the rule of `depth`.
 """
 
 import io
@@ -13,6 +14,8 @@ import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
+
+from vergence.platform.data import depth
 
 cv2.setNumThreads(1)
 cv2.utils.logging.setLogLevel(0)
@@ -33,19 +36,26 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         data: a file of any format that Pillow knows.
         max_pixels: the largest height x width; read from the header, before anything is decoded.
     Returns: uint8 (H, W, 3), RGB, C-contiguous.
-    Raises BadSample: no image, damaged, truncated, or too large.
+    Raises BadSample: no image, damaged, truncated, too large, or deeper than 8 bits without a known range.
     """
     if not data:
         raise BadSample("zero bytes")
+    try:
+        pixels = _fast(data, max_pixels)
+        return _pillow(data, max_pixels) if pixels is None else pixels
+    except depth.NoRange as error:
+        raise BadSample(str(error)) from None
+
+
+def _fast(data: bytes, max_pixels: int) -> np.ndarray | None:
+    """By a decoder of its own where the format has one that agrees with Pillow; else None."""
     if data.startswith(b"\xff\xd8"):
-        pixels = _jpeg(data, max_pixels)
-    elif data.startswith(_PNG):
-        pixels = _cv2(data) if _plain_png(data, max_pixels) else None
-    elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        pixels = _cv2(data) if _plain_webp(data, max_pixels) else None
-    else:
-        pixels = None
-    return _pillow(data, max_pixels) if pixels is None else pixels
+        return _jpeg(data, max_pixels)
+    if data.startswith(_PNG):
+        return _png(data) if _plain_png(data, max_pixels) else None
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return _cv2(data, _CV2_FLAGS) if _plain_webp(data, max_pixels) else None
+    return None
 
 
 def _limit(width: int, height: int, max_pixels: int) -> None:
@@ -69,11 +79,11 @@ def _jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
 
 
 def _plain_png(data: bytes, max_pixels: int) -> bool:
-    """Whole, unanimated and of 8 bits or less: OpenCV agrees with Pillow there, and has nothing to print."""
+    """Whole and unanimated: OpenCV agrees with Pillow there, and has nothing to print."""
     position = len(_PNG)
     if len(data) < 33 or data[12:16] != b"IHDR":
         return False
-    width, height, bits = struct.unpack(">IIB", data[16:25])
+    width, height = struct.unpack(">II", data[16:24])
     _limit(width, height, max_pixels)
     kind = b""
     while kind != b"IEND" and position + 12 <= len(data):
@@ -84,7 +94,14 @@ def _plain_png(data: bytes, max_pixels: int) -> bool:
         if zlib.crc32(memoryview(data)[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
             return False
         position = end + 4
-    return kind == b"IEND" and bits <= 8
+    return kind == b"IEND"
+
+
+def _png(data: bytes) -> np.ndarray | None:
+    if data[24] <= 8:
+        return _cv2(data, _CV2_FLAGS)
+    pixels = _cv2(data, _CV2_FLAGS | cv2.IMREAD_ANYDEPTH)
+    return None if pixels is None else depth.from_uint16(pixels)
 
 
 def _plain_webp(data: bytes, max_pixels: int) -> bool:
@@ -106,9 +123,9 @@ def _plain_webp(data: bytes, max_pixels: int) -> bool:
     return not animated
 
 
-def _cv2(data: bytes) -> np.ndarray | None:
+def _cv2(data: bytes, flags: int) -> np.ndarray | None:
     try:
-        return cv2.imdecode(np.frombuffer(data, np.uint8), _CV2_FLAGS)
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         return None
 
@@ -117,8 +134,8 @@ def _pillow(data: bytes, max_pixels: int) -> np.ndarray:
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
             _limit(*image.size, max_pixels)
-            return np.array(image.convert("RGB"))
-    except BadSample:
+            return depth.to_rgb(image)
+    except (BadSample, depth.NoRange):
         raise
     except UnidentifiedImageError:
         raise BadSample("no image that Pillow knows") from None
