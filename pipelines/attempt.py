@@ -1,5 +1,6 @@
 """One attempt at a run: from the checks to training, export and registration."""
 
+import secrets
 import time
 from typing import Any
 
@@ -155,6 +156,7 @@ class Attempt:
         self.run.commits.mkdir(exist_ok=True)
         write_atomic(self.run.recipe_file, yaml.dump(resolved.recipe.dump()))
         self.run.remember(
+            id=self.run.facts().get("id") or secrets.token_hex(8),
             data_digest=resolved.index.digest,
             precision=resolved.precision,
             regime=resolved.choice.regime,

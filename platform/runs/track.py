@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 FLUSH_S = 2.0
 RETRY_S = 15.0
 CLOSE_S = 20.0
+RUN_TAG = "vergence.run"  # of an MLflow run: the identity of the run that it tracks
 
 
 class TrackConfig(BaseModel, frozen=True, extra="forbid", strict=True):
@@ -40,6 +41,9 @@ class TrackConfig(BaseModel, frozen=True, extra="forbid", strict=True):
 class Tracker:
     """Sends a run's records to MLflow from a thread of its own.
 
+    The run's facts hold its identity, `id`: an MLflow run that carries it as a tag is gone on with, so a run has
+    one MLflow run even if the folder has forgotten which.
+
     params: flat settings of the resolved recipe; tags: data digest, code version and the like.
     says: prints one line to the user.
     """
@@ -53,11 +57,11 @@ class Tracker:
         says: Callable[[str], None],
     ) -> None:
         self.run, self.experiment, self.params, self.tags, self.says = run, experiment, params, tags, says
-        self.run_id: str | None = run.facts().get("mlflow_run")
+        self.run_id: str | None = None  # of the MLflow run, once it is open
         self.failed_once = False
-        self._tail = Tail(run.logs, after=run.facts().get("mlflow_position", -1.0))
+        self._identity: str = run.facts()["id"]
+        self._tail = Tail(run.logs)
         self._pending: list[dict[str, Any]] = []
-        self._opened = False
         self._client: Any = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -113,19 +117,28 @@ class Tracker:
 
     def _open(self) -> None:
         """Connect, and create the run or open it again."""
-        if self._opened:
+        if self.run_id is not None:
             return
         self._client = impatient_client()
-        if self.run_id is None:
-            self.run_id = self._create()
-            self.run.remember(mlflow_run=self.run_id)
+        facts = self.run.facts()
+        known = facts.get("mlflow_run")
+        run_id = known or self._find() or self._create()
+        self._client.update_run(run_id, status="RUNNING")
+        if run_id == known:
+            self._tail = Tail(self.run.logs, after=facts.get("mlflow_position", -1.0))
         else:
-            self._client.update_run(self.run_id, status="RUNNING")
-        self._opened = True
+            self._describe(run_id)
+            self.run.remember(mlflow_run=run_id, mlflow_position=-1.0)
+        self.run_id = run_id
+
+    def _find(self) -> str | None:
+        """The newest MLflow run with this run's identity, in any experiment."""
+        experiments = [experiment.experiment_id for experiment in self._client.search_experiments()]
+        wanted = f"tags.`{RUN_TAG}` = '{self._identity}'"
+        found = self._client.search_runs(experiments, wanted, max_results=1)
+        return found[0].info.run_id if found else None
 
     def _create(self) -> str:
-        from mlflow.entities import Param, RunTag
-
         experiment = self._client.get_experiment_by_name(self.experiment)
         if experiment is not None:
             experiment_id = experiment.experiment_id
@@ -135,12 +148,18 @@ class Tracker:
             experiment_id = self._client.create_experiment(self.experiment, artifact_location=location)
         else:
             experiment_id = self._client.create_experiment(self.experiment)
-        created = self._client.create_run(experiment_id, run_name=self.run.name)
-        run_id: str = created.info.run_id
-        params = [Param(name, str(value)[:6000]) for name, value in self.params.items()]
+        tags = {RUN_TAG: self._identity}  # with the run, not after it: a kill in between would hide it
+        run_id: str = self._client.create_run(experiment_id, run_name=self.run.name, tags=tags).info.run_id
+        return run_id
+
+    def _describe(self, run_id: str) -> None:
+        """Parameters and tags that the MLflow run has not yet; MLflow changes no parameter."""
+        from mlflow.entities import Param, RunTag
+
+        known = self._client.get_run(run_id).data.params
+        params = [Param(name, str(value)[:6000]) for name, value in self.params.items() if name not in known]
         tags = [RunTag(name, value) for name, value in self.tags.items()]
         self._client.log_batch(run_id, params=params, tags=tags)
-        return run_id
 
     def _finish(self, status: str, files: Mapping[str, Path]) -> None:
         for folder, path in files.items():

@@ -61,7 +61,8 @@ class Recorder:
 
     def monitored(self, step: int, epoch: int, metrics: Mapping[str, float], warning: str | None) -> None:
         """A record of the monitor, made after `step` steps; its time does not count as training."""
-        self._append({"step": step - 1, "event": "monitor", "epoch": epoch, **metrics, "warning": warning})
+        about = {"step": step - 1, "time": time.time(), "event": "monitor", "epoch": epoch}
+        self._append({**about, **metrics, "warning": warning})
         self.window_start, self.window_steps, self.waited_s = time.perf_counter(), 0, 0.0
 
     def _append(self, record: Mapping[str, Any]) -> None:
