@@ -1,24 +1,12 @@
-"""The generator: golden values, an independent transcription in Python integers, and its statistics."""
+"""The generator: golden values, its transcription in Python integers, and its statistics."""
 
 import time
 
 import numpy as np
 import pytest
+from plain_rng import chain
 
 from vergence.platform.augment import rng
-
-MASK = 2**64 - 1
-
-
-def chain(*words: int) -> int:
-    """The module's docstring in unbounded Python integers."""
-    state = 0
-    for word in words:
-        x = ((state ^ (word & MASK)) + 0x9E3779B97F4A7C15) & MASK
-        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & MASK
-        x = (x ^ (x >> 27)) * 0x94D049BB133111EB & MASK
-        state = x ^ (x >> 31)
-    return state
 
 
 def test_golden_values() -> None:

@@ -1,6 +1,9 @@
 """Drawn parameters against torchvision's, and views that depend on nothing but seed, id, epoch and view."""
 
+import math
+
 import numpy as np
+import plain_rng
 import pytest
 import torch
 from PIL import Image
@@ -111,6 +114,44 @@ def test_each_word_of_the_counter_matters() -> None:
         )
     ]
     assert all((boxes[0] != other).any(axis=1).mean() > 0.9 for other in boxes[1:])
+
+
+def test_every_draw_comes_from_the_stream_of_its_operation() -> None:
+    """uniform(seed, id, epoch, view, op, k), in Python integers; ids have 64 bits."""
+    ids, seed, epoch, view = [3, 3 + 2**32, 2**40 + 7, *range(100, 150)], 11, 4, 1
+    spec = PRESETS["byol"][0]._replace(flip=0.3, gray=0.4, blur=0.6, solarize=0.5, jitter=0.7)
+    size = np.full(len(ids), 32)
+    p = draw(spec, seed, np.array(ids), epoch, view, size, size)
+    flip, jitter, factors, order, gray, blur, sigma, solarize = range(2, 10)
+    for i, sample in enumerate(ids):
+        words = (seed, sample, epoch, view)
+        for name, op in (
+            ("flip", flip),
+            ("jitter", jitter),
+            ("gray", gray),
+            ("blur", blur),
+            ("solarize", solarize),
+        ):
+            assert getattr(p, name)[i] == (plain_rng.uniform(*words, op, 0) < getattr(spec, name)), name
+        drawn = [plain_rng.uniform(*words, factors, k) for k in range(4)]
+        expected = [0.6 + 0.8 * drawn[0], 0.6 + 0.8 * drawn[1], 0.8 + 0.4 * drawn[2], -0.1 + 0.2 * drawn[3]]
+        np.testing.assert_allclose(p.factors[i], expected, rtol=1e-5, atol=1e-7)
+        assert p.order[i].tolist() == plain_rng.permutation(4, *words, order)
+        assert p.sigma[i] == pytest.approx(0.1 + 1.9 * plain_rng.uniform(*words, sigma, 0))
+        crop = [plain_rng.uniform(*words, 0, k) for k in range(2)]
+        area, ratio = 1024 * (0.08 + 0.92 * crop[0]), math.exp(math.log(3 / 4) + math.log(16 / 9) * crop[1])
+        height, width = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if height <= 32 and width <= 32:
+            place = [plain_rng.uniform(*words, 1, k) for k in range(2)]
+            corner = [int(place[0] * (33 - height)), int(place[1] * (33 - width))]
+            assert p.box[i].tolist() == [*corner, height, width]
+
+
+def test_solarize_inverts_from_its_level_on() -> None:
+    images = np.full((3, 8, 8, 3), [[[[127]]], [[[128]]], [[[129]]]], np.uint8)
+    spec = ViewSpec(size=8, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), jitter=0.0, solarize=1.0)
+    (view,), _ = Views([spec], seed=0, mean=(0, 0, 0), std=(1, 1, 1))(images, np.arange(3), 0)
+    np.testing.assert_allclose(view[:, 0, 4, 4] * 255, [127, 127, 126], atol=1e-3)
 
 
 def test_the_boxes_of_one_batch_vary() -> None:

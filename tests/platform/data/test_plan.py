@@ -2,6 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
+from plain_rng import chain, permutation
 
 from vergence.platform.data.plan import Plan
 from vergence.platform.errors import UserError
@@ -93,6 +94,21 @@ def test_candidates_are_the_unused_tail_then_everything():
         start = order.tolist().index(ids[2])
         assert ids[2:] == np.roll(order, -start).tolist()  # one after the other, wrapping
     assert len({tuple(plan.candidates(2, position))[2] for position in range(48)}) > 20
+
+
+def test_order_and_probe_come_from_streams_of_their_own():
+    plan, order = Plan(50, 0.0, 9, 16), permutation(50, 0x504C414E, 9, 2)
+    assert plan.epoch(2).tolist() == order
+    for position in range(48):
+        draw = chain(0x50524F42, 9, 2, position)
+        tail = np.roll(order[48:], -(draw % 2)).tolist()
+        assert list(plan.candidates(2, position)) == tail + np.roll(order, -(draw % 50)).tolist()
+
+
+def test_ids_and_positions_have_64_bits():
+    plan = Plan(2**40, 0.0, 0, 4)
+    assert plan.training_ids(np.array([2**33 + 5])).tolist() == [2**33 + 5]
+    assert plan.holdout_ids().dtype == plan.training_ids(np.arange(3)).dtype == np.int64
 
 
 def test_candidates_without_a_tail():

@@ -104,6 +104,23 @@ def test_a_broken_sample_has_the_same_stand_in_everywhere(stream):
     assert stream.replacement(0, position)[0] == stand_in
 
 
+@pytest.mark.parametrize("start_step", [0, 5, 2**32 + 4])
+def test_rows_are_the_planned_ones_however_far_the_run_is(stream, start_step):
+    plan, share = stream.plan, BATCH // 2
+    rows = stream.rows(np.arange(4 * share), 1, 2, start_step)
+    steps = range(start_step, start_step + 4)
+    places = [step * BATCH + share + place for step in steps for place in range(share)]
+    assert rows["position"].tolist() == places
+    for row, place in enumerate(places):
+        epoch, position = divmod(place, plan.batches_per_epoch * BATCH)
+        planned = int(plan.epoch(epoch)[position])
+        good = (i for i in (planned, *plan.candidates(epoch, position)) if i not in BROKEN)
+        assert rows["id"][row] == next(good)
+        assert rows["bad"][row] == (planned in BROKEN)
+        assert rows["image"][row, 0, 0, 0] == rows["id"][row]
+    assert rows["id"].dtype == rows["position"].dtype == np.int64
+
+
 def test_pictures_of_unequal_size_arrive_whole(ray_session, tmp_path):
     stream = make_stream(tmp_path, sides=(8, 11, 5))
     rows = [row for batch in batches(stream, 0, 2, 0) for row in zip(batch["image"], batch["id"])]

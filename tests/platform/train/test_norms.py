@@ -94,6 +94,22 @@ def test_running_statistics_change_only_in_update() -> None:
     assert not torch.equal(net[1].running_mean, before["1.running_mean"])
 
 
+def test_a_norm_that_is_used_in_two_places_stays_one() -> None:
+    shared = nn.BatchNorm2d(3)
+    net = nn.ModuleList([nn.Sequential(shared), nn.Sequential(nn.ReLU(), shared)])
+    norms = install(net, 4, share=4)
+    assert net[0][0] is net[1][1]
+    assert norms.layers == [net[0][0]]
+    x = rows(1, 4).float()
+    with norms.samples(4, collect=True):
+        net[0](x)
+        net[1](x)
+    norms.update()
+    expected = 0.1 * torch.stack([x.mean((0, 2, 3)), x.relu().mean((0, 2, 3))]).mean(0)
+    torch.testing.assert_close(net[0][0].running_mean, expected)
+    assert net[0][0].num_batches_tracked == 1
+
+
 def test_training_outside_samples_is_an_error() -> None:
     net = network()
     install(net, 2, share=4)
