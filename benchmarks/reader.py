@@ -52,7 +52,7 @@ def run(rounds: int, says: Callable[[str], None]) -> dict[str, Any]:
         return _count(ray.data.read_webdataset(shards, decoder=None))
 
     def ours_pixels() -> int:
-        return _count(stream.dataset(0, 1, 0, 1.0))
+        return _count(stream.dataset(0, 1, range(stream.steps), 1.0))
 
     def in_process() -> int:
         reader = Reader(index)

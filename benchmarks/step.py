@@ -35,7 +35,7 @@ def run(rounds: int, says: Callable[[str], None]) -> dict[str, Any]:
 
     run_folder = Run("step")
     run_folder.logs.mkdir(parents=True, exist_ok=True)
-    loop = RankLoop(resolved.job(run_folder, {}), 0, None)
+    loop = RankLoop(resolved.job(run_folder, {}))
     rows = [stream.rows(np.arange(step * 256, (step + 1) * 256), 0, 1, 0) for step in range(STEPS)]
 
     def ours() -> float:

@@ -1,6 +1,7 @@
 """One attempt at a run: from the checks to training, export and registration."""
 
 import secrets
+import signal
 import time
 from typing import Any
 
@@ -75,7 +76,8 @@ class Attempt:
         self._refuse_other_state(method)
         self._remember(resolved)
         show.first_screen(resolved, self.run, self.start_step(), method)
-        cut(self.run.logs / "metrics.jsonl", self.start_step())
+        newest = commits.newest(self.run.commits)
+        cut(self.run.logs / "metrics.jsonl", self.start_step(), newest is not None and newest.monitor_due)
         tracker = self._tracker(resolved)
         status = "FAILED"
         try:
@@ -173,8 +175,9 @@ class Attempt:
 
     def _train(self, resolved: Resolved) -> int:
         """0 when the last step is committed, 130 or 143 when interrupted; raises VergenceError."""
-        start_step = self.start_step()
-        if start_step >= resolved.steps:
+        newest = commits.newest(self.run.commits)
+        start_step = newest.step if newest else 0
+        if newest is not None and start_step >= resolved.steps and not newest.monitor_due:
             return 0
         from vergence.platform.train.driver import Interrupt, fit
 
@@ -199,7 +202,7 @@ class Attempt:
             raise VergenceError(f"run {self.run.name}: {outcome.message}")
         if outcome.status == "interrupted":
             show.say(f"stopped at step {self.start_step():,}; the same command goes on from there")
-            return 128 + interrupt.signal
+            return 128 + (interrupt.signal or signal.SIGTERM)  # no signal: the machine is to be taken away
         return 0
 
     def _hand_over(self, resolved: Resolved, method: Any, tracker: Tracker) -> int:

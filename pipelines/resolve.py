@@ -109,12 +109,13 @@ def share_of(batch: BatchConfig, workers: int) -> int:
 
 
 def decoded_bytes(resolved: "Resolved") -> int:
-    """Decoded size of the largest of a few samples, in bytes."""
+    """Decoded size of a sample, in bytes: the mean of a few."""
     from vergence.platform.data.read import Reader
 
     ids = resolved.plan.training_ids(np.arange(min(16, resolved.plan.num_training)))
     images = Reader(resolved.index, max_pixels=resolved.recipe.data.max_pixels).images(ids)
-    return max((image.nbytes for image in images if isinstance(image, np.ndarray)), default=1 << 20)
+    sizes = [image.nbytes for image in images if isinstance(image, np.ndarray)]
+    return sum(sizes) // len(sizes) if sizes else 1 << 20
 
 
 def resolve(recipe: Recipe, index: Index, method: Any, kept: dict[str, Any]) -> Resolved:

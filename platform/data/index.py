@@ -113,6 +113,7 @@ class Index:
         about = json.loads(self._file.schema_arrow.metadata[b"vergence"])
         self.digest: str = about["digest"]
         self.shards = [Path(shard) for shard, _, _ in about["shards"]]
+        self.shard_sizes = [size for _, size, _ in about["shards"]]
         self.extensions: dict[str, int] = about["extensions"]  # extension -> samples that have it
         self._members: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._shard: np.ndarray | None = None

@@ -70,8 +70,12 @@ class Reader:
             try:
                 data = os.pread(self._open(shard), size, offset)
                 break
-            except OSError:
+            except OSError as error:
                 self._files.pop(shard, None)  # a stale handle is opened anew
+                if attempt == TRIES and isinstance(error, FileNotFoundError):
+                    raise VergenceError(
+                        f"{self.index.shards[shard]}: is gone; it was there when it was indexed"
+                    ) from None
                 if attempt == TRIES:
                     raise
                 time.sleep(PAUSE_S * attempt)
@@ -83,7 +87,14 @@ class Reader:
     def _open(self, shard: int) -> int:
         file = self._files.get(shard)
         if file is None:
-            file = self._files[shard] = FileIO(str(self.index.shards[shard]))
+            file = FileIO(str(self.index.shards[shard]))
+            size = os.fstat(file.fileno()).st_size
+            if size != self.index.shard_sizes[shard]:
+                raise VergenceError(
+                    f"{self.index.shards[shard]}: has {size:,} bytes and had {self.index.shard_sizes[shard]:,} when "
+                    "it was indexed; it has changed during the run"
+                )
+            self._files[shard] = file
             if len(self._files) > OPEN_FILES:
                 self._files.popitem(last=False)[1].close()
         else:

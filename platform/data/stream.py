@@ -1,10 +1,9 @@
 """Each rank's planned samples, in order, read and decoded by Ray Data (DESIGN C5).
 
-One Dataset a rank: `range` over the rank's remaining positions and one pure map
+A Dataset for a rank and a stretch of steps: `range` over its positions and one pure map
 position -> plan -> bytes -> pixels. So order and assignment depend on nothing that Ray decides.
 """
 
-import time
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
 BLOCK_ROWS = 1024
 BLOCK_BYTES = 32 << 20
+STRETCH_BLOCKS = 64
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,11 @@ class Stream:
     epochs: int
     max_pixels: int
     decoded_bytes: int  # of a typical sample, for the size of blocks
+
+    @property
+    def steps(self) -> int:
+        """Global batches of the whole run."""
+        return self.epochs * self.plan.batches_per_epoch
 
     def rows(
         self, positions: np.ndarray, rank: int, world_size: int, start_step: int
@@ -71,45 +76,22 @@ class Stream:
         rows = max(1, min(BLOCK_ROWS, BLOCK_BYTES // self.decoded_bytes))
         return rows - rows % share if share <= rows else rows
 
-    def dataset(self, rank: int, world_size: int, start_step: int, reader_cpus: float) -> "ray.data.Dataset":
-        """Rows of one rank from `start_step` to the end of the run, as Ray Data produces them."""
+    def stretch_steps(self, share: int) -> int:
+        """Steps of a stretch: Ray Data makes all tasks of a dataset at its start, so a run is fed in stretches."""
+        return max(1, STRETCH_BLOCKS * self.block_rows(share) // share)
+
+    def dataset(self, rank: int, world_size: int, steps: range, reader_cpus: float) -> "ray.data.Dataset":
+        """Rows of one rank for consecutive steps of the run, as Ray Data produces them."""
         import ray.data  # not at the top: reader tasks import this module and need none of it
 
         share = self.plan.global_batch // world_size
-        steps = self.epochs * self.plan.batches_per_epoch - start_step
-        block_rows = self.block_rows(share)
+        num_rows = len(steps) * share
 
         def read(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-            return self.rows(batch["id"], rank, world_size, start_step)
+            return self.rows(batch["id"], rank, world_size, steps.start)
 
-        positions = ray.data.range(steps * share, override_num_blocks=max(1, steps * share // block_rows))
+        positions = ray.data.range(num_rows, override_num_blocks=max(1, num_rows // self.block_rows(share)))
         return positions.map_batches(read, batch_size=None, zero_copy_batch=True, num_cpus=reader_cpus)
-
-
-class Pause:
-    """Lets Ray Data's scheduling loop rest while there is nothing to schedule.
-
-    The loop (ray 2.60, StreamingExecutor.run) waits only for tasks that run; once read-ahead is full it spins,
-    and it does so in a thread of the training worker: measured, one core lost and training at a third of its
-    speed. An execution callback is the place where it can be slowed down without touching Ray.
-    """
-
-    SHORT_S, LONGEST_S = 0.02, 0.2
-
-    def __init__(self) -> None:
-        self.pause_s, self.resumed_s = 0.0, time.perf_counter()
-
-    def on_execution_step(self, executor: Any) -> None:
-        waited = (
-            time.perf_counter() - self.resumed_s > self.SHORT_S
-        )  # the step waited for a task: it has work
-        self.pause_s = 0.0 if waited else min(self.LONGEST_S, 2 * self.pause_s + 0.001)
-        time.sleep(self.pause_s)
-        self.resumed_s = time.perf_counter()
-
-    def before_execution_starts(self, executor: Any) -> None: ...
-    def after_execution_succeeds(self, executor: Any) -> None: ...
-    def after_execution_fails(self, executor: Any, error: Exception) -> None: ...
 
 
 @lru_cache(maxsize=4)

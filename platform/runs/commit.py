@@ -52,6 +52,11 @@ class Commit(NamedTuple):
         score = self.manifest.get("score")
         return score if score is not None and math.isfinite(score) else None
 
+    @property
+    def monitor_due(self) -> bool:
+        """Whether the epoch that ends here has still to be evaluated: a stop came first."""
+        return bool(self.manifest.get("monitor_due"))
+
 
 def folder_name(step: int) -> str:
     return f"step-{step:08d}"
@@ -145,6 +150,11 @@ def newest_intact(commits: Path) -> Commit | None:
         log.warning("%s is damaged: a file does not have its digest any more", commit.path)
         os.rename(commit.path, commits / f".{commit.path.name}.{secrets.token_hex(4)}.damaged")
     return commit
+
+
+def amend(commit: Commit, **facts: Any) -> None:
+    """Change facts in a commit's manifest, which is replaced whole."""
+    write_atomic(commit.path / MANIFEST, json.dumps({**commit.manifest, **facts}, indent=1))
 
 
 def load_state(commit: Commit) -> "dict[str, Tensor]":

@@ -1,7 +1,6 @@
 """The driver's side of training: starts Ray Train, watches it, turns signals into a commit."""
 
 import contextlib
-import json
 import logging
 import signal
 import threading
@@ -11,7 +10,7 @@ from typing import Any
 
 from vergence.platform.cluster.session import ScaleConfig
 from vergence.platform.data.stream import Stream
-from vergence.platform.train.job import Job, Outcome
+from vergence.platform.train.job import Job, Outcome, read_outcome, reserve_outcome
 from vergence.platform.train.worker import work
 
 log = logging.getLogger(__name__)
@@ -50,6 +49,7 @@ def fit(
     does not wait, there is nothing to commit.
     """
     result: list[Any] = []
+    reserve_outcome(job)
     # fit() on the main thread would take the signal handlers and abort without a commit
     thread = threading.Thread(target=lambda: result.append(_fit(job, stream, scale, name)), daemon=True)
     thread.start()
@@ -58,25 +58,24 @@ def fit(
         started = watch()
         if interrupt.signal and not started:
             return Outcome("interrupted")
-    try:
-        return Outcome(**json.loads(job.outcome_file.read_text()))
-    except FileNotFoundError:
-        return Outcome("failed", result[0] if result else "the training thread died")
+        outcome = read_outcome(job)
+        if outcome is not None and outcome.status == "failed":
+            return outcome  # Ray would start the ranks anew
+    return read_outcome(job) or Outcome("failed", result[0] if result else "the training thread died")
 
 
 def _fit(job: Job, stream: Stream, scale: ScaleConfig, name: str) -> str:
     """Ray Train's own run; the first line of what it raised, or an empty string."""
-    import ray.data
     import ray.train
     from ray import cloudpickle
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from vergence.platform.train.feed import PlanConfig
-
     gpus = scale.gpus_per_worker
     trainer = TorchTrainer(
         work,
-        train_loop_config={"job": cloudpickle.dumps(job)},  # bytes: the controller need not import methods
+        train_loop_config={
+            "job": cloudpickle.dumps((job, stream))
+        },  # bytes: the controller need not import methods
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=scale.workers,
@@ -91,8 +90,6 @@ def _fit(job: Job, stream: Stream, scale: ScaleConfig, name: str) -> str:
                 controller_failure_limit=2,  # type: ignore[call-arg]
             ),
         ),
-        datasets={"train": ray.data.range(1)},
-        dataset_config=PlanConfig(stream, job.run / "commits", job.data.readers, job.data.reader_cpus),
     )
     try:
         trainer.fit()

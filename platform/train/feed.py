@@ -1,48 +1,94 @@
-"""How Ray Train hands each rank its stream (DESIGN C5)."""
+"""How a rank is fed: its stream through Ray Data in stretches, the next one opened before the last has ended.
 
-from pathlib import Path
+Ray Data makes one task a block when a dataset starts, and keeps it: with one dataset for the whole run, start
+and memory would grow with the run (20,000 blocks: half a minute and 600 MB before the first batch).
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from typing import Any
 
-import ray.train
+import numpy as np
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from vergence.platform.data.stream import Pause, Stream
-from vergence.platform.runs.commit import newest
+from vergence.platform.data.config import DataConfig
+from vergence.platform.data.stream import Stream
+
+Share = Mapping[str, np.ndarray]
 
 READ_AHEAD_BYTES = 32 << 20  # per rank, of decoded samples, and at least four blocks; else the store fills up
+OPEN_AHEAD_BLOCKS = 16  # before a stretch ends its successor is opened: it needs some tenths of a second
 
 
-class PlanConfig(ray.train.DataConfig):
-    """Hands each rank its own Dataset, made anew at every start of the worker group.
+class Feed:
+    """The shares of one rank from `start_step` to the end of the run, in order; reading starts at once.
 
-    The newest commit is read here, once for all ranks: start step and commit travel as attributes of the
-    iterator, so that every rank loads exactly that one.
+    A share is what `Stream.rows` gives for one step.
     """
 
-    def __init__(self, stream: Stream, commits: Path, readers: int, reader_cpus: float) -> None:
-        super().__init__()
-        self.stream, self.commits = stream, commits
-        self.readers, self.reader_cpus = readers, reader_cpus
+    def __init__(self, stream: Stream, data: DataConfig, rank: int, world_size: int, start_step: int) -> None:
+        self.stream, self.data, self.rank, self.world_size = stream, data, rank, world_size
+        self.share = stream.plan.global_batch // world_size
+        length = stream.stretch_steps(self.share)
+        self._stretches = [
+            range(start, min(start + length, stream.steps))
+            for start in range(start_step, stream.steps, length)
+        ]
+        self._opener = ThreadPoolExecutor(1, thread_name_prefix="stretch")
+        self._next = self._open_later(0)
 
-    def configure(
-        self, datasets: Any, world_size: int, worker_handles: Any, worker_node_ids: Any, **kwargs: Any
-    ) -> list[dict[str, Any]]:
-        commit = newest(self.commits)
-        start_step = commit.step if commit else 0
-        block_bytes = self.stream.decoded_bytes * self.stream.block_rows(
-            self.stream.plan.global_batch // world_size
+    def __iter__(self) -> Iterator[Share]:
+        ahead = max(1, OPEN_AHEAD_BLOCKS * self.stream.block_rows(self.share) // self.share)
+        for number, steps in enumerate(self._stretches):
+            assert self._next is not None
+            shares, self._next = self._next.result(), None
+            for step, share in zip(steps, shares, strict=True):
+                if self._next is None and step >= steps.stop - ahead:
+                    self._next = self._open_later(number + 1)
+                yield share
+
+    def _open_later(self, number: int) -> "Future[Iterator[Share]] | None":
+        if number == len(self._stretches):
+            return None
+        return self._opener.submit(self._open, self._stretches[number])
+
+    def _open(self, steps: range) -> Iterator[Share]:
+        """A stretch whose first share is there."""
+        dataset = self.stream.dataset(self.rank, self.world_size, steps, self.data.reader_cpus)
+        block_bytes = self.stream.decoded_bytes * self.stream.block_rows(self.share)
+        context, options = dataset.context, dataset.context.execution_options
+        options.preserve_order = True
+        options.resource_limits = options.resource_limits.copy(
+            cpu=max(self.data.reader_cpus, self.data.readers * self.data.reader_cpus / self.world_size),
+            object_store_memory=max(READ_AHEAD_BYTES, 4 * block_bytes),
         )
-        shards: list[dict[str, Any]] = []
-        for rank in range(world_size):
-            dataset = self.stream.dataset(rank, world_size, start_step, self.reader_cpus)
-            options = dataset.context.execution_options
-            options.preserve_order = True
-            options.resource_limits = options.resource_limits.copy(
-                cpu=max(self.reader_cpus, self.readers * self.reader_cpus / world_size),
-                object_store_memory=max(READ_AHEAD_BYTES, 4 * block_bytes),
-            )
-            dataset.context.enable_progress_bars = False
-            dataset.context.custom_execution_callback_classes = [Pause]  # type: ignore[list-item]
-            iterator: Any = dataset.iterator()
-            iterator.start_step, iterator.commit = start_step, commit.path if commit else None
-            shards.append(dict.fromkeys(datasets, iterator))
-        return shards
+        context.enable_progress_bars = False
+        context.custom_execution_callback_classes = [Pause]
+        context.raise_original_map_exception = True  # what a reader raises is raised here, without a wrapper
+        shares: Any = iter(
+            dataset.iter_batches(batch_size=self.share, batch_format="numpy", prefetch_batches=2)
+        )
+        return chain([next(shares)], shares)
+
+
+class Pause(ExecutionCallback):
+    """Lets Ray Data's scheduling loop rest while there is nothing to schedule.
+
+    The loop (ray 2.60, StreamingExecutor.run) waits only for tasks that run; once read-ahead is full it spins,
+    and it does so in a thread of the training worker: measured, one core lost and training at a third of its
+    speed. An execution callback is the place where it can be slowed down without touching Ray.
+    """
+
+    SHORT_S, LONGEST_S = 0.02, 0.2
+
+    def __init__(self) -> None:
+        self.pause_s, self.resumed_s = 0.0, time.perf_counter()
+
+    def on_execution_step(self, executor: Any) -> None:
+        # a step that took long has waited for a task: there is work
+        waited = time.perf_counter() - self.resumed_s > self.SHORT_S
+        self.pause_s = 0.0 if waited else min(self.LONGEST_S, 2 * self.pause_s + 0.001)
+        time.sleep(self.pause_s)
+        self.resumed_s = time.perf_counter()

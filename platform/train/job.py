@@ -1,5 +1,7 @@
 """What every rank must know about a run, resolved by the driver, plain and picklable."""
 
+import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,3 +68,32 @@ class Outcome(NamedTuple):
 
     status: Literal["finished", "interrupted", "failed"]
     message: str = ""
+
+
+_OUTCOME_BYTES = 4096
+
+
+def reserve_outcome(job: Job) -> None:
+    """Make room for the outcome, so that a full disk can be told; by the driver, before the ranks start."""
+    job.outcome_file.write_bytes(b" " * _OUTCOME_BYTES)
+
+
+def leave_outcome(job: Job, outcome: Outcome) -> None:
+    """Leave the outcome of this attempt for the driver, in the room that was reserved; the first one counts."""
+    if read_outcome(job) is None:
+        message = outcome.message
+        while len(text := json.dumps(outcome._replace(message=message)._asdict())) > _OUTCOME_BYTES:
+            message = message[: len(message) // 2]
+        descriptor = os.open(job.outcome_file, os.O_WRONLY)
+        try:
+            os.pwrite(descriptor, text.ljust(_OUTCOME_BYTES).encode(), 0)
+        finally:
+            os.close(descriptor)
+
+
+def read_outcome(job: Job) -> Outcome | None:
+    """The outcome that a rank of this attempt has left."""
+    try:
+        return Outcome(**json.loads(job.outcome_file.read_text()))
+    except (FileNotFoundError, ValueError):
+        return None

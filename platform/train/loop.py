@@ -5,7 +5,7 @@ unreadable samples), in the method's collectives, in the gradients, at metrics a
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,10 +38,19 @@ class RankLoop:
     """State of one rank between two steps."""
 
     def __init__(
-        self, job: Job, start_step: int, commit: commits.Commit | None, entered_s: float | None = None
+        self,
+        job: Job,
+        commit: commits.Commit | None = None,
+        wants_stop: Callable[[], bool] = lambda: False,
+        entered_s: float | None = None,
     ) -> None:
-        """entered_s: Unix time at which this rank began, for the story of the start."""
-        self.job, self.step = job, start_step
+        """The run as it stands in `commit`, the same one on all ranks; at step 0 without one.
+
+        wants_stop: asked at every step; one rank that says yes makes all of them commit and return.
+        entered_s: Unix time at which this rank began, for the story of the start.
+        """
+        self.job, self.commit, self.wants_stop = job, commit, wants_stop
+        self.step = commit.step if commit else 0
         self.rank, self.world_size = collectives.rank(), collectives.world_size()
         self.share = job.plan.global_batch // self.world_size
         self.device = torch.device(job.device)
@@ -72,12 +81,14 @@ class RankLoop:
         )
         self.reader = Reader(Index(job.index), max_pixels=job.data.max_pixels)
         self.monitor = self._monitor()
-        self.recorder = Recorder(job, start_step, speaks=self.rank == 0)
+        self.recorder = Recorder(job, commit, speaks=self.rank == 0)
         self.recorder.stage("workers", entered_s)
 
     def run(self, rows: Iterator[Mapping[str, np.ndarray]]) -> Outcome:
         """Train until the last step, a stop or a failure; always leaves a commit unless it failed."""
         job, per_epoch = self.job, self.job.plan.batches_per_epoch
+        if self.commit is not None and self.commit.monitor_due:
+            self._evaluate_late(self.commit)
         while self.step < job.steps:
             with self.recorder.waiting():
                 row = next(rows)
@@ -90,12 +101,13 @@ class RankLoop:
             end_of_epoch = self.step % per_epoch == 0
             if end_of_epoch:
                 self.counts["bad_in_epoch"] = 0
+            if end_of_epoch and not stop:  # who stops has little time: the commit comes first
                 self._evaluate(self.step // per_epoch)
             if stop or end_of_epoch or self.step % job.commit.every_steps == 0:
-                failure = self._commit()
+                failure = self._commit(monitor_due=end_of_epoch and stop)
                 if failure:
                     return Outcome("failed", failure)
-            if stop and self.step < job.steps:
+            if stop:
                 return Outcome("interrupted")
         return Outcome("finished")
 
@@ -184,7 +196,7 @@ class RankLoop:
 
     def _agree(self, loss: Tensor, bad: int) -> list[float]:
         """Over all ranks: number of losses that are not finite, stops wanted, unreadable samples; mean loss."""
-        stop = self.rank == 0 and self.job.stop_file.exists()
+        stop = self.wants_stop()
         value = loss.detach().double()
         finite = torch.isfinite(value)
         flags = torch.stack([(~finite).double(), *value.new_tensor([stop, bad]), value.nan_to_num(0, 0, 0)])
@@ -232,10 +244,26 @@ class RankLoop:
             log.warning("epoch %d: %s", epoch, warning)
         self.recorder.monitored(self.step, epoch, metrics, warning)
 
-    def _commit(self) -> str | None:
-        """Commit on rank 0; what went wrong, known to all ranks, or None. Collective."""
+    def _evaluate_late(self, commit: commits.Commit) -> None:
+        """The evaluation that a stop at the end of an epoch has put off."""
+        self._evaluate(self.step // self.job.plan.batches_per_epoch)
+        if self.rank == 0:
+            commits.amend(commit, score=self.score, monitor_due=False)
+        self.score = None
+
+    def _commit(self, monitor_due: bool) -> str | None:
+        """Commit on rank 0; what went wrong, known to all ranks, or None. Collective.
+
+        monitor_due: an epoch has ended and is not evaluated yet.
+        """
         state = self.engine.state()
-        facts = {**self.job.facts, "step": self.step, "counts": self.counts, "score": self.score}
+        facts = {
+            **self.job.facts,
+            "step": self.step,
+            "counts": self.counts,
+            "score": self.score,
+            "monitor_due": monitor_due,
+        }
         failure = committed(self.job, state, facts)
         self.score = None
         return failure

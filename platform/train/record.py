@@ -22,13 +22,13 @@ from vergence.platform.train.job import Job
 class Recorder:
     """Appends records to logs/metrics.jsonl on rank 0, and measures what they report."""
 
-    def __init__(self, job: Job, start_step: int, *, speaks: bool) -> None:
+    def __init__(self, job: Job, commit: commits.Commit | None, *, speaks: bool) -> None:
         self.job, self.speaks = job, speaks
         self.path = job.run / "logs" / "metrics.jsonl"
         self.window_start, self.window_steps, self.waited_s = time.perf_counter(), 0, 0.0
         self.stages: dict[str, float] | None = dict(job.stages)  # of the start; None once told
         if speaks:
-            cut(self.path, start_step)
+            cut(self.path, commit.step if commit else 0, commit is not None and commit.monitor_due)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -71,17 +71,19 @@ class Recorder:
                 file.write(json.dumps(record) + "\n")
 
 
-def cut(path: Path, start_step: int) -> None:
-    """Drop the records of steps that will be done again, and a half-written last line."""
+def cut(path: Path, start_step: int, monitor_due: bool = False) -> None:
+    """Drop the records of what will be done again from a commit at `start_step` on, and half-written lines."""
     if not path.exists():
         return
     kept = []
     for line in path.read_text().splitlines():
         try:
-            if json.loads(line)["step"] < start_step:
-                kept.append(line)
+            record = json.loads(line)
         except ValueError:
             continue
+        again = monitor_due and record["step"] == start_step - 1 and record.get("event") == "monitor"
+        if record["step"] < start_step and not again:
+            kept.append(line)
     write_atomic(path, "".join(line + "\n" for line in kept))
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import signal
 import tarfile
@@ -263,6 +264,40 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_commit(place, small_disk)
     assert "No space left on device" in full.stderr
     assert "Traceback" not in full.stderr
     assert commits.newest(folder).step == int(re.search(r"commit at step (\d+) failed", full.stderr)[1]) - 3
+
+
+def attempts(run: Path) -> int:
+    """How often the ranks were started."""
+    logs = "".join(path.read_text() for path in (run / "logs").glob("rank-*.log"))
+    return logs.count("rank 0 of 2")
+
+
+def test_a_disk_that_fills_up_with_metrics_is_told_after_one_attempt(place, small_disk):
+    home = place / "full-logs"
+    logs = small_disk(home / "tiny" / "logs")
+    (logs / "ballast").write_bytes(bytes((1 << 20) - (28 << 10)))
+    full = vergence(home, "pretrain", str(place / "tiny.yaml"), "track.register=null")
+    assert full.returncode == 1, full.stderr
+    assert full.stderr.count("No space left on device") == 1
+    assert "Traceback" not in full.stderr
+    assert attempts(home / "tiny") == 1
+
+
+def test_a_shard_that_is_cut_off_during_the_run_is_told_after_one_attempt(place):
+    """By the reader tasks, whichever rank they work for."""
+    shards, home, log = write_shards(place / "cut"), place / "cut-home", place / "cut.log"
+    process = start(
+        home, "pretrain", str(place / "tiny.yaml"), f"data.train={shards}", "epochs=1000", log=log
+    )
+    wait_for_step(home / "tiny", 1, process)
+    for path in (place / "cut").glob("*.tar"):
+        os.truncate(path, 4096)
+    assert process.wait(120) == 1, log.read_text()
+    said = log.read_text()
+    assert "it has changed during the run" in said.strip().splitlines()[-1]
+    assert "Traceback" not in said
+    assert attempts(home / "tiny") == 1
+    assert commits.newest(home / "tiny" / "commits") is not None
 
 
 def test_an_mlflow_server_that_does_not_answer_stops_nothing(place):

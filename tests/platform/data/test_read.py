@@ -75,9 +75,22 @@ def test_storage_error_is_retried_and_then_raised(index, monkeypatch):
         Reader(index).images(np.array([4]))
 
 
-def test_shard_that_shrank_is_an_error_not_a_bad_sample(index):
-    os.truncate(index.shards[1], 600)
-    with pytest.raises(VergenceError, match=r"1\.tar: shorter than when it was indexed"):
+@pytest.mark.parametrize("size", [600, 1 << 20])
+def test_shard_that_changed_is_an_error_not_a_bad_sample(index, size):
+    opened = Reader(index)
+    opened.images(np.array([19]))
+    os.truncate(index.shards[1], size)
+    with pytest.raises(VergenceError, match=rf"1\.tar: has {size:,} bytes .* changed during the run"):
+        Reader(index).images(np.array([19]))
+    if size == 600:
+        with pytest.raises(VergenceError, match=r"1\.tar: shorter than when it was indexed"):
+            opened.images(np.array([19]))
+
+
+def test_shard_that_is_gone_is_an_error_of_the_run(index, monkeypatch):
+    monkeypatch.setattr(read, "PAUSE_S", 0)
+    os.unlink(index.shards[1])
+    with pytest.raises(VergenceError, match=r"1\.tar: is gone"):
         Reader(index).images(np.array([19]))
 
 

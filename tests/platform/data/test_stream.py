@@ -8,9 +8,11 @@ import pytest
 import ray
 from PIL import Image
 
+from vergence.platform.data.config import DataConfig
 from vergence.platform.data.index import open_index
 from vergence.platform.data.plan import Plan
 from vergence.platform.data.stream import Stream, stack
+from vergence.platform.train.feed import Feed
 
 NUM, BATCH, EPOCHS, BROKEN = 83, 12, 2, (4, 30)
 
@@ -48,9 +50,8 @@ def make_stream(folder, sides):
 
 
 def batches(stream, rank, world_size, start_step):
-    dataset = stream.dataset(rank, world_size, start_step, 1.0)
-    dataset.context.execution_options.preserve_order = True
-    return list(dataset.iter_batches(batch_size=BATCH // world_size, batch_format="numpy"))
+    data = DataConfig(train="", readers=1, reader_cpus=1.0)
+    return list(Feed(stream, data, rank, world_size, start_step))
 
 
 def global_ids(stream, world_size, start_step=0):

@@ -1,5 +1,8 @@
 """The rank loop without Ray: what it skips, when it gives up, and what shuffling BN permutes."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +22,7 @@ epochs: 2
 precision: fp32
 method:   {name: METHOD, hidden_dim: 16, embed_dim: 8}
 encoder:  {name: resnet18, stem: cifar, width: 0.0625}
-data:     {train: SHARDS, holdout: 0.0}
+data:     {train: SHARDS, holdout: HOLDOUT}
 views:    [{count: 2, size: 8, recipe: simclr-cifar}]
 norm:     {group: 4}
 batch:    {global: 16}
@@ -34,16 +37,17 @@ def make_loop(tmp_path, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
     shard = write_shard(tmp_path / "t-000000.tar", ((f"{i}", {"png": png(p)}) for i, p in enumerate(pixels)))
 
-    def make(method="simclr", extra="", start_step=0, commit=None):
+    def make(method="simclr", extra="", commit=None, stops_after=None, holdout=0.0):
         text = RECIPE.replace("METHOD", method).replace("SHARDS", str(shard)) + extra
+        text = text.replace("HOLDOUT", str(holdout))
         recipe = Recipe.parse(yaml.parse(text, "recipe"), "recipe")
         index = open_index(shard, tmp_path / "index")
         resolved = resolve(recipe, index, build_method(recipe), {})
         run = Run("r", attempt="test")
         run.logs.mkdir(parents=True, exist_ok=True)
         stream = resolved.stream()
-        loop = RankLoop(resolved.job(run, {}), start_step, commit)
-        steps = range(start_step, resolved.steps)
+        loop = RankLoop(resolved.job(run, {}), commit, lambda: loop.step + 1 == stops_after)
+        steps = range(loop.step, resolved.steps)
         rows = (stream.rows(np.arange(16), 0, 1, step) for step in steps)
         return loop, rows, run
 
@@ -102,12 +106,42 @@ def test_skipping_without_end_stops_the_run_with_the_cure(make_loop, monkeypatch
 
 
 @alone
-def test_a_stop_file_ends_the_loop_after_a_commit(make_loop):
-    loop, rows, run = make_loop()
+def test_a_stop_ends_the_loop_after_a_commit(make_loop):
+    loop, rows, run = make_loop(stops_after=1)
     with locked(run):
-        loop.job.stop_file.touch()
         assert loop.run(rows).status == "interrupted"
     assert commits.newest(run.commits).step == 1
+
+
+def without_time(run):
+    records = [json.loads(line) for line in (run.logs / "metrics.jsonl").read_text().splitlines()]
+    timed = ("time", "images_per_s", "data_wait_share", "stages")
+    return [{name: record[name] for name in record if name not in timed} for record in records]
+
+
+@alone
+@pytest.mark.parametrize("stop", [2, 4])
+def test_a_stop_at_the_end_of_an_epoch_commits_first_and_evaluates_later(make_loop, stop, monkeypatch):
+    loop, rows, run = make_loop(holdout=0.1)
+    with locked(run):
+        loop.run(rows)
+        undisturbed = without_time(run)
+        scores = [commits.read(path).score for path in sorted(run.commits.glob("step-*"))]
+        shutil.rmtree(run.commits)
+        loop, rows, _ = make_loop(holdout=0.1, stops_after=stop)
+        evaluate, evaluated = loop._evaluate, []
+        monkeypatch.setattr(loop, "_evaluate", lambda epoch: (evaluated.append(epoch), evaluate(epoch)))
+        assert loop.run(rows).status == "interrupted"
+        assert evaluated == list(range(1, stop // 2))
+        commit = commits.newest(run.commits)
+        assert (commit.step, commit.score, commit.monitor_due) == (stop, None, True)
+        for _ in range(2):  # as after a kill between record and manifest: evaluated again, recorded once
+            again, rest, _ = make_loop(holdout=0.1, commit=commit)
+            assert again.run(rest).status == "finished"
+    monitored = [record for record in undisturbed if record.get("event") == "monitor"]
+    assert [record for record in without_time(run) if record.get("event") == "monitor"] == monitored
+    assert commits.read(commit.path).score == scores[stop // 2 - 1]
+    assert not commits.read(commit.path).monitor_due
 
 
 @alone
@@ -120,7 +154,7 @@ def test_a_loop_that_goes_on_from_a_commit_ends_like_one_that_never_stopped(make
             if path.name > commits.folder_name(2):
                 path.rename(path.with_name(f".{path.name}"))
         commit = commits.newest(run.commits)
-        again, rest, _ = make_loop(start_step=commit.step, commit=commit)
+        again, rest, _ = make_loop(commit=commit)
         again.run(rest)
     state = again.engine.state()
     assert state.keys() == reference.keys()

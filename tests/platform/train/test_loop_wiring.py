@@ -215,7 +215,6 @@ def train(
     states: list[Arrays] = []
     outcomes = [attempt(rank, case, job, orders, states)]
     while outcomes[-1].status == "interrupted":
-        job.stop_file.unlink(missing_ok=True)
         outcomes.append(attempt(rank, case._replace(stop_during=None), job, orders, states))
     return states, outcomes
 
@@ -223,15 +222,13 @@ def train(
 def attempt(rank: int, case: Case, job: Job, orders: list[np.ndarray], states: list[Arrays]) -> Outcome:
     commit = commits.newest(job.run / "commits")
     start = commit.step if commit else 0
-    loop = RankLoop(job, start, commit)
+    loop = RankLoop(job, commit, lambda: rank == 0 and loop.step == case.stop_during)
     upset(loop.method, rank, case, orders)
     del states[start:]
 
     def rows() -> Iterator[Mapping[str, np.ndarray]]:
         for step in range(start, job.steps):
             states.append(arrays(loop))
-            if step == case.stop_during and rank == 0:
-                job.stop_file.touch()
             places = rank * SHARE + np.arange(SHARE)
             yield {
                 "image": IMAGES[orders[step][places]],
@@ -349,17 +346,19 @@ def train_all(
 
 
 @pytest.mark.parametrize(
-    ("name", "status", "steps", "message"),
+    ("name", "statuses", "steps", "message"),
     [
-        ("unreadable", "failed", 5, "4 unreadable samples in this epoch are more than data.max_bad=0.03"),
-        ("not finite", "failed", 8, "3 steps in a row had a loss or gradients that are not finite"),
-        ("last step", "finished", 9, ""),
+        ("unreadable", ["failed"], 5, "4 unreadable samples in this epoch are more than data.max_bad=0.03"),
+        ("not finite", ["failed"], 8, "3 steps in a row had a loss or gradients that are not finite"),
+        ("last step", ["interrupted", "finished"], 9, ""),
     ],
 )
-def test_ends_are_the_same_on_all_ranks(ends: Any, name: str, status: str, steps: int, message: str) -> None:
+def test_ends_are_the_same_on_all_ranks(
+    ends: Any, name: str, statuses: list[str], steps: int, message: str
+) -> None:
     job, ranks = ends[name]
     for states, outcomes in ranks:
-        assert [outcome.status for outcome in outcomes] == [status]
+        assert [outcome.status for outcome in outcomes] == statuses
         assert message in outcomes[0].message
         assert len(states) == steps + 1
     lines = [json.loads(line) for line in (job.run / "logs" / "metrics.jsonl").read_text().splitlines()]

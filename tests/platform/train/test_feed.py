@@ -1,0 +1,65 @@
+"""Stretches: chained without a seam, and no more tasks at the start of a long run than of a short one."""
+
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+
+from vergence.platform.data.config import DataConfig
+from vergence.platform.data.plan import Plan
+from vergence.platform.data.stream import STRETCH_BLOCKS, Stream
+from vergence.platform.train.feed import Feed
+
+DATA = DataConfig(train="")
+
+
+def stream_of(num_samples, epochs, batch=512, decoded_bytes=3072):
+    return Stream(None, Plan(num_samples, 0.0, 0, batch), epochs, 1 << 20, decoded_bytes)
+
+
+@pytest.mark.parametrize("decoded_bytes", [3072, 562_000, 40_000_000])
+def test_a_stretch_is_a_bounded_number_of_blocks_and_whole_steps(decoded_bytes):
+    stream = stream_of(1_281_167, 300, decoded_bytes=decoded_bytes)
+    rows = stream.stretch_steps(512) * 512
+    assert 1 <= rows // stream.block_rows(512) <= max(STRETCH_BLOCKS, 512)
+
+
+class Opened:
+    """A feed whose stretches are plain lists, and which notes when each is asked for."""
+
+    def __init__(self, monkeypatch, stream, start_step):
+        self.asked = []
+        monkeypatch.setattr(Feed, "_open", self.open)
+        self.feed = Feed(stream, DATA, 0, 1, start_step)
+
+    def open(self, steps):
+        self.asked.append(steps)
+        return iter([{"position": np.array([step])} for step in steps])
+
+
+@pytest.mark.parametrize("start_step", [0, 1, 499])
+def test_stretches_follow_each_other_without_a_step_lost_or_twice(monkeypatch, start_step):
+    stream = stream_of(5120, 50)
+    opened = Opened(monkeypatch, stream, start_step)
+    taken = [int(share["position"][0]) for share in opened.feed]
+    assert taken == list(range(start_step, 500))
+    assert [step for steps in opened.asked for step in steps] == taken
+
+
+def test_the_next_stretch_is_opened_before_the_last_has_ended_and_no_sooner(monkeypatch):
+    stream = stream_of(5120, 50)
+    length = stream.stretch_steps(512)
+    opened = Opened(monkeypatch, stream, 0)
+    shares = iter(opened.feed)
+    for _ in range(length // 2):
+        next(shares)
+    assert len(opened.asked) == 1
+    for _ in range(length // 2 - 1):
+        next(shares)
+    assert isinstance(opened.feed._next, Future)
+    opened.feed._next.result(10)
+    assert len(opened.asked) == 2
+
+
+def test_a_run_that_has_ended_feeds_nothing(monkeypatch):
+    assert list(Opened(monkeypatch, stream_of(5120, 1), 10).feed) == []
