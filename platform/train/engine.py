@@ -61,15 +61,22 @@ class Engine:
     ) -> None:
         """zero: ZeRO stage 0, 1 or 2. Moves `method` to `device`, at stage 0 channels_last. Collective.
 
+        With precision fp32 this process computes products and convolutions in fp32, on GPUs too, whose cuDNN
+        would round their factors to TF32.
+
         Raises UserError: see check_support; a parameter group that matches nothing.
         """
         check_support(optim, zero)
+        if precision == "fp32":
+            torch.backends.cudnn.allow_tf32 = False
+            torch.set_float32_matmul_precision("highest")
         self.module = method.to(device)
         self.lr, self._device, self._precision = effective_lr(optim, global_batch), device, precision
         self._slots = slots(optim)
         self._norms: tuple[Tensor, Tensor] | None = None
         names = {parameter: name for name, parameter in method.named_parameters() if parameter.requires_grad}
         optimizer = build_optimizer(method, optim, self.lr)
+        optimizer.register_step_pre_hook(_drop_frozen)
         groups = [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
         self._first = next(p for p in method.encoder.parameters() if p.requires_grad)  # type: ignore[union-attr]
         self._deepspeed = _initialize(method, optimizer, zero, optim.clip, device)
@@ -84,7 +91,6 @@ class Engine:
             _Partition(self._zero, i, group, dict(method.named_parameters()))
             for i, group in enumerate(groups)
         ]
-        self._frozen: list[_Partition] = []  # groups that do not move in this step
         self._create_optimizer_state()
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -100,15 +106,12 @@ class Engine:
     def set_lr(self, factor: float, epoch: float) -> None:
         """lr = scaled lr * factor * the group's own; groups that are frozen until later do not move.
 
-        Their gradient is dropped before norm, clipping and step, so that they start without momentum.
+        A frozen group counts neither in the norm nor for clipping, and to the optimiser it has no gradient:
+        its state, Adam's step count too, begins with its first own step.
         """
-        self._frozen = []
-        for group, partition in zip(self._optimizer.param_groups, self._partitions):
-            frozen = epoch < group["frozen_until"]
-            group["lr"] = 0.0 if frozen else group["base_lr"] * factor
-            group["weight_decay"] = 0.0 if frozen else group["base_weight_decay"]
-            if frozen:
-                self._frozen.append(partition)
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+            group["frozen"] = epoch < group["frozen_until"]
 
     def grad_norms(self) -> tuple[Tensor, Tensor]:
         """0-d fp32 norms of the averaged gradient before clipping: all parameters, and the encoder's first.
@@ -116,9 +119,10 @@ class Engine:
         Between the last backward and step; computed once. Collective.
         """
         if self._norms is None:
-            for partition in self._frozen:
-                for _, gradient in partition.gradients():
-                    gradient.zero_()
+            for group, partition in zip(self._optimizer.param_groups, self._partitions):
+                if group["frozen"]:
+                    for _, gradient in partition.gradients():
+                        gradient.zero_()
             pieces = [piece for partition in self._partitions for piece in partition.gradients()]
             squares = torch.zeros(2, device=self._device)
             if pieces:
@@ -247,6 +251,14 @@ class _Partition:
     def _view(self, full: Tensor, parameter: nn.Parameter) -> Tensor:
         start = self._zero.bit16_groups_flat[self._index].storage_offset()
         return full.as_strided(parameter.size(), parameter.stride(), parameter.storage_offset() - start)
+
+
+def _drop_frozen(optimizer: Any, args: Any, kwargs: Any) -> None:
+    """Before a step of the optimiser, which DeepSpeed calls once, or at stage >= 1 once for each group."""
+    for group in optimizer.param_groups:
+        if group["frozen"]:
+            for parameter in group["params"]:
+                parameter.grad = None
 
 
 def expected_state(method: nn.Module, optim: OptimConfig) -> dict[str, tuple[int, ...]]:

@@ -38,8 +38,8 @@ def kind(module: nn.Module, name: str) -> Kind:
 def parameter_groups(method: nn.Module, config: OptimConfig, lr: float) -> list[dict[str, Any]]:
     """Optimiser groups of all trainable parameters, one for each distinct setting, in order of appearance.
 
-    Besides torch's keys a group has base_lr (lr times the group's factor), base_weight_decay, frozen_until
-    (epochs) and adapt (LARS). Raises UserError if a glob matches no trainable parameter.
+    Besides torch's keys a group has base_lr (lr times the group's factor), frozen_until (epochs), frozen (at
+    the current step) and adapt (LARS). Raises UserError if a glob matches no trainable parameter.
     """
     decay_all = config.decay_1d if config.decay_1d is not None else config.name == "sgd"
     plain, unmatched = GroupConfig(match="*"), {group.match for group in config.groups}
@@ -52,12 +52,12 @@ def parameter_groups(method: nn.Module, config: OptimConfig, lr: float) -> list[
         decay = config.weight_decay if adapt else 0.0
         settings = {
             "base_lr": lr * own.lr,
-            "base_weight_decay": decay if own.weight_decay is None else own.weight_decay,
+            "weight_decay": decay if own.weight_decay is None else own.weight_decay,
             "frozen_until": own.frozen_until,
             "adapt": adapt,
         }
-        empty = {"params": [], "lr": settings["base_lr"], "weight_decay": settings["base_weight_decay"]}
-        groups.setdefault(tuple(settings.values()), {**empty, **settings})["params"].append(parameter)
+        empty = {"params": [], "lr": settings["base_lr"], "frozen": False, **settings}
+        groups.setdefault(tuple(settings.values()), empty)["params"].append(parameter)
     if unmatched:
         glob = min(unmatched)
         hint = nearest(glob, {name.rpartition(".")[0] + ".*" for name, _ in trainable})

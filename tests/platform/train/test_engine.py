@@ -82,8 +82,13 @@ def assert_same(a: Arrays, b: Arrays, what: str) -> None:
     assert not differing, f"{what}: {differing}"
 
 
-def reference(optim: str, steps: int) -> tuple[Arrays, list[tuple[float, float]]]:
-    """Plain torch: one process, the whole batch at once, unfused optimiser."""
+def reference(
+    optim: str, steps: int, thaw: int = 0, start: Arrays | None = None
+) -> tuple[Arrays, list[tuple[float, float]]]:
+    """Plain torch: one process, the whole batch at once, unfused optimiser; its state, and gradient norms.
+
+    The head's gradient is None before step `thaw`. start: state to begin with, instead of a fresh one.
+    """
     net, config, norms = Net(), OPTIMS[optim], []
     weights = [net.encoder[0].weight, net.encoder[3].weight, net.head.weight]
     others = [p for p in net.parameters() if p.requires_grad and all(p is not w for w in weights)]
@@ -97,10 +102,19 @@ def reference(optim: str, steps: int) -> tuple[Arrays, list[tuple[float, float]]
         optimizer = torch.optim.SGD(
             weights + others, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay, foreach=False
         )
+    names = {parameter: name for name, parameter in net.named_parameters() if parameter.requires_grad}
+    if start is not None:
+        values = {name: torch.from_numpy(value.copy()) for name, value in start.items()}
+        net.load_state_dict({name: values[f"model.{name}"] for name in net.state_dict()})
+        for parameter, name in names.items():
+            own = [key for key in values if key.startswith(f"optim.{name}.")]
+            optimizer.state[parameter] = {key.rpartition(".")[2]: values[key] for key in own}
     for step in range(steps):
         optimizer.zero_grad()
         net(inputs(step)).backward()
-        gradients = [p.grad for p in weights + others]
+        if step < thaw:
+            net.head.zero_grad(set_to_none=True)
+        gradients = [p.grad for p in weights + others if p.grad is not None]
         norms.append(
             (torch.cat([g.flatten() for g in gradients]).norm().item(), weights[0].grad.norm().item())
         )
@@ -109,7 +123,10 @@ def reference(optim: str, steps: int) -> tuple[Arrays, list[tuple[float, float]]
         for group in optimizer.param_groups:
             group["lr"] = config.lr * (1 - step / 10)
         optimizer.step()
-    return {f"model.{n}": v.numpy() for n, v in net.state_dict().items()}, norms
+    state = {f"model.{n}": v for n, v in net.state_dict().items()}
+    for parameter, slots in optimizer.state.items():
+        state |= {f"optim.{names[parameter]}.{slot}": v for slot, v in slots.items()}
+    return arrays(state), norms
 
 
 def _train_all(rank: int, world: int, todo: list[tuple[str, int]]) -> list[tuple[Arrays, list]]:
@@ -216,26 +233,108 @@ def test_parameters_and_buffers_start_as_on_rank_0() -> None:
     np.testing.assert_array_equal(second["model.queue"], np.arange(4.0))
 
 
+THAW = 2  # steps, and in these tests epochs, for which the head is frozen
+
+
+def _frozen_head(rank: int, world: int, todo: list[tuple[str, int]]) -> list[dict[str, Any]]:
+    """States of a run of THAW + 3 steps, from its start and from an earlier run's moments; resumed at every step."""
+    results = []
+    for optim, zero in todo:
+        rules = (GroupConfig(match="head.*", frozen_until=THAW),)
+        old = make(optim, zero)
+        train(old, range(5, 7), rank, world)
+        engine, forked = make(optim, zero, groups=rules), make(optim, zero, groups=rules)
+        forked.load_state(old.state())
+        states = [arrays(engine.state())]
+        for step in range(THAW + 3):
+            train(engine, range(step, step + 1), rank, world, num_micros=1)
+            states.append(arrays(engine.state()))
+        for step in range(1, THAW + 3):
+            resumed = make(optim, zero, groups=rules)
+            resumed.load_state({name: torch.from_numpy(value.copy()) for name, value in states[step].items()})
+            train(resumed, range(step, THAW + 3), rank, world, num_micros=1)
+            assert_same(arrays(resumed.state()), states[-1], f"{optim}, stage {zero}, resumed at {step}")
+        train(forked, range(THAW), rank, world)
+        while_frozen = arrays(forked.state())
+        train(forked, range(THAW, THAW + 3), rank, world)
+        results.append(
+            {
+                "states": states,
+                "old": arrays(old.state()),
+                "frozen": while_frozen,
+                "forked": arrays(forked.state()),
+            }
+        )
+    return results
+
+
+def test_a_frozen_group_is_to_the_optimiser_as_if_it_had_no_gradient() -> None:
+    todo = [(optim, zero) for optim in OPTIMS for zero in STAGES if optim != "lars" or zero == 0]
+    for (optim, zero), result in zip(todo, run_ranks(_frozen_head, 2, todo)[0]):
+        what, states = f"{optim}, stage {zero}", result["states"]
+        for steps in (THAW, THAW + 1, THAW + 3):
+            for name, value in reference(optim, steps, thaw=THAW)[0].items():
+                np.testing.assert_allclose(states[steps][name], value, atol=1e-5, err_msg=f"{what}: {name}")
+        for name, value in reference(optim, THAW + 3, THAW, result["old"])[0].items():
+            np.testing.assert_allclose(result["forked"][name], value, atol=1e-5, err_msg=f"{what}: {name}")
+        head = [name for name in states[0] if ".head." in name]
+        assert len(head) >= 4
+        for name in head:
+            assert np.array_equal(states[THAW][name], states[0][name]), f"{what}: {name}"
+            assert np.array_equal(result["frozen"][name], result["old"][name]), f"{what}: {name}"
+        assert not np.array_equal(states[THAW + 1]["model.head.weight"], states[0]["model.head.weight"])
+
+
+def test_the_first_steps_after_the_thaw_are_as_long_as_those_of_a_fresh_start() -> None:
+    """Adam's bias correction is not spent while frozen: with a constant gradient every step has length lr."""
+    (lengths,) = run_ranks(_step_lengths, 1)
+    np.testing.assert_allclose(lengths[0], [0.0] * 50 + [1.0] * 4, rtol=1e-3)
+    np.testing.assert_allclose(lengths[1], lengths[0], rtol=1e-6)
+
+
+def _step_lengths(rank: int, world: int) -> list[list[float]]:
+    lengths = []
+    for zero in (0, 2):
+        rules = (GroupConfig(match="head.*", frozen_until=50.0), GroupConfig(match="encoder.*", lr=0.0))
+        engine = make("adamw", zero, groups=rules, decay_1d=False, weight_decay=0.0)
+        own: list[float] = []
+        for step in range(54):
+            before = engine.module.head.bias.detach().clone()
+            engine.backward(engine.module.head.bias.sum() + 0 * engine.module(inputs(0)), True)
+            engine.set_lr(1.0, epoch=step)
+            assert engine.step()
+            own.append((before - engine.module.head.bias).max().item() / engine.lr)
+        lengths.append(own)
+    return lengths
+
+
 def _groups(rank: int, world: int) -> list[Arrays]:
-    rules = (GroupConfig(match="head.*", frozen_until=2.0), GroupConfig(match="encoder.0.*", lr=0.0))
     states = []
     for zero in STAGES:
-        engine = make("sgd", zero, groups=rules)
-        for steps in (range(2), range(2, 3)):
-            train(engine, steps, rank, world)
-            states.append(arrays(engine.state()))
+        engine = make("sgd", zero, groups=(GroupConfig(match="encoder.0.*", lr=0.0),))
+        train(engine, range(2), rank, world)
+        states.append(arrays(engine.state()))
     return states
 
 
-def test_frozen_groups_move_from_their_epoch_on() -> None:
+def test_a_group_has_its_own_learning_rate() -> None:
     start = {f"model.{n}": v.numpy() for n, v in Net().state_dict().items()}
-    states = run_ranks(_groups, 2)[0]
-    for frozen, thawed in zip(states[::2], states[1::2]):
-        assert np.array_equal(frozen["model.head.weight"], start["model.head.weight"])
-        assert not frozen["optim.head.weight.momentum_buffer"].any()
-        assert not np.array_equal(thawed["model.head.weight"], start["model.head.weight"])
-        assert np.array_equal(thawed["model.encoder.0.weight"], start["model.encoder.0.weight"])
-        assert not np.array_equal(frozen["model.encoder.3.weight"], start["model.encoder.3.weight"])
+    for state in run_ranks(_groups, 2)[0]:
+        assert np.array_equal(state["model.encoder.0.weight"], start["model.encoder.0.weight"])
+        assert not np.array_equal(state["model.encoder.3.weight"], start["model.encoder.3.weight"])
+
+
+def _float32_products(rank: int, world: int) -> list[tuple[bool, str]]:
+    torch.set_float32_matmul_precision("high")
+    chosen = []
+    for precision in ("bf16", "fp32"):
+        Engine(Net(), OPTIMS["sgd"], global_batch=N, zero=0, precision=precision, device=torch.device("cpu"))
+        chosen.append((torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()))
+    return chosen
+
+
+def test_fp32_is_fp32_inside_convolutions_and_products() -> None:
+    assert run_ranks(_float32_products, 1) == [[(True, "high"), (False, "highest")]]
 
 
 def _alone(rank: int, world: int) -> Arrays:
