@@ -4,9 +4,9 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from vergence.platform.data.read import Reader
 from vergence.platform.encoders.resize import resize
 
 READ_AT_ONCE = 8  # full-size images that a thread holds
+PIECE = 32  # images that a thread takes at a time
+AHEAD_BYTES = 256 << 20  # of resized images read before they are wanted, whatever the number of threads
 
 Ids = NDArray[np.int64]
 
@@ -33,13 +35,15 @@ def stream_images(
     size: int,
     *,
     batch: int = 256,
+    threads: int | None = None,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Iterator[tuple[Ids, NDArray[np.uint8]]]:
     """Batches of (ids, images uint8 (n, size, size, 3)) in the order of `ids`; bad samples are left out.
 
-    open_source is called once in each of the reading threads; progress gets the samples just read.
+    open_source is called once in each of the reading threads; threads: how many, default one for each CPU that
+    this process may use; progress gets the number of samples just read.
     """
-    threads = len(os.sched_getaffinity(0))
+    threads = threads or len(os.sched_getaffinity(0))
     own = threading.local()
 
     def load(piece: Ids) -> tuple[int, Ids, list[NDArray[np.uint8]]]:
@@ -54,18 +58,38 @@ def stream_images(
                     images.append(resize(image, size))
         return len(piece), np.array(good, np.int64), images
 
-    pool = ThreadPoolExecutor(threads)
-    pieces = (ids[start : start + batch] for start in range(0, len(ids), batch))
-    ahead = deque(pool.submit(load, piece) for piece in islice(pieces, threads + 1))
+    pool, pieces = ThreadPoolExecutor(threads), _pieces(ids, batch)
+    ahead: deque[tuple[Future[Any], bool]] = deque()
+
+    def submit(number: int) -> None:
+        ahead.extend((pool.submit(load, piece), last) for piece, last in islice(pieces, number))
+
+    most = max(1, AHEAD_BYTES // (PIECE * size * size * 3))
+    submit(min(most, threads + -(-batch // PIECE)))
+    good: list[Ids] = []  # of the batch in hand
+    images: list[NDArray[np.uint8]] = []
     try:
         while ahead:
-            count, good, images = ahead.popleft().result()
-            ahead.extend(pool.submit(load, piece) for piece in islice(pieces, 1))
+            future, last = ahead.popleft()
+            count, some, their_images = future.result()
+            submit(1)
             progress(count)
-            if images:
-                yield good, np.stack(images)
+            good.append(some)
+            images += their_images
+            if last:
+                if images:
+                    yield np.concatenate(good), np.stack(images)
+                good, images = [], []
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _pieces(ids: Ids, batch: int) -> Iterator[tuple[Ids, bool]]:
+    """The ids of each batch in pieces of at most PIECE, and whether a piece ends its batch."""
+    for start in range(0, len(ids), batch):
+        whole = ids[start : start + batch]
+        for first in range(0, len(whole), PIECE):
+            yield whole[first : first + PIECE], first + PIECE >= len(whole)
 
 
 def shard_source(index: Index, max_pixels: int = MAX_PIXELS) -> Callable[[], Source]:

@@ -45,7 +45,9 @@ class Monitor:
         mean: tuple[float, ...],
         std: tuple[float, ...],
         device: "torch.device",
+        threads: int,
     ) -> None:
+        """threads: how many read and resize the images."""
         import torch
 
         from vergence.methods import collectives
@@ -55,7 +57,8 @@ class Monitor:
         self.mean = torch.tensor(mean, device=device).view(3, 1, 1) * 255
         self.std = torch.tensor(std, device=device).view(3, 1, 1) * 255
         own = ids[collectives.rank() :: collectives.world_size()]
-        parts = list(stream_images(shard_source(reader.index, reader.max_pixels), own, size))
+        source = shard_source(reader.index, reader.max_pixels)
+        parts = list(stream_images(source, own, size, threads=threads))
         self.ids = np.concatenate([np.empty(0, np.int64), *(good for good, _ in parts)])
         self.images = np.concatenate(
             [np.empty((0, size, size, 3), np.uint8), *(images for _, images in parts)]

@@ -229,6 +229,7 @@ class RankLoop:
             mean=self.job.data.mean,
             std=self.job.data.std,
             device=self.device,
+            threads=self.job.threads,
         )
 
     def _evaluate(self, epoch: int) -> None:

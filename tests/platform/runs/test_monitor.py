@@ -43,6 +43,7 @@ def evaluate(rank, world_size, folder, num=NUM):
         mean=(0.5, 0.5, 0.5),
         std=(0.2, 0.2, 0.2),
         device=torch.device("cpu"),
+        threads=1,
     )
     return monitor(Mean(), contextlib.nullcontext), monitor.num_bad
 
