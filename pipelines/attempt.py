@@ -10,7 +10,7 @@ import psutil
 from torch import nn
 
 from vergence.pipelines import show
-from vergence.pipelines.recipe import Recipe, build_method, read_resolved
+from vergence.pipelines.recipe import Recipe, build_method, recipe_of
 from vergence.pipelines.resolve import Resolved, resolve
 from vergence.platform import yaml
 from vergence.platform.augment.sheet import contact_sheet
@@ -52,6 +52,7 @@ def fork(old: Run, new: Run) -> None:
         with locked(new):
             facts = {
                 **source.manifest,
+                "run": {},  # the new run is another one, with an MLflow run and a version of its own
                 "step": 0,
                 "score": None,
                 "counts": dict.fromkeys(source.manifest["counts"], 0),
@@ -68,8 +69,8 @@ class Attempt:
 
     def go(self) -> int:
         """Train what is left, then export and register what is missing; the exit code."""
-        index = self.index()
-        if self._is_finished():
+        index = None if self._is_finished() and self._is_asked_again() else self.index()
+        if index is None or self._is_finished():
             show.say(f"run {self.run.name} is finished, nothing to do: {self._what_exists()}")
             return 0
         resolved, method = self.resolve(index)
@@ -128,9 +129,10 @@ class Attempt:
 
     def _changes(self) -> list[str]:
         """Settings that differ from those the run was started with: `path old -> new`."""
-        if not self.run.recipe_file.exists():
+        begun = recipe_of(self.run)
+        if begun is None:
             return []
-        before, after = read_resolved(self.run.recipe_file).identity(), self.recipe.identity()
+        before, after = begun.identity(), self.recipe.identity()
         paths = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
         return [f"{path} {before.get(path)} -> {after.get(path)}" for path in paths]
 
@@ -139,6 +141,11 @@ class Attempt:
         facts = self.run.facts()
         registered = self.recipe.track.register_as is None or "version" in facts
         return bool(facts.get("finished") and facts.get("tracked") and registered)
+
+    def _is_asked_again(self) -> bool:
+        """Whether the recipe says what the run was begun with, word for word: then its data need not be there any more."""
+        begun = recipe_of(self.run)
+        return begun is not None and not self._changes() and begun.data.train == self.recipe.data.train
 
     def _refuse_other_state(self, method: nn.Module) -> None:
         """A fork may start from a run with other parameters or another optimiser."""

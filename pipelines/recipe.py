@@ -18,8 +18,10 @@ from vergence.platform.augment.presets import ViewSpec
 from vergence.platform.cluster.session import ScaleConfig
 from vergence.platform.data.config import DataConfig
 from vergence.platform.errors import UserError, nearest
+from vergence.platform.runs import commit as commits
 from vergence.platform.runs.commit import CommitConfig
 from vergence.platform.runs.monitor import MonitorConfig
+from vergence.platform.runs.run import Run
 from vergence.platform.runs.track import TrackConfig
 from vergence.platform.train.exact import BatchConfig
 from vergence.platform.train.norms import NormConfig
@@ -227,9 +229,18 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     return Recipe.parse(override(raw, overrides), path.name)
 
 
-def read_resolved(path: Path) -> Recipe:
-    """The recipe that a run folder keeps."""
-    return Recipe.parse(yaml.read(path), str(path))
+def recipe_of(run: Run) -> Recipe | None:
+    """The recipe that a run has begun with: that of its newest commit, else the one that its folder keeps.
+
+    None if there is neither, or only half of one: then nothing is bound. A fork's first commit is not its own.
+    """
+    newest = commits.newest(run.commits)
+    if newest is not None and "recipe" in newest.manifest and "forked_from" not in newest.manifest:
+        return Recipe.parse(newest.manifest["recipe"], str(newest.path))
+    try:
+        return Recipe.parse(yaml.read(run.recipe_file), str(run.recipe_file))
+    except UserError:
+        return None
 
 
 def build_method(recipe: Recipe, seed: int | None = None) -> nn.Module:

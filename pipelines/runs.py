@@ -2,7 +2,10 @@
 
 import argparse
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vergence.platform.runs.run import Run
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -28,39 +31,73 @@ def list_runs() -> list[dict[str, Any]]:
 
 
 def show_run(name: str) -> dict[str, Any]:
-    """Facts of one run with its commits and resolved recipe; UserError naming the nearest run."""
+    """Facts of one run with its commits and resolved recipe.
+
+    Raises UserError naming the nearest run, VergenceError naming what is damaged.
+    """
     from vergence.platform import yaml
-    from vergence.platform.errors import UserError, nearest
+    from vergence.platform.errors import UserError, VergenceError, nearest
     from vergence.platform.runs import commit as commits
     from vergence.platform.runs.run import Run, run_names
 
     run = Run(name)
-    if not run.recipe_file.exists():
+    if name not in run_names():
         raise UserError(f"runs show: there is no run {name!r} ({nearest(name, run_names())})")
+    damage, facts = _damage(run), _facts(name)
+    if damage:
+        raise VergenceError(
+            f"run {name} is damaged: {', '.join(damage)} {'is' if len(damage) == 1 else 'are'} not whole; give its "
+            f"`vergence pretrain` command again, it goes on from step {facts['step']:,}"
+        )
     whole = [commits.read(path) for path in sorted(run.commits.glob("step-*"))]
     listed = [{"step": commit.step, "score": commit.score} for commit in whole if commit]
-    return {**_facts(name), "commits": listed, "recipe": yaml.read(run.recipe_file)}
+    return {**facts, "commits": listed, "recipe": yaml.read(run.recipe_file)}
 
 
 def _facts(name: str) -> dict[str, Any]:
-    from vergence.platform import yaml
     from vergence.platform.runs import commit as commits
     from vergence.platform.runs.run import Run, is_live
 
     run = Run(name)
     newest, facts = commits.newest(run.commits), run.facts()
-    state = "running" if is_live(run.path) else "finished" if facts.get("finished") else "stopped"
-    recipe = yaml.read(run.recipe_file)
+    rest = "damaged" if _damage(run) else "finished" if facts.get("finished") else "stopped"
+    recipe = _recipe(run) or (newest.manifest.get("recipe") if newest else None)
     return {
         "name": name,
-        "state": state,
-        "method": recipe["method"]["name"],
+        "state": "running" if is_live(run.path) else rest,
+        "method": recipe["method"]["name"] if recipe else None,
         "step": newest.step if newest else 0,
         "score": newest.score if newest else None,
         "counts": dict(newest.manifest["counts"]) if newest else {},
         "registered": facts.get("version"),
         "path": str(run.path),
     }
+
+
+def _damage(run: "Run") -> list[str]:
+    """What a power cut has left half or nothing of, relative to the run's folder."""
+    from vergence.platform.files import read_mapping
+    from vergence.platform.runs import commit as commits
+
+    small = [run.path / "run.json", run.path / "lock.json"]
+    damaged = [path for path in small if path.exists() and read_mapping(path) is None]
+    damaged += [] if _recipe(run) else [run.recipe_file]
+    damaged += [path for path in sorted(run.commits.glob("step-*")) if commits.read(path) is None]
+    return [str(path.relative_to(run.path)) for path in damaged]
+
+
+def _recipe(run: "Run") -> Any:
+    """The recipe that the run folder keeps, every setting in it; None if it is not whole."""
+    from vergence.platform import yaml
+    from vergence.platform.errors import UserError
+
+    try:
+        recipe = yaml.read(run.recipe_file)
+    except UserError:
+        return None
+    return (
+        recipe if isinstance(recipe, dict) and isinstance(recipe.get("track"), dict) else None
+    )  # the last section
 
 
 def _print_list(runs: list[dict[str, Any]], as_json: bool) -> int:
@@ -74,7 +111,12 @@ def _print_list(runs: list[dict[str, Any]], as_json: bool) -> int:
     for run in runs:
         score = "" if run["score"] is None else f"{run['score']:.3f}"
         table.add_row(
-            run["name"], run["state"], run["method"], f"{run['step']:,}", score, str(run["registered"] or "")
+            run["name"],
+            run["state"],
+            run["method"] or "",
+            f"{run['step']:,}",
+            score,
+            str(run["registered"] or ""),
         )
     Console().print(table if runs else "no runs yet; start one with `vergence pretrain RECIPE`")
     return 0

@@ -1,10 +1,12 @@
 """Small files that are whole after a kill, a full disk or a power cut: the old text or the new one."""
 
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -33,3 +35,12 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_mapping(path: Path) -> dict[str, Any] | None:
+    """The mapping in a JSON file; None if the file is not there or holds no whole one."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,7 +1,8 @@
 """Fixtures of the whole suite."""
 
 import os
-from collections.abc import Callable, Iterator
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -41,3 +42,21 @@ def small_disk() -> Iterator[Callable[[Path], Path]]:
     yield mount
     for folder in mounted:
         os.system(f"umount {folder}")
+
+
+@pytest.fixture
+def unshared() -> Iterator[Callable[[Sequence[str]], subprocess.Popen]]:
+    """Starts a command in a process id namespace of its own, as a container; skipped without the right to, but in CI."""
+    processes = []
+
+    def start(command: Sequence[str]) -> subprocess.Popen:
+        inside = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", *command]
+        processes.append(subprocess.Popen(inside, stdout=subprocess.PIPE, text=True))
+        return processes[-1]
+
+    if os.system("unshare --pid --fork true 2>/dev/null"):
+        _without("a process id namespace needs a right that this user does not have")
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()

@@ -4,6 +4,7 @@ A commit is a folder `step-00001200` with `state.safetensors` and `manifest.json
 hidden name, the manifest last, and renamed once; without a valid manifest it does not exist.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -98,7 +99,8 @@ def write(
         if not owned():
             raise VergenceError("another attempt has taken over this run; this one stops without a commit")
         write_atomic(partial / MANIFEST, json.dumps(manifest, indent=1))  # the folder is on the disk with it
-        _displace(target, attempt)
+        if target.exists():
+            _discard(target, attempt)
         os.rename(partial, target)
         sync(commits)
     except BaseException:
@@ -107,12 +109,11 @@ def write(
     return Commit(target, manifest)
 
 
-def _displace(target: Path, attempt: str) -> None:
-    """Make way for a commit: what lies there is not whole, and may hold files that cannot be deleted yet (NFS)."""
-    old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.{attempt}")
-    if target.exists():
-        os.rename(target, old)
-        shutil.rmtree(old, ignore_errors=True)
+def _discard(path: Path, attempt: str) -> None:
+    """Delete a commit, under a hidden name: it may hold files that cannot be deleted yet (NFS), or we may be killed."""
+    leftover = path.with_name(f".{path.name}.{secrets.token_hex(4)}.{attempt}")
+    os.rename(path, leftover)
+    shutil.rmtree(leftover, ignore_errors=True)
 
 
 def read(path: Path) -> Commit | None:
@@ -201,7 +202,8 @@ def prune(commits: Path, keep: int, made: Commit) -> None:
     kept = {best, *(commit.path for commit in whole[-keep:])}
     for path in paths:
         if path not in kept:
-            shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(OSError):  # no reason to fail: the next commit tries again
+                _discard(path, made.manifest["attempt"])
 
 
 def _idle_s(draft: Path) -> float:

@@ -1,5 +1,6 @@
 """The run folder and its lock: one living process a run (DESIGN C12)."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -8,16 +9,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from vergence.platform.errors import UserError
-from vergence.platform.files import write_atomic
+from vergence.platform.files import read_mapping, write_atomic
 from vergence.platform.home import home
+from vergence.platform.runs import commit as commits
 
 HEARTBEAT_S = 10.0
 STALE_AFTER_S = 60.0
@@ -52,12 +51,8 @@ class Run:
         return self.path / "exports"
 
     def facts(self) -> dict[str, Any]:
-        """What the run folder remembers: data digest, MLflow run, batch regime, registered version ..."""
-        try:
-            facts: dict[str, Any] = json.loads((self.path / "run.json").read_text())
-            return facts
-        except FileNotFoundError:
-            return {}
+        """See `read_facts`."""
+        return read_facts(self.path)
 
     def forget(self) -> None:
         """Drop recipe and facts."""
@@ -70,9 +65,20 @@ class Run:
             write_atomic(self.path / "run.json", json.dumps(self.facts() | facts, indent=1))
 
 
+def read_facts(path: Path) -> dict[str, Any]:
+    """What a run folder remembers: data digest, MLflow run, batch regime, registered version ...
+
+    Without a whole run.json, what the newest commit knew of it; the rest is asked anew.
+    """
+    facts = read_mapping(path / "run.json")
+    newest = commits.newest(path / "commits") if facts is None else None
+    return dict(newest.manifest.get("run", {})) if newest else facts or {}
+
+
 def run_names() -> list[str]:
-    """Names of the runs in the state folder."""
-    return sorted(path.parent.name for path in home().glob("*/recipe.resolved.yaml"))
+    """Names of the runs in the state folder, damaged ones too."""
+    signs = ("recipe.resolved.yaml", "run.json", "commits")
+    return sorted({path.parent.name for sign in signs for path in home().glob(f"*/{sign}")})
 
 
 def valid_name(name: str) -> str:
@@ -82,24 +88,23 @@ def valid_name(name: str) -> str:
     return name
 
 
-@contextmanager
+@contextlib.contextmanager
 def locked(run: Run) -> Iterator[None]:
     """Hold the run's lock; UserError naming the holder if another process lives on it."""
     run.path.mkdir(parents=True, exist_ok=True)
     lock = run.path / "lock.json"
-    with (run.path / ".lock.guard").open(
-        "w"
-    ) as guard:  # two starters look at a stale lock one after the other
-        fcntl.flock(guard, fcntl.LOCK_EX)
+    with (run.path / ".lock.guard").open("w") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)  # two starters look at a stale lock one after the other
         holder = lock_holder(run.path)
         if holder is not None and _lives(holder, lock):
+            sign = f" (its last sign of life is {_silence_s(lock):.0f} s old; {STALE_AFTER_S:.0f} s count as death)"
             raise UserError(
-                f"{run.name}: process {holder['pid']} on {holder['host']} is working on this run; "
-                f"wait for it, stop it, or choose another --name"
+                f"{run.name}: process {holder['pid']} on {holder['host']} is working on this run"
+                f"{'' if _is_near(holder) else sign}; wait for it, stop it, or choose another --name"
             )
         write_atomic(lock, json.dumps(_myself(run.attempt)))
     stop = threading.Event()
-    beat = threading.Thread(target=_heartbeat, args=(lock, stop), daemon=True)
+    beat = threading.Thread(target=_heartbeat, args=(lock, run.attempt, stop), daemon=True)
     beat.start()
     try:
         yield
@@ -111,12 +116,9 @@ def locked(run: Run) -> Iterator[None]:
 
 
 def lock_holder(path: Path) -> Mapping[str, Any] | None:
-    """Contents of a run folder's lock, or None."""
-    try:
-        holder: Mapping[str, Any] = json.loads((path / "lock.json").read_text())
-        return holder
-    except (FileNotFoundError, ValueError):
-        return None
+    """Contents of a run folder's lock; None without one, or if a power cut has left half of it."""
+    holder = read_mapping(path / "lock.json")
+    return holder if holder is not None and {"host", "pid", "started", "attempt"} <= holder.keys() else None
 
 
 def owns(path: Path, attempt: str) -> bool:
@@ -132,27 +134,49 @@ def is_live(path: Path) -> bool:
 
 
 def _myself(attempt: str) -> dict[str, Any]:
-    process = psutil.Process()
+    return {**_place(), "pid": os.getpid(), "started": _started(os.getpid()), "attempt": attempt}
+
+
+def _place() -> dict[str, str]:
+    """Where a process id means the same process: a host name alone may be that of several containers, or boots."""
     return {
         "host": socket.gethostname(),
-        "pid": process.pid,
-        "started": process.create_time(),
-        "attempt": attempt,
+        "boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        "pids": os.readlink("/proc/self/ns/pid"),
     }
 
 
 def _lives(holder: Mapping[str, Any], lock: Path) -> bool:
-    if holder["host"] != socket.gethostname():
-        return time.time() - lock.stat().st_mtime < STALE_AFTER_S
+    """By its process where that can be seen from here, else by its heartbeat."""
+    if _is_near(holder):
+        return _started(holder["pid"]) == holder["started"]
+    return _silence_s(lock) < STALE_AFTER_S
+
+
+def _is_near(holder: Mapping[str, Any]) -> bool:
+    return all(holder.get(name) == value for name, value in _place().items())
+
+
+def _silence_s(lock: Path) -> float:
+    """Seconds since the last beat of a lock's holder; endless if it has given the lock back meanwhile."""
     try:
-        process = psutil.Process(holder["pid"])
-        same = abs(process.create_time() - holder["started"]) < 1
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+        return time.time() - lock.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
 
 
-def _heartbeat(lock: Path, stop: threading.Event) -> None:
+def _started(pid: int) -> int | None:
+    """Clock ticks from boot to the start of a process, which no change of the clock moves; None if it is dead."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if state in "ZX" else int(fields[18])  # proc_pid_stat(5): state is field 3, starttime 22
+
+
+def _heartbeat(lock: Path, attempt: str, stop: threading.Event) -> None:
+    """Touch the lock as long as it is the attempt's own; what fails once is tried again at the next beat."""
     while not stop.wait(HEARTBEAT_S):
-        if lock.exists():
-            os.utime(lock)
+        with contextlib.suppress(OSError, ValueError), lock.open() as file:
+            if json.load(file)["attempt"] == attempt:
+                os.utime(file.fileno())

@@ -15,7 +15,7 @@ from vergence.methods import collectives
 from vergence.platform.errors import VergenceError
 from vergence.platform.files import write_atomic
 from vergence.platform.runs import commit as commits
-from vergence.platform.runs.run import owns
+from vergence.platform.runs.run import owns, read_facts
 from vergence.platform.train.job import Job
 
 
@@ -95,6 +95,7 @@ def committed(job: Job, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -
     failure = [_difference(state)]
     if failure[0] is None and collectives.rank() == 0:
         try:
+            facts = {**facts, "run": read_facts(job.run)}  # so that run.json can be made anew
             made = commits.write(
                 job.run / "commits", state, facts, job.attempt, owned=lambda: owns(job.run, job.attempt)
             )

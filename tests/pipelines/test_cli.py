@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 from PIL import Image
@@ -43,6 +44,51 @@ def test_runs_are_listed_and_shown_with_their_state(home, capsys):
     assert shown["recipe"]["batch"]["global"] == 128
     assert cli.main(["runs", "show", "mien"]) == 2
     assert "did you mean mine?" in capsys.readouterr().err
+
+
+DAMAGE = {
+    "run.json": "run.json",
+    "recipe": "recipe.resolved.yaml",
+    "lock": "lock.json",
+    "manifest": "commits/step-00000007/manifest.json",
+}
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["empty", "half"])
+@pytest.mark.parametrize("what", DAMAGE)
+def test_one_damaged_run_is_listed_as_such_and_costs_the_others_nothing(home, capsys, what, half):
+    from vergence.pipelines.recipe import load_recipe
+    from vergence.platform import yaml
+    from vergence.platform.runs import commit as commits
+    from vergence.platform.runs.run import Run
+
+    for name in ("first", "hit", "last"):
+        run = Run(name)
+        run.path.mkdir()
+        recipe = load_recipe("simclr-cifar10").dump()
+        run.recipe_file.write_text(yaml.dump(recipe))
+        run.remember(id=name, version=1, finished=True)
+        for step in (3, 7):
+            facts = {"step": step, "counts": {}, "recipe": recipe, "run": {"id": name}}
+            commits.write(run.commits, {}, facts, "a", owned=lambda: True)
+    damaged = home / "hit" / DAMAGE[what]
+    if what == "lock":
+        damaged.write_text('{"host": "x", "pid": 3, "started": 4}')
+    os.truncate(damaged, damaged.stat().st_size // 2 if half else 0)
+
+    assert cli.main(["runs", "list", "--json"]) == 0
+    runs = json.loads(capsys.readouterr().out)
+    assert [run["state"] for run in runs] == ["finished", "damaged", "finished"]
+    assert [run["step"] for run in runs] == [7, 3 if what == "manifest" else 7, 7]
+    assert [run["method"] for run in runs] == ["simclr"] * 3
+    assert cli.main(["runs", "list"]) == 0
+    assert "damaged" in capsys.readouterr().out
+    assert cli.main(["runs", "show", "first"]) == 0
+    capsys.readouterr()
+    assert cli.main(["runs", "show", "hit"]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert f"run hit is damaged: {DAMAGE[what].removesuffix('/manifest.json')} is not whole" in line
+    assert f"goes on from step {runs[1]['step']}" in line
 
 
 def test_methods_are_listed_with_what_they_do_and_their_settings(capsys):

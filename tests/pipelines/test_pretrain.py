@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import tarfile
 import time
@@ -97,6 +98,49 @@ def test_finished_run_is_a_quick_no_op(undisturbed, place):
     assert time.monotonic() - begin < 60
     assert json.loads((home / "tiny" / "run.json").read_text())["version"] == 1
     assert_bit_equal(final_state(home / "tiny"), state)
+
+
+def test_a_power_cut_that_left_half_of_every_small_file_costs_a_few_steps(undisturbed, place):
+    """Facts come back from the newest whole commit: no second MLflow run, no second version, the same weights."""
+    from mlflow import MlflowClient
+
+    home, reference, _ = undisturbed
+    shutil.copytree(home, place / "cut")
+    run = place / "cut" / "tiny"
+    before = json.loads((run / "run.json").read_text())
+    (run / "lock.json").write_text('{"host": "x", "pid": 12')
+    os.truncate(run / "run.json", 0)
+    (manifest,) = (run / "commits").glob("step-00000027/manifest.json")
+    (index,) = (place / "cut" / "index").glob("*.parquet")
+    for path in (run / "recipe.resolved.yaml", manifest, index):
+        os.truncate(path, path.stat().st_size // 2)
+
+    changed = vergence(place / "cut", "pretrain", str(place / "tiny.yaml"), "optim.lr=0.3")
+    assert changed.returncode == 2
+    assert "optim.lr 0.1 -> 0.3" in changed.stderr
+    again = vergence(place / "cut", "pretrain", str(place / "tiny.yaml"))
+    assert again.returncode == 0, again.stderr
+    assert "goes on at step 24" in again.stderr
+    assert_bit_equal(final_state(run), reference)
+    after = json.loads((run / "run.json").read_text())
+    for fact in ("id", "mlflow_run", "version", "data_digest", "precision", "regime", "micro"):
+        assert after[fact] == before[fact]
+    client = MlflowClient(f"sqlite:///{place / 'cut'}/mlflow.db")
+    assert len(client.search_runs([client.get_experiment_by_name("tiny").experiment_id])) == 1
+    assert len(client.search_model_versions("name = 'tiny'")) == 1
+
+
+def test_a_finished_run_whose_shards_are_gone_is_finished(undisturbed, place):
+    home, _, _ = undisturbed
+    (place / "shards").rename(place / "elsewhere")
+    try:
+        again = vergence(home, "pretrain", str(place / "tiny.yaml"))
+        asked = vergence(home, "pretrain", str(place / "tiny.yaml"), f"data.train={place}/others/*.tar")
+    finally:
+        (place / "elsewhere").rename(place / "shards")
+    assert again.returncode == 0, again.stderr
+    assert "finished, nothing to do" in again.stderr
+    assert asked.returncode == 2  # other data are asked for: whether they are the same cannot be seen
 
 
 def test_metrics_hold_what_was_promised(undisturbed):
