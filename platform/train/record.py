@@ -15,6 +15,7 @@ from vergence.methods import collectives
 from vergence.platform.errors import VergenceError
 from vergence.platform.files import write_atomic
 from vergence.platform.runs import commit as commits
+from vergence.platform.runs.records import parse
 from vergence.platform.runs.run import owns, read_facts
 from vergence.platform.train.job import Job
 
@@ -76,14 +77,13 @@ def cut(path: Path, start_step: int, monitor_due: bool = False) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
+    for line in path.read_bytes().splitlines():
+        record = parse(line)
+        if record is None:
             continue
         again = monitor_due and record["step"] == start_step - 1 and record.get("event") == "monitor"
         if record["step"] < start_step and not again:
-            kept.append(line)
+            kept.append(line.decode())
     write_atomic(path, "".join(line + "\n" for line in kept))
 
 

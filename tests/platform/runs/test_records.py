@@ -1,4 +1,8 @@
 import json
+import os
+from pathlib import Path
+
+import pytest
 
 from vergence.platform.runs.records import Tail
 from vergence.platform.train.record import cut
@@ -30,6 +34,58 @@ def test_after_a_resume_only_new_steps_are_handed_out(tmp_path):
     cut(path, 5)  # the resumed run repeats steps 5 to 9
     append(path, *range(5, 12))
     assert [record["step"] for record in tail.read()] == [10, 11]
+
+
+def test_a_cut_just_after_the_file_was_opened_loses_nothing(tmp_path, monkeypatch):
+    tail, path, opened = Tail(tmp_path), tmp_path / "metrics.jsonl", Path.open
+    append(path, *range(10))
+    assert len(tail.read()) == 10
+    append(path, 10)
+
+    def opened_then_cut(self, *arguments, **options):
+        file = opened(self, *arguments, **options)
+        monkeypatch.undo()
+        cut(path, 5)
+        append(path, 11)
+        return file
+
+    monkeypatch.setattr(Path, "open", opened_then_cut)
+    assert [record["step"] for record in tail.read() + tail.read()] == [10, 11]
+
+
+def test_a_cut_file_that_gets_the_number_of_an_old_one_is_read_from_its_start(tmp_path):
+    tail, path = Tail(tmp_path), tmp_path / "metrics.jsonl"
+    append(path, *range(10))
+    assert len(tail.read()) == 10
+    numbers = [path.stat().st_ino]
+    while numbers[-1] not in numbers[:-1] and len(numbers) < 5:  # file systems give free numbers to new files
+        cut(path, 5)
+        numbers.append(path.stat().st_ino)
+    append(path, *range(5, 9))
+    with path.open("a") as file:
+        file.write('{"step": 12}\n' * 3)
+    assert [record["step"] for record in tail.read()] == [12] * 3
+
+
+def test_a_file_cut_in_place_is_read_from_its_start(tmp_path):
+    tail, path = Tail(tmp_path), tmp_path / "metrics.jsonl"
+    append(path, *range(10))
+    assert len(tail.read()) == 10
+    os.truncate(path, 0)
+    append(path, 11)
+    assert [record["step"] for record in tail.read()] == [11]
+
+
+@pytest.mark.parametrize("torn", [b'{"step": 1, "lo', b"\0\0\0", b"\xff{", b"7", b"null", b'{"loss": 1}'])
+def test_a_torn_line_costs_itself_only(tmp_path, torn):
+    tail, path = Tail(tmp_path), tmp_path / "metrics.jsonl"
+    append(path, 0)
+    with path.open("ab") as file:
+        file.write(torn + b"\n")
+    append(path, 2)
+    assert [record["step"] for record in tail.read()] == [0, 2]
+    cut(path, 2)
+    assert path.read_text() == '{"step": 0, "loss": 0.0}\n'
 
 
 def test_cut_drops_later_steps_and_a_half_line(tmp_path):
