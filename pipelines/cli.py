@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from vergence.platform.errors import VergenceError
+from vergence.platform.text import never_fail_to_print, printable
 
 # verb -> (module, one line); modules load only when their verb is used
 VERBS = {
@@ -37,6 +38,7 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    never_fail_to_print()
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = arguments[0] if arguments and arguments[0] in VERBS else None
     parser = Parser(
@@ -83,7 +85,7 @@ def guarded(work: Callable[[], int]) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"vergence: {' '.join(message.split())}", file=sys.stderr)
+    print(f"vergence: {printable(' '.join(message.split()))}", file=sys.stderr)
     return code
 
 

@@ -56,6 +56,8 @@ def main(args: argparse.Namespace) -> int:
     if written.bad:
         shown = ", ".join(written.bad[:5]) + (" ..." if len(written.bad) > 5 else "")
         print(f"{len(written.bad):,} images cannot be read and were left out: {shown}")
+    for note in written.notes:
+        print(note)
     return 0
 
 
@@ -65,6 +67,7 @@ class Written:
 
     rows: int = 0
     bad: list[str] = field(default_factory=list)  # places of images left out
+    notes: list[str] = field(default_factory=list)  # a line each for what else was given and is not used
     existed: bool = True  # nothing had to be computed
 
 
@@ -97,7 +100,8 @@ class _Writer:
     """Writes what is missing in OUT, and counts all that is there in `written`."""
 
     def __init__(self, encoder: "LoadedEncoder", images: "Images", advance: Callable[[int], None]) -> None:
-        self.encoder, self.images, self.advance, self.written = encoder, images, advance, Written()
+        self.encoder, self.images, self.advance = encoder, images, advance
+        self.written = Written(notes=images.notes)
         self.about: dict[str, Any] = {
             "encoder": encoder.name,
             "encoder_digest": encoder.digest,
@@ -201,6 +205,7 @@ class Images:
     key: Callable[[int], str]
     where: Callable[[int], str]
     digest: str
+    notes: list[str]  # a line each for what was given and is not used
 
 
 def open_images(source: str) -> Images:
@@ -223,7 +228,7 @@ def _open_shards(pattern: str) -> Images:
     unique = len({path.stem for path in index.shards}) == len(index.shards)
     names = [path.stem if unique else f"{i:06d}-{path.stem}" for i, path in enumerate(index.shards)]
     pieces = [(name, ids[shards == i]) for i, name in enumerate(names)]
-    return Images(pieces, shard_source(index), index.key, index.where, index.digest)
+    return Images(pieces, shard_source(index), index.key, index.where, index.digest, [])
 
 
 class _Files:
@@ -247,19 +252,25 @@ class _Files:
 def _open_folder(folder: Path) -> Images:
     import numpy as np
 
-    from vergence.platform.data.index import IMAGE_EXTENSIONS
-    from vergence.platform.data.sources import image_paths
+    from vergence.platform.data.files import image_files
+    from vergence.platform.data.formats import IMAGE_EXTENSIONS
+    from vergence.platform.text import printable
 
-    keys = sorted(image_paths(folder))
-    if not keys:
+    found, left_out = image_files(folder)
+    if not found:
+        lines = "".join(f"; {line}" for line in left_out.lines())
         raise UserError(
-            f"{folder}: no shards (*.tar) and no images (.{', .'.join(IMAGE_EXTENSIONS)}) in this folder"
+            f"{folder}: no shards (*.tar) and no images (.{', .'.join(IMAGE_EXTENSIONS)}) in this folder{lines}"
         )
-    paths = [folder / key for key in keys]
+    keys, paths = [printable(image.path) for image in found], [folder / image.path for image in found]
     ids = np.arange(len(paths), dtype=np.int64)
     pieces = [
         (f"part-{i // FOLDER_PIECE:05d}", ids[i : i + FOLDER_PIECE]) for i in range(0, len(ids), FOLDER_PIECE)
     ]
     listing = "".join(f"{key}\0{path.stat().st_size}\n" for key, path in zip(keys, paths))
     digest = hashlib.sha256(listing.encode()).hexdigest()
-    return Images(pieces, lambda: _Files(paths), keys.__getitem__, lambda i: str(paths[i]), digest)
+
+    def where(i: int) -> str:
+        return printable(str(paths[i]))
+
+    return Images(pieces, lambda: _Files(paths), keys.__getitem__, where, digest, left_out.lines())

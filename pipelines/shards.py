@@ -1,6 +1,7 @@
 """`vergence shards`: pack images into webdataset shards; index, check and preview them."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,11 @@ def _configure_pack(parser: argparse.ArgumentParser) -> None:
         metavar="PIXELS",
         help="resize to a square; only torchvision: and sklearn: sources",
     )
+    parser.add_argument(
+        "--label",
+        metavar="COLUMN",
+        help="the parquet column of classes (default: label, if there is one); none: pack without classes",
+    )
     parser.epilog = PACK_EPILOG
 
 
@@ -63,18 +69,21 @@ PACK_EPILOG = """\
 SRC:
   FOLDER                    images below it; the first folder of a path is the class. No classes if an image
                             lies directly in FOLDER
-  FILE.parquet or a glob    as on the Hugging Face hub: img or image = {bytes, path}, label = integer
+  FILE.parquet or a glob    as on the Hugging Face hub: img or image = {bytes, path}, label = a whole number or a
+                            word (words are numbered in sorted order)
   torchvision:NAME?KEY=VALUE&...   a torchvision data set with these arguments
   sklearn:digits?split=train&size=16   scikit-learn's digits; split train, test or all
 
 Bytes are copied, never re-encoded; PNG where the source has none. Key = relative path without extension,
-dots become _, a repeated key gets -2, -3. An interrupted pack goes on where it stopped; when all shards
-are there, it does nothing.
+dots become _, a repeated key gets -2, -3. Files without an ending that we know are images if their first
+bytes say so. What is left out is said with its count. An interrupted pack goes on where it stopped; when all
+shards are there, it does nothing.
 
 examples:
   vergence shards pack ~/Pictures shards/
   vergence shards pack 'cifar10/train-*.parquet' cifar10/
   vergence shards pack 'cifar10/test-*.parquet' cifar10/ --name test
+  vergence shards pack 'cifar100/train-*.parquet' cifar100/ --label fine_label
   vergence shards pack 'torchvision:FakeData?size=200&image_size=3,32,32' fake/"""
 
 INDEX_EPILOG = """\
@@ -101,7 +110,7 @@ def main(args: argparse.Namespace) -> int:
 def _pack(args: argparse.Namespace) -> int:
     from vergence.platform.data.shards import pack
 
-    done = pack(args.src, args.out, args.name, args.per_shard, args.size, progress=True)
+    done = pack(args.src, args.out, args.name, args.per_shard, args.size, args.label, progress=True)
     last = len(done.shards) - 1
     pattern = f"{args.out}/{args.name}-" + ("000000.tar" if last == 0 else f"{{000000..{last:06d}}}.tar")
     kept = len(done.shards) - done.num_written
@@ -109,7 +118,13 @@ def _pack(args: argparse.Namespace) -> int:
     kept_text = f" ({kept} were there already)" if kept and done.num_written else ""
     classes = f", {len(done.classes)} classes" if done.classes else ""
     print(f"{pattern}: {state}{kept_text}: {done.num_samples:,} samples{classes}")
+    _tell(done.notes)
     return 0
+
+
+def _tell(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(f"  {note}")
 
 
 def _index(args: argparse.Namespace) -> int:

@@ -21,25 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vergence.platform.data import tar
+from vergence.platform.data.formats import IMAGE_EXTENSIONS
 from vergence.platform.data.progress import Bar
 from vergence.platform.errors import UserError
 
-# In order of preference where a sample has several.
-IMAGE_EXTENSIONS = (
-    "jpg",
-    "jpeg",
-    "png",
-    "webp",
-    "bmp",
-    "tif",
-    "tiff",
-    "gif",
-    "ppm",
-    "pgm",
-    "pbm",
-    "jp2",
-    "avif",
-)
 CHUNK = 1 << 16  # samples grouped at a time, and rows of a parquet row group
 MAX_EXTENSIONS = 64
 _COMPRESSED_NAMES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")

@@ -17,7 +17,8 @@ from typing import Any
 from webdataset import TarWriter
 
 from vergence.platform.data.progress import Bar
-from vergence.platform.data.sources import Source, open_source
+from vergence.platform.data.sources.open import open_source
+from vergence.platform.data.sources.source import Source
 from vergence.platform.errors import UserError
 
 
@@ -29,6 +30,7 @@ class Pack:
     num_samples: int
     num_written: int  # shards written by this call; 0: all were there already
     classes: list[str] | None
+    notes: list[str]  # a line each for what was given and is not used
 
 
 def pack(
@@ -37,16 +39,18 @@ def pack(
     name: str = "train",
     per_shard: int = 5000,
     size: int | None = None,
+    label: str | None = None,
     progress: bool = False,
 ) -> Pack:
     """Pack a source into shards, or go on where an interrupted call stopped.
 
     Args:
-        src: see `sources.open_source`.
+        src: see `open_source`.
         out: folder of the shards.
         name: their name; several packs (train, test) share a folder and its classes.json.
         per_shard: samples a shard, the last one has the rest.
         size: pixels of a side, for sources that have no image files.
+        label: the column of classes of parquet files, or `none` for no classes.
         progress: draw a bar on stderr.
     Returns: Pack. The same source gives the same bytes, on every machine.
     Raises UserError: no images, or OUT holds shards of this name from another source or with other classes.
@@ -54,7 +58,7 @@ def pack(
     if not re.fullmatch(r"[\w.-]+", name) or per_shard < 1:
         raise UserError(f"--name {name} --per-shard {per_shard}: letters, digits, - and _; at least 1 sample")
     out = Path(out).expanduser()
-    source = open_source(str(src), size, _read_json(out / "classes.json"))
+    source = open_source(str(src), size, label, _read_json(out / "classes.json"))
     shards = [out / f"{name}-{i:06d}.tar" for i in range(-(-source.num // per_shard))]
     out.mkdir(parents=True, exist_ok=True)
     with _only_writer(out / f".{name}.lock"):
@@ -66,7 +70,7 @@ def pack(
             advance((len(shards) - len(missing)) * per_shard)
             for i in missing:
                 _write(shards[i], source, i * per_shard, min((i + 1) * per_shard, source.num), advance)
-    return Pack(shards, source.num, len(missing), source.classes)
+    return Pack(shards, source.num, len(missing), source.classes, source.notes)
 
 
 def _claim(out: Path, name: str, source: Source, manifest: dict[str, Any]) -> None:

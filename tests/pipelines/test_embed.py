@@ -150,6 +150,28 @@ def test_a_folder_of_images_by_relative_path(encoder, shards, tmp_path):
         embed(encoder, str(tmp_path / "empty"), tmp_path / "out2.parquet")
 
 
+def test_a_folder_with_links_and_names_of_all_kinds(encoder, shards, tmp_path, capsys):
+    folder = tmp_path / b"caf\xe9".decode("utf-8", "surrogateescape")
+    (folder / "cats").mkdir(parents=True)
+    (folder / "plain").write_bytes(png(IMAGES[0]))
+    (folder / "cats" / b"\xfc.png".decode("utf-8", "surrogateescape")).write_bytes(png(IMAGES[1]))
+    (folder / "cats" / b"\xff.png".decode("utf-8", "surrogateescape")).write_bytes(b"")
+    (folder / "a.heic").write_bytes(b"")
+    (folder / "all").symlink_to(".")
+    (folder / "gone.png").symlink_to("nowhere.png")
+    out = tmp_path / "out"
+    assert cli.main(["embed", encoder.name, str(folder), str(out)]) == 0
+    keys, embeddings = rows(out / "part-00000.parquet")
+    assert keys == [r"cats/\xfc.png", "plain"]
+    np.testing.assert_allclose(embeddings, expected(encoder, [1, 0]), atol=1e-5)
+    assert json.loads((out / "_MANIFEST.json").read_text())["unreadable"][0].endswith(
+        r"caf\xe9/cats/\xff.png"
+    )
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "left out: dead links (1: gone.png), .heic (1), folders read already (1: all/)"
+    )
+
+
 def test_command_says_what_it_wrote_and_is_2_for_an_unknown_encoder(encoder, shards, tmp_path, capsys):
     out = str(tmp_path / "out.parquet")
     assert cli.main(["embed", encoder.name, str(shards), out]) == 0

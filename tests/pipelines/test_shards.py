@@ -3,6 +3,8 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from shard_files import png, write_shard
@@ -37,6 +39,19 @@ def test_pack_index_check(tmp_path, capsys):
     assert "1,797 samples in 2 shards (1,797 .cls, 1,797 .png)" in capsys.readouterr().out
     assert cli.main(["shards", "check", "d"]) == 0
     assert capsys.readouterr().out == "d: 1,797 samples in 2 shards: all can be read\n"
+
+
+def test_pack_tells_what_it_did_not_use_and_takes_the_column_that_is_chosen(tmp_path, capsys):
+    rows = [{"bytes": png(NOISE[0]), "path": None}] * 2
+    pq.write_table(pa.table({"image": rows, "fine_label": ["b", "a"]}), tmp_path / "a.parquet")
+    assert cli.main(["shards", "pack", "a.parquet", "plain"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "  no classes: no column label; --label COLUMN takes them from another",
+        "  columns not used: fine_label",
+    ]
+    assert cli.main(["shards", "pack", "a.parquet", "fine", "--label", "fine_label"]) == 0
+    assert capsys.readouterr().out == "fine/train-000000.tar: 1 shards written: 2 samples, 2 classes\n"
+    assert json.loads((tmp_path / "fine/classes.json").read_text()) == ["a", "b"]
 
 
 def test_check_lists_what_is_broken_and_exits_1(tmp_path, shards, capsys):

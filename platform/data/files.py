@@ -1,0 +1,124 @@
+"""The images below a folder, and what was left out.
+
+A real folder is read once, however many links lead to it: first all that are reached without a link, then
+the targets of links in the order of their paths. Hidden files and folders are left out.
+"""
+
+import errno
+import heapq
+import os
+from collections import Counter, deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from vergence.platform.data.formats import IMAGE_EXTENSIONS, START, common_name, image_format
+from vergence.platform.text import printable
+
+NAMED = 3  # of those left out for a reason that is worth a name
+REASONS = 8  # of those that are listed
+_DEAD = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # what a link that leads nowhere ends in
+
+
+class ImageFile(NamedTuple):
+    path: str  # below the folder, as the system names it
+    stem: str  # without the ending, where that names an image format
+    extension: str  # lower case; jpg for .jfif
+
+
+class LeftOut:
+    """Counts what was given and is not used, by reason; the first few by name."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, list[str]] = {}
+        self.counts: Counter[str] = Counter()
+
+    def add(self, reason: str, name: str = "") -> None:
+        """reason: such as `dead links` or `.heic`."""
+        self.counts[reason] += 1
+        names = self.names.setdefault(reason, [])
+        if name and len(names) < NAMED:
+            names.append(printable(name))
+
+    def lines(self) -> list[str]:
+        """One line, or none: `left out: .heic (3), dead links (1: cat/9.jpg)`."""
+        parts = [self._part(reason, count) for reason, count in self.counts.most_common(REASONS)]
+        others = self.counts.total() - sum(count for _, count in self.counts.most_common(REASONS))
+        parts += [f"others ({others:,})"] if others else []
+        return [f"left out: {', '.join(parts)}"] if parts else []
+
+    def _part(self, reason: str, count: int) -> str:
+        names = self.names[reason] + (["..."] if 0 < len(self.names[reason]) < count else [])
+        return f"{reason} ({count:,}" + (f": {', '.join(names)})" if names else ")")
+
+
+def image_files(root: Path) -> tuple[list[ImageFile], LeftOut]:
+    """The images below a folder, in the order of their paths, and what else is there.
+
+    Raises OSError: a folder or a file that may not be read.
+    """
+    left_out = LeftOut()
+    found = [
+        image
+        for folder, files in _walk(root, left_out)
+        for name in files
+        if (image := _image(root, folder + name, left_out))
+    ]
+    return sorted(found), left_out
+
+
+def folders(root: str) -> list[str]:
+    """`root` and all folders below it, each real one once; all end in a slash, but an empty root."""
+    return [root + folder for folder, _ in _walk(root or ".", LeftOut())]
+
+
+def _walk(root: Path | str, left_out: LeftOut) -> Iterator[tuple[str, list[str]]]:
+    """Each folder, as a path below root that is empty or ends in a slash, with the names of its files."""
+    real, links, seen = deque([""]), list[str](), set[tuple[int, int]]()
+    while real or links:
+        folder = real.popleft() if real else heapq.heappop(links)
+        status, files = os.stat(os.path.join(root, folder)), list[str]()
+        if (status.st_dev, status.st_ino) in seen:
+            left_out.add("folders read already", folder)
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(os.path.join(root, folder)) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                kind = "hidden names" if entry.name.startswith(".") else _kind(entry)
+                if kind == "file":
+                    files.append(entry.name)
+                elif kind == "folder" and entry.is_symlink():
+                    heapq.heappush(links, f"{folder}{entry.name}/")
+                elif kind == "folder":
+                    real.append(f"{folder}{entry.name}/")
+                else:
+                    left_out.add(kind, "" if kind == "hidden names" else folder + entry.name)
+        yield folder, files
+
+
+def _kind(entry: "os.DirEntry[str]") -> str:
+    """`file`, `folder`, or why it is neither; no system call but for links."""
+    try:
+        if entry.is_dir():
+            return "folder"
+        if entry.is_file():
+            return "file"
+        return "dead links" if entry.is_symlink() and not os.path.exists(entry) else "pipes or devices"
+    except OSError as error:
+        if error.errno not in _DEAD:
+            raise
+        return "dead links"
+
+
+def _image(root: Path, path: str, left_out: LeftOut) -> ImageFile | None:
+    stem, dot, ending = path.rpartition(".")
+    if not dot or "/" in ending:
+        ending = ""
+    elif ending.lower() in IMAGE_EXTENSIONS:
+        return ImageFile(path, stem, common_name(ending.lower()))
+    with open(os.path.join(root, path), "rb") as file:
+        found = image_format(file.read(START), weak=not ending)
+    if found:
+        return ImageFile(path, path, found)
+    left_out.add(f".{printable(ending.lower())}" if ending else "no ending")
+    return None

@@ -1,0 +1,47 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vergence.platform.data.sources.pictures import Pictures, open_pictures
+from vergence.platform.errors import UserError
+
+RAMP = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+
+
+def first(source):
+    return next(source.samples(0, 1))
+
+
+def pixels(source):
+    return np.array(Image.open(io.BytesIO(first(source).data)))
+
+
+def test_pictures_of_16_bits_are_scaled_and_not_cut_off():
+    source = Pictures([(Image.fromarray(RAMP), 3)], "a", None, None, labelled=True)
+    np.testing.assert_array_equal(pixels(source), np.repeat((RAMP >> 8)[..., None], 3, -1))
+    bad = Pictures([Image.fromarray(RAMP.astype(np.float32))], "a", None, None, labelled=True)
+    with pytest.raises(UserError, match="sample 0 cannot be packed: floating-point pixels"):
+        list(bad.samples(0, 1))
+
+
+def test_classes_that_are_no_numbers_are_refused_with_the_cure():
+    data = [(Image.new("L", (4, 4)), {"boxes": []})]
+    with pytest.raises(UserError, match=r"sample 0 has a dict for a class, not a number; .*--label none"):
+        list(Pictures(data, "a", None, None, labelled=True).samples(0, 1))
+    [sample] = Pictures(data, "a", ["x"], None, labelled=False).samples(0, 1)
+    assert sample.label is None
+
+
+def test_a_data_set_without_samples_is_refused():
+    with pytest.raises(UserError, match=r"torchvision:FakeData.*no samples"):
+        open_pictures("torchvision", "FakeData?size=0", None, None)
+
+
+def test_label_none_leaves_the_classes_out():
+    source = open_pictures("sklearn", "digits?split=test", None, "none")
+    assert source.classes is None
+    assert first(source).label is None
+    with pytest.raises(UserError, match="--label digit: sklearn:digits has no columns"):
+        open_pictures("sklearn", "digits", None, "digit")
