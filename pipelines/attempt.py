@@ -17,6 +17,7 @@ from vergence.platform.augment.sheet import contact_sheet
 from vergence.platform.augment.views import Views
 from vergence.platform.cluster import session
 from vergence.platform.data.index import Index, open_index
+from vergence.platform.data.plan import HOLDOUT_RULE
 from vergence.platform.data.read import Reader
 from vergence.platform.encoders.export import EncoderCard, export_encoder
 from vergence.platform.encoders.registry import register
@@ -55,6 +56,7 @@ def fork(old: Run, new: Run) -> None:
                 "run": {},  # the new run is another one, with an MLflow run and a version of its own
                 "step": 0,
                 "score": None,
+                "holdout_rule": HOLDOUT_RULE,
                 "counts": dict.fromkeys(source.manifest["counts"], 0),
                 "forked_from": {"run": old.name, "step": source.step},
             }
@@ -93,6 +95,7 @@ class Attempt:
 
     def resolve(self, index: Index) -> tuple[Resolved, nn.Module]:
         """The checked plan of this attempt and the built method."""
+        self._refuse_other_holdout()
         method = build_method(self.recipe)
         return resolve(self.recipe, index, method, self._kept()), method
 
@@ -146,6 +149,17 @@ class Attempt:
         """Whether the recipe says what the run was begun with, word for word: then its data need not be there any more."""
         begun = recipe_of(self.run)
         return begun is not None and not self._changes() and begun.data.train == self.recipe.data.train
+
+    def _refuse_other_holdout(self) -> None:
+        """A run that holds samples out goes on only with the same ones."""
+        newest = commits.newest(self.run.commits)
+        rule = newest.manifest.get("holdout_rule", "every k-th") if newest else HOLDOUT_RULE
+        if self.recipe.data.holdout and rule != HOLDOUT_RULE:
+            raise UserError(
+                f"run {self.run.name} was begun by another version of Vergence, which chose other samples for the "
+                f"holdout (rule {rule}, now {HOLDOUT_RULE}); start a new run with --name NEW, or go on from its state "
+                f"with --name {self.run.name} --fork NEW"
+            )
 
     def _refuse_other_state(self, method: nn.Module) -> None:
         """A fork may start from a run with other parameters or another optimiser."""

@@ -14,7 +14,7 @@ from vergence.methods.method import Batch
 from vergence.pipelines.recipe import Recipe, build_method
 from vergence.platform.cluster.session import Need, check_local, is_local
 from vergence.platform.data.index import Index
-from vergence.platform.data.plan import Plan
+from vergence.platform.data.plan import HOLDOUT_RULE, Plan
 from vergence.platform.data.stream import Stream
 from vergence.platform.errors import UserError
 from vergence.platform.runs.run import Run
@@ -55,6 +55,7 @@ class Resolved:
             "recipe": self.recipe.dump(),
             "recipe_digest": self.recipe.digest(),
             "data_digest": self.index.digest,
+            "holdout_rule": HOLDOUT_RULE,
             "code_version": code_version(),
         }
 

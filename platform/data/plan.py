@@ -3,26 +3,35 @@
 The training ids of an epoch are permuted by the counter-based generator of augment/rng.py; global batch b
 is `epoch(e)[b*G : (b+1)*G]`, rank r of R takes the r-th contiguous slice of G/R of it, and the tail
 `epoch(e)[B*G:]` is left out (another one each epoch).
+
+Holdout rule `drawn-v1`, for a share h = p/q: run i of the ids is ceil(i/h) ... ceil((i+1)/h) - 1, so id j lies in
+run floor(j h). One id of each whole run is held out, drawn from the run's number alone: classes or frames that
+follow each other periodically are held out as often as any other. All is integer arithmetic.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from fractions import Fraction
+from functools import cache, lru_cache
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from vergence.platform.augment import rng
 from vergence.platform.errors import UserError
 
-_ORDER, _PROBE = 0x504C414E, 0x50524F42  # "PLAN", "PROB": draws for different uses never meet
+HOLDOUT_RULE = "drawn-v1"  # kept with every commit: under another rule a run would train on its holdout
+
+# "PLAN", "PROB", "HOLD", "MONI": draws for different uses never meet
+_ORDER, _PROBE, _HELD, _MONITORED = 0x504C414E, 0x50524F42, 0x484F4C44, 0x4D4F4E49
 
 
 @dataclass(frozen=True)
 class Plan:
     """Which sample stands where.
 
-    num_samples: samples in the index.  holdout: share kept for the monitor, 0 to 0.5; with k = round(1/holdout)
-    the ids with id % k == k-1 are held out, whatever the seed.  global_batch: samples a step (G).
+    num_samples: samples in the index, N.  holdout: share h kept for the monitor, 0 to 0.5: floor(N h) samples,
+    whatever the seed.  global_batch: samples a step (G).
     Raises UserError: fewer training samples than one global batch.
     """
 
@@ -41,13 +50,9 @@ class Plan:
             )
 
     @property
-    def _every(self) -> int | None:
-        """k: one id in k is held out; None without a holdout."""
-        return round(1 / self.holdout) if self.holdout else None
-
-    @property
     def num_holdout(self) -> int:
-        return self.num_samples // self._every if self._every else 0
+        p, q = _ratio(self.holdout)
+        return self.num_samples * p // q
 
     @property
     def num_training(self) -> int:
@@ -58,17 +63,36 @@ class Plan:
         """B, the global batches of an epoch."""
         return self.num_training // self.global_batch
 
-    def training_ids(self, positions: np.ndarray) -> np.ndarray:
+    def training_ids(self, positions: ArrayLike) -> np.ndarray:
         """Sample ids, int64, of positions 0 ... num_training-1 among the training samples."""
-        positions = np.asarray(positions, np.int64)
-        return positions + positions // (self._every - 1) if self._every else positions
+        positions, (p, q) = np.asarray(positions, np.int64), _ratio(self.holdout)
+        if not self.num_holdout:
+            return positions
+        run = np.minimum(positions * p // (q - p), self.num_holdout)  # a run of n ids has n - 1 for training
+        ids = positions + run  # one was held out in each run before
+        return ids + ((ids >= self._held(run)) & (run < self.num_holdout))
+
+    def training_positions(self, ids: ArrayLike) -> np.ndarray:
+        """The inverse of `training_ids`, int64; -1 for an id that is held out."""
+        ids, (p, q) = np.asarray(ids, np.int64), _ratio(self.holdout)
+        if not self.num_holdout:
+            return ids
+        run = np.minimum(ids * p // q, self.num_holdout)
+        held, whole = self._held(run), run < self.num_holdout
+        return np.where(whole & (ids == held), -1, ids - run - (whole & (ids > held)))
 
     def holdout_ids(self, limit: int = 5000) -> np.ndarray:
-        """At most `limit` held-out ids, int64, ascending and evenly spaced."""
+        """At most `limit` held-out ids, int64, ascending: all, or one drawn in each of `limit` equal parts."""
         count = min(limit, self.num_holdout)
-        if not self._every or not count:
+        if not count:
             return np.empty(0, np.int64)
-        return np.arange(count) * self.num_holdout // count * self._every + self._every - 1
+        starts = np.arange(count + 1) * self.num_holdout // count
+        return self._held(_drawn(_MONITORED, np.arange(count), starts[:-1], starts[1:]))
+
+    def _held(self, run: np.ndarray) -> np.ndarray:
+        """The id held out in each run, int64; meaningless from run num_holdout on, which is not whole."""
+        p, q = _ratio(self.holdout)
+        return _drawn(_HELD, run, -(-run * q // p), -(-(run + 1) * q // p))
 
     def epoch(self, epoch: int) -> np.ndarray:
         """All training ids in the order of this epoch: int64 (num_training,), read-only, the last two cached."""
@@ -94,6 +118,18 @@ class Plan:
         for ids in (order[self.batches_per_epoch * self.global_batch :], order):
             for step in range(len(ids)):
                 yield int(ids[(draw + step) % len(ids)])
+
+
+@cache
+def _ratio(holdout: float) -> tuple[int, int]:
+    """The share as p/q: the decimal as it is written, 0.1 as 1/10, to nine digits."""
+    share = Fraction(repr(holdout)).limit_denominator(10**9)  # N * 10**9 stays an int64
+    return share.numerator, share.denominator
+
+
+def _drawn(use: int, numbers: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """One of start ... end-1, int64, for each number; the same for every seed."""
+    return starts + (rng.mix(use, numbers) % (ends - starts).astype(np.uint64)).astype(np.int64)
 
 
 @lru_cache(maxsize=2)

@@ -17,8 +17,10 @@ from PIL import Image
 from runs_for_real import TINY, kill_everything, start, train_workers, vergence, wait_for_step
 
 from vergence.pipelines import cli
+from vergence.pipelines.attempt import fork
 from vergence.platform import yaml
 from vergence.platform.runs import commit as commits
+from vergence.platform.runs.run import Run
 
 NUM_IMAGES = 640  # 576 train: 9 steps an epoch of 64, 27 in all
 
@@ -414,3 +416,22 @@ def test_dry_run_prints_the_resolved_recipe_and_runs_nothing(place, capsys, monk
     assert yaml.parse(said.out, "stdout")["optim"]["momentum"] == 0.9
     assert "MB a worker" in said.err
     assert not (place / "dry" / "tiny").exists()
+
+
+def test_a_run_begun_under_another_holdout_rule_is_refused_and_may_be_forked(place, capsys, monkeypatch):
+    """It would train on what it held out; without a holdout there is no such thing."""
+    monkeypatch.setenv("VERGENCE_HOME", str(place / "another-rule"))
+    command = ["pretrain", str(place / "tiny.yaml"), "--dry-run"]
+    for name in ("old", "without"):
+        (place / "another-rule" / name).mkdir(parents=True)
+        manifest = {"step": 3, "score": None, "counts": {}}  # of a commit before there were rules
+        commits.write(
+            place / "another-rule" / name / "commits", {"w": torch.zeros(1)}, manifest, "a", lambda: True
+        )
+    assert cli.main([*command, "--name", "old"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "run old was begun" in line
+    assert "--fork NEW" in line
+    assert cli.main([*command, "data.holdout=0", "--name", "without"]) == 0
+    fork(Run("old"), Run("new"))
+    assert cli.main([*command, "--name", "new"]) == 0

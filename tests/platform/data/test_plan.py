@@ -1,4 +1,6 @@
 import itertools
+import time
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -17,33 +19,94 @@ def test_golden_order():
 
 GOLDEN = [
     [15, 5, 8, 13, 0, 11, 6, 7, 3, 16, 4, 1, 19, 9, 12, 2, 17, 18, 14, 10],
-    [13, 8, 9, 5, 0, 12, 17, 16, 4, 6, 14, 10, 1, 2, 18],
-    [18, 1, 2, 9, 5, 0, 12, 17],
+    [13, 8, 9, 6, 0, 12, 18, 16, 5, 7, 14, 10, 1, 2, 19],
+    [19, 1, 2, 9, 6, 0, 12, 18],
 ]
 
 
-@pytest.mark.parametrize(("n", "holdout"), [(10, 0.5), (103, 0.02), (1000, 0.3), (50, 0.0), (7, 0.1)])
-def test_holdout_and_training_ids_part_the_samples(n, holdout):
-    plan = Plan(n, holdout, seed=1, global_batch=2)
-    every = round(1 / holdout) if holdout else n + 1
-    expected = [i for i in range(n) if i % every == every - 1]
-    assert plan.holdout_ids().tolist() == expected
-    training = plan.training_ids(np.arange(plan.num_training))
-    assert training.tolist() == [i for i in range(n) if i not in expected]
+def test_golden_holdout():
+    """Pinned: a change here trains runs that exist on what they held out."""
+    assert Plan(40, 0.5, 0, 4).holdout_ids().tolist() == HELD[0]
+    assert Plan(40, 0.4, 0, 4).holdout_ids().tolist() == HELD[1]
+    assert Plan(40, 0.1, 0, 4).holdout_ids().tolist() == HELD[2]
+    large = Plan(10**9, 0.02, 0, 256)
+    assert large.holdout_ids(4).tolist() == HELD[3]
+    assert large.training_ids([0, 10**8, 979_999_999]).tolist() == HELD[4]
 
 
-def test_holdout_does_not_depend_on_the_seed():
-    np.testing.assert_array_equal(Plan(99, 0.1, 1, 2).holdout_ids(), Plan(99, 0.1, 2, 2).holdout_ids())
+HELD = [
+    [1, 2, 5, 7, 9, 11, 12, 15, 17, 18, 21, 22, 25, 26, 29, 30, 33, 35, 37, 38],
+    [2, 3, 6, 9, 11, 14, 17, 19, 20, 23, 26, 28, 32, 33, 36, 38],
+    [1, 10, 23, 35],
+    [145327725, 326631847, 670916613, 840145391],
+    [0, 102040816, 999999999],
+]
+
+SHARES = [0.5, 0.4, 0.35, 1 / 3, 0.25, 0.1, 0.03, 0.021, 0.02, 1e-4]
 
 
-def test_holdout_limit_takes_evenly_spaced_ids():
+@pytest.mark.parametrize("holdout", SHARES)
+@pytest.mark.parametrize("n", [2, 5, 7, 10, 103, 1000, 49_999])
+def test_every_id_is_either_held_out_or_at_one_training_position(n, holdout):
+    plan = Plan(n, holdout, seed=1, global_batch=1)
+    held, training = plan.holdout_ids(n), plan.training_ids(np.arange(plan.num_training))
+    assert len(held) == plan.num_holdout == exact(holdout) * n // 1
+    assert (np.diff(held) > 0).all()
+    assert (np.diff(training) > 0).all()
+    np.testing.assert_array_equal(np.sort(np.concatenate([held, training])), np.arange(n))
+    np.testing.assert_array_equal(plan.training_positions(training), np.arange(plan.num_training))
+    assert (plan.training_positions(held) == -1).all()
+
+
+def exact(holdout):
+    return Fraction(1, 3) if holdout == 1 / 3 else Fraction(str(holdout))
+
+
+@pytest.mark.parametrize("holdout", SHARES)
+def test_one_id_is_held_out_in_each_run_of_1_over_the_share(holdout):
+    plan = Plan(50_000, holdout, seed=1, global_batch=1)
+    runs = [int(i) * exact(holdout) // 1 for i in plan.holdout_ids(50_000)]
+    assert runs == list(range(plan.num_holdout))
+
+
+def test_without_a_holdout_all_train():
+    plan = Plan(50, 0.0, 1, 2)
+    assert (plan.num_holdout, plan.holdout_ids().tolist()) == (0, [])
+    assert plan.training_ids(np.arange(50)).tolist() == plan.training_positions(np.arange(50)).tolist()
+    assert plan.num_training == 50
+
+
+def test_holdout_does_not_depend_on_the_seed_nor_on_samples_that_were_added():
+    ids = Plan(990, 0.1, 1, 2).holdout_ids()
+    np.testing.assert_array_equal(ids, Plan(990, 0.1, 2, 2).holdout_ids())
+    np.testing.assert_array_equal(ids, Plan(2000, 0.1, 2, 2).holdout_ids()[:99])
+
+
+@pytest.mark.parametrize(("holdout", "period"), [(0.1, 10), (0.5, 2), (0.02, 10), (0.05, 7)])
+def test_classes_that_alternate_are_held_out_alike(holdout, period):
+    labels = np.arange(100_000) % period
+    share = np.bincount(labels[Plan(100_000, holdout, 0, 1).holdout_ids(10**6)], minlength=period) * period
+    np.testing.assert_allclose(share / (100_000 * holdout), 1, atol=0.25)
+
+
+def test_the_limit_draws_evenly_and_meets_no_period_of_the_classes():
     plan = Plan(1_000_000, 0.02, 0, 256)
-    ids = plan.holdout_ids(limit=300)
-    assert len(ids) == len(np.unique(ids)) == 300
-    assert (ids % 50 == 49).all()
-    gaps = np.diff(ids)
-    assert gaps.min() >= 3300
-    assert gaps.max() <= 3400
+    ids = plan.holdout_ids(limit=1000)  # one in 20 of the held-out ids, which lie 50 apart
+    assert len(np.unique(ids)) == 1000
+    assert (plan.training_positions(ids) == -1).all()
+    np.testing.assert_array_equal(ids // 1000, np.arange(1000))
+    for labels in (ids % 10, ids // 50 % 10, ids // 50 % 20):  # blocks of 50 of a class, in turn
+        counts = np.bincount(labels)
+        assert counts.min() > 0.5 * counts.mean()
+
+
+def test_ten_million_ids_are_found_in_seconds():
+    plan = Plan(10**7, 0.021, 0, 256)
+    begin = time.process_time()
+    ids = plan.training_ids(np.arange(plan.num_training))
+    positions = plan.training_positions(ids)
+    assert time.process_time() - begin < 5  # about 0.5
+    np.testing.assert_array_equal(positions, np.arange(len(ids)))
 
 
 def test_epoch_is_a_permutation_and_differs_between_epochs_and_seeds():

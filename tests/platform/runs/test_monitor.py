@@ -9,6 +9,7 @@ from shard_files import png, write_shard
 from torch import nn
 
 from vergence.platform.data.index import open_index
+from vergence.platform.data.plan import Plan
 from vergence.platform.data.read import Reader
 from vergence.platform.runs.monitor import Monitor, MonitorConfig, verdict
 
@@ -33,11 +34,11 @@ def make_shards(folder, labelled=True):
     write_shard(folder / "m-000000.tar", samples)
 
 
-def evaluate(rank, world_size, folder, num=NUM):
+def evaluate(rank, world_size, folder, ids=range(NUM)):
     reader = Reader(open_index(folder / "m-000000.tar", folder / f"index-{rank}-{world_size}"))
     monitor = Monitor(
         MonitorConfig(k=5),
-        ids=np.arange(num),
+        ids=np.array(ids),
         reader=reader,
         size=8,
         mean=(0.5, 0.5, 0.5),
@@ -62,7 +63,7 @@ def test_scores_are_the_same_on_1_and_2_ranks(tmp_path):
 
 def test_fewer_samples_than_ranks_are_scored_and_give_no_verdict(tmp_path):
     make_shards(tmp_path)
-    for metrics, _ in run_ranks(evaluate, 3, tmp_path, 2):
+    for metrics, _ in run_ranks(evaluate, 3, tmp_path, range(2)):
         assert metrics["holdout"] == 2
         assert verdict(metrics, 3) is None
 
@@ -82,6 +83,16 @@ def test_without_labels_there_is_no_knn(tmp_path):
     make_shards(tmp_path, labelled=False)
     metrics, _ = evaluate(0, 1, tmp_path)
     assert set(metrics) == {"h_std", "h_effective_rank", "holdout", "holdout_bad"}
+
+
+def test_classes_that_alternate_give_an_encoder_that_knows_nothing_no_score(tmp_path):
+    """The holdout is drawn: every tenth sample would be of one class, and the kNN 1."""
+    pixels = np.random.default_rng(0).integers(0, 255, (1000, 4, 4, 3), dtype=np.uint8)
+    samples = [(f"{i:03d}", {"png": png(pixels[i]), "cls": b"%d" % (i % 10)}) for i in range(1000)]
+    write_shard(tmp_path / "m-000000.tar", samples)
+    metrics, _ = evaluate(0, 1, tmp_path, Plan(1000, 0.1, 0, 100).holdout_ids())
+    assert metrics["holdout"] == 100
+    assert 0 < metrics["knn"] < 0.25
 
 
 def test_collapse_is_told_in_words():
