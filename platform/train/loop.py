@@ -5,6 +5,7 @@ unreadable samples), in the method's collectives, in the gradients, at metrics a
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -195,7 +196,10 @@ class RankLoop:
         return torch.from_numpy(np.concatenate(spans)).to(self.device)
 
     def _agree(self, loss: Tensor, bad: int) -> list[float]:
-        """Over all ranks: number of losses that are not finite, stops wanted, unreadable samples; mean loss."""
+        """Over all ranks: number of losses that are not finite, stops wanted, unreadable samples; mean of the others.
+
+        The mean is NaN where no loss is finite.
+        """
         stop = self.wants_stop()
         value = loss.detach().double()
         finite = torch.isfinite(value)
@@ -203,11 +207,14 @@ class RankLoop:
         if collectives.is_distributed():
             dist.all_reduce(flags)
         not_finite, stops, num_bad, total = flags.tolist()
-        return [not_finite, stops, num_bad, total / self.world_size]
+        num_finite = self.world_size - not_finite
+        return [not_finite, stops, num_bad, total / num_finite if num_finite else math.nan]
 
     def _record(self, result: Result | None, loss: float, grad_norms: tuple[Any, Any] | None) -> None:
-        """Metrics of this step; collective."""
-        metrics: dict[str, float] = {"loss": loss, "lr": self.engine.lr * self.lr_factor, **self.counts}
+        """Metrics of this step, without a loss where no rank has one; collective."""
+        metrics: dict[str, float] = {"lr": self.engine.lr * self.lr_factor, **self.counts}
+        if math.isfinite(loss):
+            metrics["loss"] = loss
         if result is not None and grad_norms is not None:
             names = [name for name in result.losses._fields if name != "loss"]
             values = [getattr(result.losses, name).detach().float() for name in names]
