@@ -308,6 +308,19 @@ def _step_lengths(rank: int, world: int) -> list[list[float]]:
     return lengths
 
 
+def _before_and_after(rank: int, world: int) -> None:
+    engine = make("sgd", 0)
+    assert engine.module.encoder[0].weight.is_contiguous(memory_format=torch.channels_last)
+    state = engine.state()
+    before = copy.deepcopy(arrays(state))
+    train(engine, range(1), rank, world)
+    assert_same(arrays(state), before, "state of before")
+
+
+def test_weights_are_channels_last_and_the_state_is_a_copy() -> None:
+    run_ranks(_before_and_after, 1)
+
+
 def _groups(rank: int, world: int) -> list[Arrays]:
     states = []
     for zero in STAGES:

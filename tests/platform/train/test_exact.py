@@ -241,6 +241,54 @@ def test_dropout_is_the_same_in_both_passes_and_on_any_rank() -> None:
     assert not np.allclose(kept["grad.head.0.weight"], without["grad.head.0.weight"])
 
 
+class Watched(Toy):
+    """Notes for each call whether it runs under autocast, and with graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, bool, bool]] = []
+
+    def note(self, part: str) -> None:
+        self.calls.append((part, torch.is_autocast_enabled("cpu"), torch.is_grad_enabled()))
+
+    def forward(self, batch: Batch) -> Out:
+        self.note("forward")
+        return super().forward(batch)
+
+    def targets(self, batch: Batch) -> Keys:
+        self.note("targets")
+        return super().targets(batch)
+
+    def criterion(self, out: Out, targets: Keys, batch: Batch) -> Losses:
+        self.note("criterion")
+        self.seen = batch
+        return super().criterion(out, targets, batch)
+
+
+@pytest.mark.parametrize("regime", ["kept", "two-pass"])
+def test_what_each_part_of_a_method_sees(regime: Any) -> None:
+    method = Watched()
+    micros = [
+        b._replace(views=[v.float() for v in b.views], fields={"weight": b.fields["weight"].float()})
+        for b in micro_batches(0, 1, MICRO, shuffles=False)
+    ]
+    accumulate(
+        method,
+        micros,
+        seeds=range(0, G, MICRO),
+        regime=regime,
+        norms=install(method, GROUP, share=G),
+        autocast=lambda: torch.autocast("cpu", torch.bfloat16),
+        backward=lambda scalar, last: scalar.backward(),
+        proceed=lambda loss: True,
+    )
+    first = [("forward", True, regime == "kept"), ("targets", True, False)] * 3
+    again = [("forward", True, True)] * 3 if regime == "two-pass" else []
+    assert method.calls == [*first, ("criterion", False, True), *again]
+    assert method.seen.ids.tolist() == list(range(G))
+    assert torch.equal(method.seen.fields["weight"], global_batch()["weight"].float())
+
+
 @pytest.mark.parametrize("regime", ["kept", "two-pass"])
 def test_refused_step_leaves_no_trace(regime: Any) -> None:
     method = build("toy")
