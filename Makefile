@@ -1,5 +1,5 @@
-# make setup | quickstart | test | bench | lint
-.PHONY: setup quickstart lint test bench clean
+# make setup | quickstart | test | test-all | bench | lint
+.PHONY: setup quickstart lint test test-all bench clean
 export PYTHONUNBUFFERED = 1
 BIN = .venv/bin
 
@@ -19,6 +19,10 @@ lint: setup
 
 test: lint
 	$(BIN)/python -m pytest
+
+test-all: test
+	$(BIN)/python tests/mutations.py
+	$(BIN)/python -m pytest -m slow
 
 bench: setup
 	@sh benchmarks/setup.sh

@@ -1,0 +1,145 @@
+"""Which samples come, and as which views."""
+
+from .names import OPS, PLAN, RNG, SIMCLR, STREAM, VIEWS, Faults
+
+_PLAN: Faults = {
+    "probe-is-the-orders-stream": (
+        "0x504C414E, 0x50524F42",
+        "0x504C414E, 0x504C414E",
+        f"{PLAN}::test_order_and_probe_come_from_streams_of_their_own",
+    ),
+    "probe-ignores-the-position": (
+        "rng.mix(_PROBE, self.seed, epoch, position)",
+        "rng.mix(_PROBE, self.seed, epoch)",
+        f"{PLAN}::test_order_and_probe_come_from_streams_of_their_own",
+    ),
+    "probe-does-not-wrap": (
+        "(draw + step) % len(ids)",
+        "draw % len(ids)",
+        f"{PLAN}::test_candidates_are_the_unused_tail_then_everything",
+    ),
+    "order-ignores-the-epoch": (
+        "_ORDER, plan.seed, epoch)",
+        "_ORDER, plan.seed)",
+        f"{PLAN}::test_golden_order",
+    ),
+    "order-ignores-the-seed": (
+        "_ORDER, plan.seed, epoch)",
+        "_ORDER, 0, epoch)",
+        f"{PLAN}::test_golden_order",
+    ),
+    "positions-of-32-bits": (
+        "positions = np.asarray(positions, np.int64)",
+        "positions = np.asarray(positions).astype(np.int32)",
+        f"{PLAN}::test_ids_and_positions_have_64_bits",
+    ),
+    "shares-overlap": (
+        "[rank * share : (rank + 1) * share]",
+        "[rank : rank + share]",
+        f"{PLAN}::test_no_id_twice_in_an_epoch_for_any_number_of_workers",
+    ),
+    "batches-overlap": (
+        "[batch * self.global_batch : (batch + 1) * self.global_batch]",
+        "[batch : batch + self.global_batch]",
+        f"{PLAN}::test_no_id_twice_in_an_epoch_for_any_number_of_workers",
+    ),
+}
+
+_ROWS = f"{STREAM}::test_rows_are_the_planned_ones_however_far_the_run_is"
+
+_STREAM: Faults = {
+    "stream-ids-of-32-bits": (
+        "ids = np.empty(len(positions), np.int64)",
+        "ids = np.empty(len(positions), np.int32)",
+        _ROWS,
+    ),
+    "stream-positions-of-32-bits": (
+        "in_epoch = run_positions - epochs",
+        "in_epoch = run_positions.astype(np.int32) - epochs",
+        _ROWS,
+    ),
+    "stream-starts-at-0": ("steps = start_step + positions // share", "steps = positions // share", _ROWS),
+    "stream-of-rank-0": (
+        "steps * size + rank * share + positions % share",
+        "steps * size + positions % share",
+        _ROWS,
+    ),
+    "stand-in-of-the-run's-position": (
+        "self.replacement(int(epochs[row]), int(in_epoch[row]))",
+        "self.replacement(int(epochs[row]), int(run_positions[row]))",
+        _ROWS,
+    ),
+    "stand-in-of-epoch-0": ("self.replacement(int(epochs[row]),", "self.replacement(0,", _ROWS),
+    "stand-in-not-told": ('"bad": bad}', '"bad": bad & False}', _ROWS),
+}
+
+_DRAWN = f"{VIEWS}::test_every_draw_comes_from_the_stream_of_its_operation"
+
+_VIEWS: Faults = {
+    "solarise-from-the-blurs-stream": (
+        "chance(SOLARIZE, spec.solarize)",
+        "chance(BLUR, spec.solarize)",
+        _DRAWN,
+    ),
+    "sigma-from-the-blurs-stream": ("uniform(*words, SIGMA, 0)", "uniform(*words, BLUR, 0)", _DRAWN),
+    "gray-from-the-jitters-stream": ("chance(GRAY, spec.gray)", "chance(JITTER, spec.gray)", _DRAWN),
+    "draws-ignore-the-view": (
+        "words = (seed, ids[:, None], epoch, view)",
+        "words = (seed, ids[:, None], epoch, 0)",
+        _DRAWN,
+    ),
+    "draws-ignore-the-epoch": (
+        "words = (seed, ids[:, None], epoch, view)",
+        "words = (seed, ids[:, None], 0, view)",
+        _DRAWN,
+    ),
+    "drawn-ids-of-32-bits": (
+        "words = (seed, ids[:, None], epoch, view)",
+        "words = (seed, ids[:, None].astype(np.int32), epoch, view)",
+        _DRAWN,
+    ),
+    "top-and-left-swapped": (
+        "where = uniform(*words, POSITION, np.arange(2))",
+        "where = uniform(*words, POSITION, np.arange(2))[:, ::-1]",
+        _DRAWN,
+    ),
+    "threshold-of-256": (
+        "spec.solarize_threshold / 255",
+        "spec.solarize_threshold / 256",
+        f"{VIEWS}::test_solarize_inverts_from_its_level_on",
+    ),
+    "all-views-are-view-0": (
+        "draw(spec, self.seed, ids, epoch, view, sizes",
+        "draw(spec, self.seed, ids, epoch, 0, sizes",
+        SIMCLR,
+    ),
+}
+
+_OPS: Faults = {
+    "solarise-above-the-threshold": (
+        "(x >= threshold)",
+        "(x > threshold)",
+        f"{OPS}::test_gray_and_solarize_equal_torchvision",
+    ),
+}
+
+_RNG: Faults = {
+    "words-of-32-bits": (
+        "array.astype(np.int64).view(np.uint64) if",
+        "array.astype(np.int32).astype(np.int64).view(np.uint64) if",
+        f"{RNG}::test_mix_equals_transcription_and_broadcasts",
+    ),
+    "uniform-from-the-low-bits": (
+        "(mix(*words) >> np.uint64(11)) * 2.0**-53",
+        "(mix(*words) & np.uint64(2**53 - 1)) * 2.0**-53",
+        f"{RNG}::test_golden_values",
+    ),
+}
+
+FAULTS = {
+    "platform/data/plan.py": _PLAN,
+    "platform/data/stream.py": _STREAM,
+    "platform/augment/views.py": _VIEWS,
+    "platform/augment/ops.py": _OPS,
+    "platform/augment/rng.py": _RNG,
+}

@@ -1,0 +1,188 @@
+"""How the rank loop puts the pieces together."""
+
+from .names import BYOL, COMMITS, ENDS, LOOP, MOCO, RECORDS, SIMCLR, WIRING, Faults
+
+_AFTER = "self.method.after_step(result.out, result.targets, result.batch, progress)"
+_TAKEN = "        taken = result is not None and self.engine.step()\n"
+_UPDATE = f"        if result is not None and taken:\n            self.norms.update()\n            {_AFTER}\n"
+_DRAWS = "rng.mix(DRAWS, self.job.plan.seed, self.step, first)"
+_PLACE = "rng.permutation(span, SHUFFLE, self.job.plan.seed, self.step, (start + offset) // span)"
+
+_LOOP: Faults = {
+    "ema-per-micro-batch": (_AFTER, f"[{_AFTER} for _ in range(self.share // job.micro)]", MOCO),
+    "ema-before-the-optimiser": (
+        _TAKEN + _UPDATE,
+        f"        if result is not None:\n            {_AFTER}\n{_TAKEN}{_UPDATE.replace(_AFTER, 'pass')}",
+        BYOL,
+    ),
+    "ema-at-progress-0": ("result.batch, progress)", "result.batch, 0.0)", BYOL),
+    "ema-at-the-next-progress": ("result.batch, progress)", "result.batch, progress + 1 / job.steps)", BYOL),
+    "no-after-step": (_AFTER, "pass", MOCO),
+    "running-statistics-never": (
+        "            self.norms.update()\n",
+        "            self.norms.discard()\n",
+        MOCO,
+    ),
+    "running-statistics-though-skipped": (
+        "            self.norms.discard()\n",
+        "            self.norms.update()\n",
+        MOCO,
+    ),
+    "progress-a-step-ahead": ("progress = step / job.steps", "progress = (step + 1) / job.steps", BYOL),
+    "progress-within-the-epoch": (
+        "progress = step / job.steps",
+        "progress = step % job.plan.batches_per_epoch / job.steps",
+        BYOL,
+    ),
+    "lr-of-the-step-before": (
+        "factor(job.schedule, progress, job.epochs)",
+        "factor(job.schedule, max(0, step - 1) / job.steps, job.epochs)",
+        SIMCLR,
+    ),
+    "frozen-by-progress-not-epoch": ("epoch=progress * job.epochs", "epoch=progress", SIMCLR),
+    "frozen-for-ever": ("epoch=progress * job.epochs", "epoch=0", SIMCLR),
+    "shuffle-ignores-the-rank": (
+        "self._shuffle(self.rank * self.share + start)",
+        "self._shuffle(start)",
+        MOCO,
+    ),
+    "shuffle-ignores-the-seed": (_PLACE, _PLACE.replace("self.job.plan.seed", "0"), MOCO),
+    "shuffle-ignores-the-step": (_PLACE, _PLACE.replace("self.step", "0"), MOCO),
+    "shuffle-ignores-the-span": (_PLACE, _PLACE.replace("start + offset", "start"), MOCO),
+    "shuffle-counts-samples": (_PLACE, _PLACE.replace("(start + offset) // span", "start + offset"), MOCO),
+    "shuffle-is-the-dropout-stream": (_PLACE, _PLACE.replace("SHUFFLE", "DRAWS"), MOCO),
+    "shuffle-does-nothing": ("shuffle=self._shuffle(", "shuffle=None and self._shuffle(", MOCO),
+    "shuffle-moves-whole-spans": ("offset + rng.permutation", "0 * offset + rng.permutation", MOCO),
+    "view-ids-are-positions": (
+        'self.views(row["image"][part], ids, epoch)',
+        'self.views(row["image"][part], row["position"][part], epoch)',
+        SIMCLR,
+    ),
+    "view-ids-of-32-bits": (
+        'row["image"][part], ids, epoch)',
+        'row["image"][part], ids % 2**32, epoch)',
+        SIMCLR,
+    ),
+    "batch-ids-of-32-bits": (
+        "ids=torch.from_numpy(ids)",
+        "ids=torch.from_numpy(ids % 2**32)",
+        RECORDS + "[simclr]",
+    ),
+    "views-of-epoch-0": ("ids, epoch)", "ids, 0)", SIMCLR),
+    "views-of-the-step": ("ids, epoch)", "ids, self.step)", SIMCLR),
+    "views-of-the-next-epoch": ("ids, epoch)", "ids, epoch + 1)", SIMCLR),
+    "views-ignore-the-seed": ("            seed=job.plan.seed,\n", "            seed=0,\n", SIMCLR),
+    "views-normalised-by-std-alone": (
+        "mean=job.data.mean,\n            std=job.data.std,\n            dtype",
+        "mean=job.data.std,\n            std=job.data.std,\n            dtype",
+        SIMCLR,
+    ),
+    "dropout-without-step": (_DRAWS, _DRAWS.replace("self.step", "0"), MOCO),
+    "dropout-without-place": (_DRAWS, _DRAWS.replace("first", "0"), MOCO),
+    "dropout-without-rank": ("first = self.rank * self.share + start", "first = start", MOCO),
+    "dropout-without-seed": (_DRAWS, _DRAWS.replace("self.job.plan.seed", "0"), MOCO),
+    "dropout-all-equal": (_DRAWS, "rng.mix(DRAWS)", MOCO),
+    "dropout-from-the-shuffle": (_DRAWS, _DRAWS.replace("DRAWS", "SHUFFLE"), MOCO),
+    "dropout-one-seed-a-share": (
+        "seeds=[self._draws(start) for",
+        "seeds=[self._draws(0) for",
+        MOCO,
+    ),
+    "counts-not-restored": (
+        '            self.counts = dict(commit.manifest["counts"])\n',
+        "",
+        RECORDS + "[mocov2]",
+    ),
+    "state-not-restored": ("            self.engine.load_state(commits.load_state(commit))\n", "", MOCO),
+    "skipped-step-enqueues": (
+        _TAKEN,
+        _TAKEN.replace("result is not None and self.engine.step()", "result is not None")
+        + "        taken and self.engine.step()\n",
+        MOCO,
+    ),
+    "nan-elsewhere-unnoticed": ("dist.all_reduce(flags)", "dist.all_reduce(flags[1:])", MOCO),
+    "nan-never-noticed": ("return agreed[0] == 0", "return True", MOCO),
+    "loss-summed-over-ranks": ("total / num_finite", "total", RECORDS + "[mocov2]"),
+    "loss-of-the-others-halved": (
+        "num_finite = self.world_size - not_finite",
+        "num_finite = self.world_size",
+        RECORDS + "[mocov2]",
+    ),
+    "no-loss-is-none": ("if num_finite else math.nan", "if num_finite else 0.0", RECORDS + "[byol]"),
+    "loss-of-this-rank": ("dist.all_reduce(flags)", "dist.all_reduce(flags[:3])", RECORDS + "[mocov2]"),
+    "bad-of-this-rank": ("[not_finite, stops, num_bad,", "[not_finite, stops, bad,", RECORDS + "[mocov2]"),
+    "bad-in-epoch-never-reset": ('                self.counts["bad_in_epoch"] = 0\n', "", MOCO),
+    "bad-at-the-bound-fails": ("> job.data.max_bad *", ">= job.data.max_bad *", MOCO),
+    "bad-counted-over-the-run": ('self.counts["bad_in_epoch"] > job', 'self.counts["bad"] > job', MOCO),
+    "bad-not-counted": ("        return len(rows)\n", "        return 0\n", f"{ENDS}[unreadable]"),
+    "skips-counted-for-ever": (
+        "self.skipped_in_a_row = 0 if taken else self.skipped_in_a_row + 1",
+        "self.skipped_in_a_row += not taken",
+        f"{ENDS}[not finite]",
+    ),
+    "one-skip-too-many": (">= MAX_SKIPPED_IN_A_ROW", "> MAX_SKIPPED_IN_A_ROW", f"{ENDS}[not finite]"),
+    "skipped-counts-as-update": ('("updates", taken)', '("updates", True)', RECORDS + "[mocov2]"),
+    "stop-without-commit": ("if stop or end_of_epoch or", "if end_of_epoch or", MOCO),
+    "stop-goes-on": (
+        '            if stop:\n                return Outcome("interrupted")\n',
+        "",
+        f"{WIRING}::test_all_ranks_see_the_stop[mocov2]",
+    ),
+    "stop-of-this-rank": ("[not_finite, stops, num_bad,", "[not_finite, stop, num_bad,", MOCO),
+    "monitor-before-the-last-commit": (
+        "if end_of_epoch and not stop:",
+        "if end_of_epoch:",
+        f"{LOOP}::test_a_stop_at_the_end_of_an_epoch_commits_first_and_evaluates_later[2]",
+    ),
+    "monitor-put-off-for-ever": (
+        "monitor_due=end_of_epoch and stop",
+        "monitor_due=False",
+        f"{LOOP}::test_a_stop_at_the_end_of_an_epoch_commits_first_and_evaluates_later[2]",
+    ),
+    "monitor-put-off-twice": (
+        "score=self.score, monitor_due=False",
+        "score=self.score, monitor_due=True",
+        f"{LOOP}::test_a_stop_at_the_end_of_an_epoch_commits_first_and_evaluates_later[2]",
+    ),
+    "no-commit-at-the-epochs-end": ("if stop or end_of_epoch or", "if stop or", COMMITS),
+    "commit-a-step-early": (
+        "self.step % job.commit.every_steps",
+        "(self.step + 1) % job.commit.every_steps",
+        COMMITS,
+    ),
+    "commit-names-the-step-before": ('"step": self.step,\n', '"step": self.step - 1,\n', COMMITS),
+    "metrics-a-step-late": (
+        "(step + 1) % job.metrics_every",
+        "step % job.metrics_every",
+        f"{ENDS}[last step]",
+    ),
+    "no-metrics-of-the-first-step": (" == 0 or step == 0\n", " == 0\n", f"{ENDS}[last step]"),
+    "metrics-name-the-next-step": (
+        "self.recorder.metrics(self.step,",
+        "self.recorder.metrics(self.step + 1,",
+        RECORDS + "[byol]",
+    ),
+    "metrics-of-this-rank": (
+        "collectives.mean(torch.stack(values))",
+        "torch.stack(values)",
+        RECORDS + "[mocov2]",
+    ),
+    "lr-without-the-schedule": ("self.engine.lr * self.lr_factor", "self.engine.lr", RECORDS + "[byol]"),
+    "grad-norms-swapped": (
+        "float(grad_norms[0]), float(grad_norms[1])",
+        "float(grad_norms[1]), float(grad_norms[0])",
+        RECORDS + "[byol]",
+    ),
+    "spread-of-this-rank": ("rows = collectives.gather(", "rows = (", RECORDS + "[byol]"),
+    "spread-over-both-views": (".flatten(1, -2)[:, 0]", ".flatten(0, -2)", RECORDS + "[byol]"),
+    "method-in-eval-mode": ("job.build().train()", "job.build().eval()", MOCO),
+    "one-norm-group-a-share": (
+        "norms.install(self.method, job.norm_group,",
+        "norms.install(self.method, self.share,",
+        MOCO,
+    ),
+}
+
+FAULTS = {
+    "platform/train/loop.py": _LOOP,
+}

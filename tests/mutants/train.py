@@ -1,0 +1,231 @@
+"""Batches in micro-batches, norm groups, the engine, the schedule."""
+
+from .names import ENGINE, EXACT, MOCO, NORMS, RECORDS, SCHEDULE, Faults
+
+_EXACT: Faults = {
+    "second-pass-draws-anew": (
+        "forward(micro, seed, graph=True)",
+        "forward(micro, seed + 1, graph=True)",
+        f"{EXACT}::test_dropout_is_the_same_in_both_passes_and_on_any_rank",
+    ),
+    "draws-not-seeded": ("        torch.manual_seed(seed)\n", "", MOCO),
+    "boundary-on-every-backward": (
+        "i == len(micros) - 1)",
+        "True)",
+        f"{EXACT}::test_gradients_do_not_depend_on_micro_batches[two-pass-toy]",
+    ),
+    "boundary-on-the-first": (
+        "i == len(micros) - 1)",
+        "i == 0)",
+        f"{EXACT}::test_gradients_do_not_depend_on_micro_batches[two-pass-toy]",
+    ),
+    "no-boundary": (
+        "backward(losses.loss, True)",
+        "backward(losses.loss, False)",
+        f"{EXACT}::test_gradients_do_not_depend_on_micro_batches[kept-toy]",
+    ),
+    "student-collects-nothing": ("collect=graph)", "collect=False)", MOCO),
+    "teacher-collects-nothing": ("collect=True)", "collect=False)", MOCO),
+    "refused-step-collects": (
+        "        norms.discard()\n        return None",
+        "        return None",
+        f"{EXACT}::test_refused_step_leaves_no_trace[kept]",
+    ),
+    "loss-is-not-asked": (
+        "if not proceed(losses.loss.detach()):",
+        "if not proceed(losses.loss.detach() * 0):",
+        MOCO,
+    ),
+    "share-in-reverse": (
+        "torch.cat(field) for field in zip(*parts)",
+        "torch.cat(field[::-1]) for field in zip(*parts)",
+        MOCO,
+    ),
+    "share-ids-in-reverse": (
+        "ids=torch.cat([micro.ids for micro in micros])",
+        "ids=torch.cat([micro.ids for micro in micros[::-1]])",
+        f"{EXACT}::test_what_each_part_of_a_method_sees[two-pass]",
+    ),
+    "gradient-of-another-micro-batch": (
+        "for micro_chunks in zip(*chunks)]",
+        "for micro_chunks in zip(*chunks)][::-1]",
+        MOCO,
+    ),
+    "criterion-under-autocast": (
+        "    losses = method.criterion(out, targets, batch)",
+        "    with autocast():\n        losses = method.criterion(out, targets, batch)",
+        f"{EXACT}::test_what_each_part_of_a_method_sees[two-pass]",
+    ),
+    "targets-without-autocast": (
+        "norms.samples(len(micro.ids), collect=True), autocast():",
+        "norms.samples(len(micro.ids), collect=True):",
+        f"{EXACT}::test_what_each_part_of_a_method_sees[two-pass]",
+    ),
+    "forward-without-autocast": (
+        "collect=graph), autocast():",
+        "collect=graph):",
+        f"{EXACT}::test_what_each_part_of_a_method_sees[two-pass]",
+    ),
+    "targets-with-graph": (
+        "with torch.no_grad(), norms",
+        "with norms",
+        f"{EXACT}::test_what_each_part_of_a_method_sees[two-pass]",
+    ),
+}
+
+_NORMS: Faults = {
+    "shared-norm-replaced-twice": (
+        "                if child not in replaced:\n                    replaced[child]",
+        "                if True:\n                    replaced[child]",
+        f"{NORMS}::test_a_norm_that_is_used_in_two_places_stays_one",
+    ),
+    "running-mean-momentum-turned": (
+        "layer.running_mean.lerp_(layer.scratch[0], layer.momentum)",
+        "layer.running_mean.lerp_(layer.scratch[0], 1 - layer.momentum)",
+        MOCO,
+    ),
+    "running-var-of-the-means": (
+        "layer.running_var.lerp_(layer.scratch[1]",
+        "layer.running_var.lerp_(layer.scratch[0]",
+        MOCO,
+    ),
+    "running-statistics-summed": ("            self._flat /= collectives.world_size()\n", "", MOCO),
+    "running-statistics-of-this-rank": (
+        "            dist.all_reduce(self._flat)\n            self._flat /= collectives.world_size()\n",
+        "            pass\n",
+        MOCO,
+    ),
+    "batches-not-counted": ("                layer.num_batches_tracked += 1\n", "", MOCO),
+    "last-group-counts-alone": (
+        "self.bias, True, 1 / self.count, self.eps)",
+        "self.bias, True, 1.0, self.eps)",
+        MOCO,
+    ),
+    "scratch-kept-after-the-step": ("        self.discard()\n\n", "\n", MOCO),
+    "count-kept-after-the-step": ("            layer.count = 0\n", "            pass\n", MOCO),
+    "views-apart": (
+        "if len(x) == n:\n",
+        "if True:\n",
+        f"{NORMS}::test_groups_are_runs_of_samples_over_all_views[2-2]",
+    ),
+    "biased-variance-over-ranks": (
+        "rows / max(rows - 1, 1)",
+        "1.0",
+        f"{NORMS}::test_groups_larger_than_a_share_equal_one_process[2-global]",
+    ),
+    "variance-within-ranks-only": (
+        "_sum(var_r + (mean_r - mean).square(), peers)",
+        "_sum(var_r, peers)",
+        f"{NORMS}::test_groups_larger_than_a_share_equal_one_process[2-global]",
+    ),
+    "gradient-of-this-rank": (
+        "(_sum(sums, ctx.peers) / ctx.rows)",
+        "(sums / ctx.rows)",
+        f"{NORMS}::test_groups_larger_than_a_share_equal_one_process[2-global]",
+    ),
+    "everybody-is-a-peer": (
+        "if size == collectives.world_size():",
+        "if True:",
+        f"{NORMS}::test_groups_larger_than_a_share_equal_one_process[4-6]",
+    ),
+    "statistics-of-the-batch-in-eval": (
+        "self.weight, self.bias, False, 0.0, self.eps",
+        "self.weight, self.bias, True, 0.0, self.eps",
+        f"{NORMS}::test_installing_changes_neither_state_dict_nor_plain_results",
+    ),
+}
+
+_AS_IF = f"{ENGINE}::test_a_frozen_group_is_to_the_optimiser_as_if_it_had_no_gradient"
+_PLAIN = f"{ENGINE}::test_three_steps_equal_plain_torch_at_every_stage"
+_PAIRS = f"{ENGINE}::test_state_by_name_is_bit_equal_across_stages_and_world_sizes"
+_NAN = f"{ENGINE}::test_nan_on_one_rank_skips_the_step_on_all_and_leaves_no_trace"
+
+_ENGINE: Faults = {
+    "frozen-weights-decay": ("                parameter.grad = None\n", "                pass\n", _AS_IF),
+    "frozen-gradient-stays": (
+        "                    gradient.zero_()\n",
+        "                    pass\n",
+        _AS_IF,
+    ),
+    "frozen-a-step-too-long": ('epoch < group["frozen_until"]', 'epoch <= group["frozen_until"]', _AS_IF),
+    "thawed-group-stays-frozen": (
+        'group["frozen"] = epoch < group["frozen_until"]',
+        'group["frozen"] |= epoch < group["frozen_until"]',
+        _AS_IF,
+    ),
+    "group-lr-ignored": (
+        'group["base_lr"] * factor',
+        "self.lr * factor",
+        f"{ENGINE}::test_a_group_has_its_own_learning_rate",
+    ),
+    "fp32-rounds-factors": (
+        '            torch.set_float32_matmul_precision("highest")\n',
+        "",
+        f"{ENGINE}::test_fp32_is_fp32_inside_convolutions_and_products",
+    ),
+    "no-clipping": ('"gradient_clipping": clip or 0.0', '"gradient_clipping": 0.0', _PLAIN),
+    "lr-not-scaled-to-the-batch": (
+        "self.lr, self._device, self._precision = effective_lr(optim, global_batch),",
+        "self.lr, self._device, self._precision = optim.lr,",
+        MOCO,
+    ),
+    "gradient-norm-of-a-part": (
+        "                dist.all_reduce(squares)\n",
+        "                pass\n",
+        _PLAIN,
+    ),
+    "norm-of-the-last-step": (
+        "        self._norms = None\n        self._deepspeed.set_gradient",
+        "        self._deepspeed.set_gradient",
+        RECORDS + "[byol]",
+    ),
+    "step-though-not-finite": ("        if finite:\n", "        if True:\n", _NAN),
+    "buffers-of-each-rank": (
+        "            dist.broadcast(buffer, 0)\n",
+        "            pass\n",
+        f"{ENGINE}::test_parameters_and_buffers_start_as_on_rank_0",
+    ),
+    "gradients-left-at-stage-2": (
+        "                self._zero.averaged_gradients[i] = None\n",
+        "                pass\n",
+        _NAN,
+    ),
+    "master-weights-not-loaded": ("                partition.write_master()\n", "", f"{_PAIRS}[sgd]"),
+    "optimiser-state-not-loaded": (
+        "                    partition.write(self._optimizer.state, slot, values)\n",
+        "                    pass\n",
+        f"{_PAIRS}[sgd]",
+    ),
+    "slice-of-rank-0": (
+        ".chunk(dist.get_world_size())[dist.get_rank()])",
+        ".chunk(dist.get_world_size())[0])",
+        f"{_PAIRS}[sgd]",
+    ),
+    "step-count-not-loaded": (
+        "            state[self._slice][slot].copy_(values[self.names[0]])\n",
+        "            pass\n",
+        f"{_PAIRS}[adamw]",
+    ),
+    "not-channels-last": (
+        "            method.to(memory_format=torch.channels_last)",
+        "            method.to(memory_format=torch.contiguous_format)",
+        f"{ENGINE}::test_weights_are_channels_last_and_the_state_is_a_copy",
+    ),
+    "state-is-no-copy": (
+        'to("cpu", copy=True)',
+        'to("cpu")',
+        f"{ENGINE}::test_weights_are_channels_last_and_the_state_is_a_copy",
+    ),
+}
+
+_SCHEDULE: Faults = {
+    "warm-up-from-1": ("return progress / warmup", "return 1 - progress / warmup", SCHEDULE),
+    "cosine-over-the-whole-run": ("t = (progress - warmup) / (1 - warmup)", "t = progress", SCHEDULE),
+}
+
+FAULTS = {
+    "platform/train/exact.py": _EXACT,
+    "platform/train/norms.py": _NORMS,
+    "platform/train/engine.py": _ENGINE,
+    "platform/train/schedule.py": _SCHEDULE,
+}
