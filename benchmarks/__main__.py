@@ -21,7 +21,7 @@ SECTIONS = {
     "reader": "the 32-px data plane alone",
     "step": "our step against a bare loop",
     "equality": "gradients of 1, 2, 3 ranks and of two-pass batches",
-    "start": "seconds to the first step on a Ray that runs",
+    "start": "seconds to the first step on a Ray that runs, and memory, of short and long runs",
 }
 
 
@@ -65,7 +65,14 @@ def show(report: dict[str, Any]) -> int:
     missed = 0
     table = Table("section", "figure", "median", "range", "asked", box=None)
     for name, section in report["sections"].items():
-        for kind in ("images_per_cpu_s", "seconds", "ratios", "overhead_ms_per_image", "difference"):
+        for kind in (
+            "images_per_cpu_s",
+            "seconds",
+            "megabytes",
+            "ratios",
+            "overhead_ms_per_image",
+            "difference",
+        ):
             rows = section.get(kind, {})
             if rows and "median" in rows:
                 rows = {kind: rows}

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 CACHE = Path("build/bench").absolute()
+HOME = CACHE / "home"  # the state folder of the runs that are measured
+IMAGENET = 1_281_167  # training images of ImageNet-1k
 
 
 def cifar10() -> Path:
@@ -80,3 +82,41 @@ def training_part(num_images: int, holdout: float) -> Path:
         if not path.with_suffix(source.suffix).exists():
             os.link(source, path.with_suffix(source.suffix))
     return target
+
+
+def imagenet_shaped() -> str:
+    """A set of 1,281,167 samples of ImageNet's usual size: an index whose rows share a few pictures; a pattern.
+
+    Only index and order have that size: the bytes that are read are always those of one small shard.
+    """
+    import io
+    import json
+
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    from vergence.platform.data.index import CHUNK, open_index
+
+    folder = CACHE / "imagenet-shaped"
+    if not (folder / "pictures").exists():
+        (folder / "pictures").mkdir(parents=True)
+        draw = np.random.default_rng(0)
+        for i in range(16):
+            coarse = Image.fromarray(draw.integers(0, 256, (47, 62, 3), dtype=np.uint8))
+            picture = io.BytesIO()
+            coarse.resize((500, 375), Image.Resampling.BICUBIC).save(picture, "JPEG", quality=90)
+            (folder / "pictures" / f"{i}.jpg").write_bytes(picture.getvalue())
+    shards = pack(f"{folder / 'pictures'}", folder / "shards")
+    index = open_index(shards, HOME / "index")
+    table = pq.read_table(index.path)
+    if len(index) < IMAGENET:
+        rows = table.take(pa.array(np.arange(IMAGENET) % len(index)))
+        keys = pa.array([f"{i:07d}" for i in range(IMAGENET)])
+        rows = rows.set_column(rows.schema.get_field_index("key"), "key", keys)
+        about = json.loads(table.schema.metadata[b"vergence"])
+        about["extensions"] = dict.fromkeys(about["extensions"], IMAGENET)
+        rows = rows.replace_schema_metadata({"vergence": json.dumps(about)})
+        pq.write_table(rows, index.path, row_group_size=CHUNK, write_statistics=False)
+    return shards
