@@ -23,7 +23,7 @@ def run(rounds: int, says: Callable[[str], None]) -> dict[str, Any]:
     from vergence.platform.data.index import open_index
     from vergence.platform.data.plan import Plan
     from vergence.platform.data.read import Reader
-    from vergence.platform.data.stream import Stream, reader_of
+    from vergence.platform.data.stream import BLOCK_BYTES, Stream, reader_of
 
     pattern = data.shards_of(NUM_IMAGES)
     index = open_index(pattern, data.CACHE / "index")
@@ -79,6 +79,10 @@ def run(rounds: int, says: Callable[[str], None]) -> dict[str, Any]:
     for variant in variants.values():
         variant()  # imports and worker starts
     results = interleaved(variants, rounds, says)
+    seams = Stream(
+        index.path, Plan(len(index), 0.0, 0, 250), 100, 1 << 24, BLOCK_BYTES // 250
+    )  # a step a block
+    within, at_seams = _waits(seams)
     ray.shutdown()
     speeds = {name: spread(rows) for name, rows in results.items()}
     ratio = spread(
@@ -91,9 +95,31 @@ def run(rounds: int, says: Callable[[str], None]) -> dict[str, Any]:
         "images_per_cpu_s": speeds,
         "ratios": {"bytes: plan rows / read_webdataset": ratio},
         "overhead_ms_per_image": overhead,
+        "seconds": {
+            "wait for a share inside a stretch": spread(within),
+            "wait for a share where the next stretch begins": spread(at_seams),
+        },
         "at_least": {"bytes: plan rows / read_webdataset": (ratio["median"], 5.0)},
         "at_most": {"overhead over in-process decoding, ms an image": (overhead["median"], 0.1)},
     }
+
+
+def _waits(stream: Any) -> tuple[list[float], list[float]]:
+    """Seconds that a consumer of 500 images/s waits for each share: inside stretches, and at their seams."""
+    from vergence.platform.data.config import DataConfig
+    from vergence.platform.train.feed import Feed
+
+    within, at_seams = [], []
+    length, share = stream.stretch_steps(stream.plan.global_batch), stream.plan.global_batch
+    shares = iter(Feed(stream, DataConfig(train=""), 0, 1, 0))
+    for step in range(4 * length):
+        begin = time.perf_counter()
+        next(shares)
+        waited = time.perf_counter() - begin
+        if step:
+            (at_seams if step % length == 0 else within).append(waited)
+        time.sleep(share / 500)
+    return within, at_seams
 
 
 def _count(dataset: Any) -> int:
