@@ -163,7 +163,7 @@ class _Writer:
         draft = file.with_name(f".{file.name}.{os.getpid()}")
         about = self.about | {"rows": 0, "unreadable": []}
         try:
-            with pq.ParquetWriter(draft, schema) as writer:
+            with draft.open("wb") as stream, pq.ParquetWriter(stream, schema) as writer:
                 for ids in pieces:
                     good, parts = [np.empty(0, np.int64)], [np.empty((0, dim), np.float32)]
                     for some, batch in stream_images(
@@ -190,7 +190,9 @@ def _read_about(file: Path) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     try:
-        found: dict[str, Any] = json.loads((pq.read_metadata(file).metadata or {}).get(b"vergence", b"{}"))
+        with file.open("rb") as stream:
+            about = (pq.read_metadata(stream).metadata or {}).get(b"vergence", b"{}")
+        found: dict[str, Any] = json.loads(about)
         return found
     except (pa.ArrowInvalid, OSError):
         return {}
@@ -228,7 +230,7 @@ def _open_shards(pattern: str) -> Images:
     unique = len({path.stem for path in index.shards}) == len(index.shards)
     names = [path.stem if unique else f"{i:06d}-{path.stem}" for i, path in enumerate(index.shards)]
     pieces = [(name, ids[shards == i]) for i, name in enumerate(names)]
-    return Images(pieces, shard_source(index), index.key, index.where, index.digest, [])
+    return Images(pieces, shard_source(index), index.key, index.where, index.digest, index.notes)
 
 
 class _Files:

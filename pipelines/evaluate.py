@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,6 +13,7 @@ from vergence.platform.home import home
 if TYPE_CHECKING:
     import numpy as np
 
+    from vergence.platform.data.index import Index
     from vergence.platform.encoders.export import EncoderCard
     from vergence.platform.encoders.load import LoadedEncoder
 
@@ -68,7 +70,8 @@ def evaluate(encoder: "LoadedEncoder", train: str, test: str, *, seeds: int = 0)
     """Top-1 by knn-v1, with the protocol that made it, as plain values for JSON.
 
     seeds: > 0 adds raw pixels and that many fresh initialisations of the encoder.
-    Raises UserError: shards without labels, the same shards twice, no recipe for the initialisations.
+    Raises UserError: shards without labels, the same shards twice, labels that cannot be compared, no recipe for the
+    initialisations.
     """
     from vergence.platform.encoders.resize import RULE
 
@@ -76,8 +79,12 @@ def evaluate(encoder: "LoadedEncoder", train: str, test: str, *, seeds: int = 0)
     if seeds:
         embedders["raw pixels"] = _pixels(encoder)
         embedders |= {f"seed {seed}": initialised(encoder, seed) for seed in range(seeds)}
-    bank = _features(train, embedders, encoder.size)
-    queries = _features(test, embedders, encoder.size, other=bank)
+    banks, tests = _labelled(train), _labelled(test)
+    if banks.index.digest == tests.index.digest:
+        raise UserError(f"{test}: --train and --test are the same shards, each test image would find itself")
+    tests, compared = _in_one_numbering(banks, tests)
+    bank = _features(banks, embedders, encoder.size)
+    queries = _features(tests, embedders, encoder.size)
     top1 = {name: _top1(bank, queries, name) for name in embedders}
     results: dict[str, Any] = {"encoder": {"top1": top1["encoder"]}}
     if seeds:
@@ -94,6 +101,7 @@ def evaluate(encoder: "LoadedEncoder", train: str, test: str, *, seeds: int = 0)
             "features": "encoder output, float32, L2-normalised; vote exp(cosine / temperature)",
             "ties": "lower id, lower class",
             "input": f"{encoder.size} x {encoder.size}; {RULE}",
+            "classes": compared,
             "bank": bank.about,
             "test": queries.about,
         },
@@ -105,6 +113,17 @@ def evaluate(encoder: "LoadedEncoder", train: str, test: str, *, seeds: int = 0)
 Embedder = Callable[["np.ndarray"], "np.ndarray"]  # uint8 (n, S, S, 3) -> (n, d)
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """One set of shards: its samples that have a class, before anything is read."""
+
+    pattern: str
+    index: "Index"
+    ids: "np.ndarray"  # (n,) int64
+    labels: "np.ndarray"  # (n,) int64
+    names: list[str] | None  # of the classes, by label
+
+
 class Features(NamedTuple):
     """What is known of one set of shards."""
 
@@ -113,47 +132,84 @@ class Features(NamedTuple):
     about: dict[str, Any]
 
 
-def _features(
-    pattern: str, embedders: Mapping[str, Embedder], size: int, other: Features | None = None
-) -> Features:
-    """All embeddings of all readable images in one pass over the shards."""
+def _labelled(pattern: str) -> Labelled:
     import numpy as np
 
     from vergence.platform.data.index import open_index
-    from vergence.platform.data.progress import Bar
-    from vergence.platform.data.read import Reader
-    from vergence.platform.encoders.embed import shard_source, stream_images
+    from vergence.platform.data.labels import read_names
 
     index = open_index(pattern, home() / "index", progress=True)
-    if other is not None and index.digest == other.about["digest"]:
-        raise UserError(
-            f"{pattern}: --train and --test are the same shards, each test image would find itself"
-        )
     ids = np.arange(len(index), dtype=np.int64)
-    if Reader(index).labels(ids) is None:  # all of them: a damaged one is found before the long pass
+    labels = index.labels(ids)
+    if labels is None:
         raise UserError(
             f"{pattern}: these shards have no labels (KEY.cls), and kNN is measured against labels"
         )
+    ids, labels = ids[labels >= 0], labels[labels >= 0]
+    names = index.classes or read_names({path.parent for path in index.shards})
+    if names is not None and labels.max() >= len(names):
+        raise UserError(f"{pattern}: holds class {labels.max()}, its classes.json names {len(names)} classes")
+    return Labelled(pattern, index, ids, labels, names)
+
+
+def _in_one_numbering(train: Labelled, test: Labelled) -> tuple[Labelled, str]:
+    """The test set with the numbers of the training set, and how their classes are compared, in words.
+
+    Raises UserError: a class of the test set has no counterpart, so that no comparison is right.
+    """
+    from vergence.platform.data.labels import by_name
+
+    if train.names is None or test.names is None:
+        named, other = (train, test) if test.names is None else (test, train)
+        if named.index.classes:
+            words = ", ".join(named.index.classes[:3])
+            raise UserError(
+                f"{named.pattern}: its classes are words ({words}, ...), those of {other.pattern} are numbers without "
+                "names (classes.json), so they cannot be compared; pack both from sources with the same classes"
+            )
+        told = f": only {named.pattern} has names for them (classes.json)" if named.names else ""
+        return test, f"compared by number{told}"
+    labels, missing = by_name(test.labels, test.names, train.names)
+    if missing:
+        listed = ", ".join(f"{name} ({count:,} images)" for name, count in [*missing.items()][:3])
+        raise UserError(
+            f"{test.pattern}: has classes that {train.pattern} does not know: {listed}"
+            f"{', ...' if len(missing) > 3 else ''}; give shards that were packed with the same classes"
+        )
+    told = "" if train.names == test.names else ": the two sets number them otherwise"
+    return replace(test, labels=labels), f"compared by name{told}"
+
+
+def _features(data: Labelled, embedders: Mapping[str, Embedder], size: int) -> Features:
+    """All embeddings of all readable images with a class, in one pass over the shards."""
+    import numpy as np
+
+    from vergence.platform.data.progress import Bar
+    from vergence.platform.encoders.embed import shard_source, stream_images
+
+    index, pattern = data.index, data.pattern
     good: list[np.ndarray] = []
     parts: dict[str, list[np.ndarray]] = {name: [] for name in embedders}
-    with Bar(f"embedding {pattern}", len(index), enabled=True) as advance:
-        for some, images in stream_images(shard_source(index), ids, size, progress=advance):
+    with Bar(f"embedding {pattern}", len(data.ids), enabled=True) as advance:
+        for some, images in stream_images(shard_source(index), data.ids, size, progress=advance):
             good.append(some)
             for name, embedder in embedders.items():
                 parts[name].append(embedder(images))
     if not good:
         raise UserError(
-            f"{pattern}: none of its {len(index):,} images can be read; see `vergence shards check`"
+            f"{pattern}: none of its {len(data.ids):,} images can be read; see `vergence shards check`"
         )
     kept = np.concatenate(good)
     about = {
         "shards": pattern,
         "images": len(kept),
-        "unreadable": len(index) - len(kept),
+        "unreadable": len(data.ids) - len(kept),
+        "unlabelled": len(index) - len(data.ids),
         "digest": index.digest,
+        "notes": index.notes,
     }
     rows = {name: np.concatenate(batches) for name, batches in parts.items()}
-    return Features(rows, np.asarray(Reader(index).labels(kept)), about)
+    return Features(rows, data.labels[np.searchsorted(data.ids, kept)], about)
 
 
 def _top1(bank: Features, queries: Features, name: str) -> float:
@@ -238,8 +294,11 @@ def _print(report: Mapping[str, Any]) -> None:
     print(
         f"{protocol['name']}: bank {bank['images']:,} images of {bank['shards']}, test {test['images']:,} of "
         f"{test['shards']}; k {protocol['k']}, T {protocol['temperature']}; {protocol['features']}; "
-        f"ties to the {protocol['ties']}"
+        f"ties to the {protocol['ties']}; classes {protocol['classes']}"
     )
     unreadable = bank["unreadable"] + test["unreadable"]
     if unreadable:
         print(f"{unreadable:,} images cannot be read and were left out")
+    for side in (bank, test):
+        for note in side["notes"]:
+            print(f"{side['shards']}: {note}")

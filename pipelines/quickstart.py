@@ -60,7 +60,7 @@ def draw_map(test: str, path: Path) -> None:
 
     index = open_index(test, home() / "index")
     reader, ids = Reader(index), np.arange(len(index))
-    images, labels = np.stack([np.asarray(image) for image in reader.images(ids)]), reader.labels(ids)
+    images, labels = np.stack([np.asarray(image) for image in reader.images(ids)]), index.labels(ids)
     encoder = load_encoder(MODEL)
     untrained = initialised(encoder, seed=0)
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 5.2), layout="constrained")

@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING
 
 from vergence.platform.errors import UserError
 from vergence.platform.home import home
+from vergence.platform.text import printable
 
 if TYPE_CHECKING:
     from vergence.platform.data.check import Checked
 
-SHARDS_HELP = "a tar, a folder of tars, a glob, or a brace range such as 'train-{000000..000009}.tar'"
+SHARDS_HELP = (
+    "a tar, a folder of tars, a glob (** for folders below), or a brace range 'train-{000000..000009}.tar'"
+)
+CLASSES_SHOWN = 10
 RAW = argparse.RawDescriptionHelpFormatter
 
 
@@ -93,7 +97,8 @@ example:
   vergence shards index 'cifar10/train-{000000..000009}.tar'"""
 
 CHECK_EPILOG = """\
-One line for each broken sample: SHARD  KEY  REASON. Exit code 0: all is well, 1: something is broken.
+One line for each broken sample, and for each shard with images that end in no sample: SHARD  KEY  REASON.
+Exit code 0: all is well, 1: something is broken.
 
 example:
   vergence shards check cifar10/"""
@@ -134,15 +139,22 @@ def _index(args: argparse.Namespace) -> int:
     members = ", ".join(f"{count:,} .{extension}" for extension, count in index.extensions.items())
     print(f"{args.shards}: {len(index):,} samples in {len(index.shards):,} shards ({members})")
     print(f"digest {index.digest}\nindex  {index.path}")
+    if index.classes:
+        shown = ", ".join(index.classes[:CLASSES_SHOWN]) + (
+            ", ..." if len(index.classes) > CLASSES_SHOWN else ""
+        )
+        print(f"{len(index.classes):,} classes: {shown}")
+    _tell(index.notes)
     return 0
 
 
 def _check(args: argparse.Namespace) -> int:
     checked = check(args.shards, args.max_pixels)
     for shard, key, reason in checked.broken:
-        print(f"{shard}  {key or '(whole shard)'}  {reason}")
+        print(printable(f"{shard}  {key or '(whole shard)'}  {reason}"))
     state = f"{len(checked.broken):,} broken" if checked.broken else "all can be read"
     print(f"{args.shards}: {checked.num_samples:,} samples in {checked.num_shards:,} shards: {state}")
+    _tell(checked.notes)
     return 1 if checked.broken else 0
 
 
@@ -178,6 +190,7 @@ def preview(shards: str, recipe_name: str, out: Path, count: int = 8, epoch: int
         raise UserError(f"--count {count} --out {out}: at least 1 image, and a file that ends in .png")
     recipe = load_recipe(recipe_name)
     index = open_index(shards, home() / "index", progress=True)
+    _tell(index.notes)
     ids = np.unique(np.linspace(0, len(index) - 1, min(count, len(index))).astype(np.int64))
     read = zip(ids, Reader(index, recipe.data.max_pixels).images(ids))
     good = {i: image for i, image in read if not isinstance(image, BadSample)}

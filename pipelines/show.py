@@ -51,7 +51,7 @@ def first_screen(resolved: Resolved, run: Run, start_step: int, method: nn.Modul
         else tracking_uri(),
     }
     say(f"vergence {code_version()} · run {run.name} ({begun})")
-    for name, text in rows.items():
+    for name, text in [*rows.items(), *(("note", note) for note in resolved.index.notes)]:
         say(f"  {name:<8} {text}")
 
 

@@ -1,16 +1,17 @@
 """Reads and decodes every sample of a set of shards, and names what is broken."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from vergence.platform.data.decode import MAX_PIXELS, BadSample
-from vergence.platform.data.index import Index, expand, index_shards, scan
+from vergence.platform.data.index import Index, keep
+from vergence.platform.data.labels import why_no_class
+from vergence.platform.data.pattern import expand
 from vergence.platform.data.progress import Bar
-from vergence.platform.data.read import Reader, parse_label
-from vergence.platform.errors import UserError
+from vergence.platform.data.read import Reader
+from vergence.platform.data.scan import scan
 
 BATCH = 256
 
@@ -25,49 +26,43 @@ class Checked(NamedTuple):
     num_shards: int
     num_samples: int  # in the shards that can be indexed
     broken: list[Broken]
+    notes: list[str]  # a line each for what is not used and is no fault
 
 
 def check_shards(
     pattern: str | Path, cache: Path, max_pixels: int = MAX_PIXELS, progress: bool = False
 ) -> Checked:
-    """All that is broken in the shards of a pattern: shards that are no tar first, then samples.
+    """All that is broken in the shards of a pattern: shards, then images that end in no sample, then samples.
 
     Raises UserError when the pattern matches nothing.
     """
     shards = expand(pattern)
-    broken, good = _damaged(shards, progress)
-    if not good:
-        return Checked(len(shards), 0, broken)
-    index = index_shards(good, cache, progress)
-    return Checked(len(shards), len(index), broken + check(index, max_pixels, progress))
+    scanned = scan(shards.paths, progress)
+    broken = [
+        Broken(path, None, reason) for path, reason in {**scanned.damaged, **scanned.without_images}.items()
+    ]
+    for path, lost in scanned.lost.items():
+        broken += [Broken(path, None, line) for line in lost.lines("images that end in no sample")]
+    notes = shards.notes + scanned.views.lines("images of other views, not used")
+    if not len(scanned.table):
+        return Checked(len(shards.paths), 0, broken, notes)
+    if scanned.mixed:
+        broken.append(Broken(Path(pattern), "(classes)", scanned.mixed))
+    index = keep(scanned, [path for path in shards.paths if path not in scanned.damaged], cache)
+    return Checked(len(shards.paths), len(index), broken + check(index, max_pixels, progress), notes)
 
 
 def check(index: Index, max_pixels: int = MAX_PIXELS, progress: bool = False) -> list[Broken]:
-    """The samples whose image cannot be decoded or whose class cannot be parsed, in the order of ids."""
+    """The samples whose image cannot be decoded or whose class cannot be read, in the order of ids."""
     reader, broken = Reader(index, max_pixels), []
     with Bar("checking", len(index), enabled=progress) as advance:
         for start in range(0, len(index), BATCH):
             ids = np.arange(start, min(start + BATCH, len(index)))
-            labels = reader.raw(ids, "cls") if "cls" in index.extensions else None
+            classes = reader.raw(ids, "cls") if "cls" in index.extensions else None
             for i, image in enumerate(reader.images(ids)):
                 reasons = [str(image)] if isinstance(image, BadSample) else []
-                if labels and parse_label(labels[i]) is None:
-                    reasons.append(
-                        "no class (.cls)" if labels[i] is None else f".cls is {labels[i]!r:.40}, no number"
-                    )
+                if classes and (reason := why_no_class(classes[i])):
+                    reasons.append(reason)
                 broken += [Broken(index.shard_of(ids[i]), index.key(ids[i]), reason) for reason in reasons]
             advance(len(ids))
     return broken
-
-
-def _damaged(shards: Sequence[Path], progress: bool) -> tuple[list[Broken], list[Path]]:
-    broken, good = [], []
-    with Bar("scanning shards", len(shards), enabled=progress) as advance:
-        for path in shards:
-            try:
-                scan([path])
-                good.append(path)
-            except UserError as error:
-                broken.append(Broken(path, None, str(error).removeprefix(f"{path}: ")))
-            advance(1)
-    return broken, good

@@ -33,19 +33,25 @@ class LeftOut:
         self.names: dict[str, list[str]] = {}
         self.counts: Counter[str] = Counter()
 
-    def add(self, reason: str, name: str = "") -> None:
+    def add(self, reason: str, name: str = "", count: int = 1) -> None:
         """reason: such as `dead links` or `.heic`."""
-        self.counts[reason] += 1
+        self.counts[reason] += count
         names = self.names.setdefault(reason, [])
         if name and len(names) < NAMED:
             names.append(printable(name))
 
-    def lines(self) -> list[str]:
+    def merge(self, other: "LeftOut") -> None:
+        self.counts.update(other.counts)
+        for reason, names in other.names.items():
+            own = self.names.setdefault(reason, [])
+            own += names[: NAMED - len(own)]
+
+    def lines(self, what: str = "left out") -> list[str]:
         """One line, or none: `left out: .heic (3), dead links (1: cat/9.jpg)`."""
         parts = [self._part(reason, count) for reason, count in self.counts.most_common(REASONS)]
         others = self.counts.total() - sum(count for _, count in self.counts.most_common(REASONS))
         parts += [f"others ({others:,})"] if others else []
-        return [f"left out: {', '.join(parts)}"] if parts else []
+        return [f"{what}: {', '.join(parts)}"] if parts else []
 
     def _part(self, reason: str, count: int) -> str:
         names = self.names[reason] + (["..."] if 0 < len(self.names[reason]) < count else [])

@@ -1,4 +1,4 @@
-"""Samples by id: bytes, pixels, labels, read from the shards at the places that the index names."""
+"""Samples by id: bytes and pixels, read from the shards at the places that the index names."""
 
 import os
 import time
@@ -43,20 +43,6 @@ class Reader:
             found[row] = self._read(shard, size, offset)
         return found
 
-    def labels(self, ids: np.ndarray) -> np.ndarray | None:
-        """Class of each sample from its .cls, int64 (n,); None when the set has no classes.
-
-        Raises VergenceError naming the first sample whose .cls is missing or no number.
-        """
-        if "cls" not in self.index.extensions:
-            return None
-        labels = [parse_label(data) for data in self.raw(ids, "cls")]
-        for sample_id, label in zip(ids, labels):
-            if label is None:
-                where = self.index.where(sample_id)
-                raise VergenceError(f"{where}.cls is missing or no number; see `vergence shards check`")
-        return np.array(labels, np.int64)
-
     def _image(self, data: bytes | None) -> np.ndarray | BadSample:
         if data is None:
             return BadSample("no image member")
@@ -100,9 +86,3 @@ class Reader:
         else:
             self._files.move_to_end(shard)  # the most recent last
         return file.fileno()
-
-
-def parse_label(data: bytes | None) -> int | None:
-    """The class in a .cls member; None if it is missing or no number >= 0."""
-    text = b"" if data is None else data.strip()
-    return int(text) if text.isdigit() and len(text) < 19 else None

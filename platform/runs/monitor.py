@@ -4,7 +4,6 @@ Weighted kNN, leave-one-out within the holdout, on the encoder's output h in eva
 only the spread and the effective rank of h. The loss never selects anything (DESIGN §4).
 """
 
-import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
@@ -12,15 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import BaseModel, Field, PositiveFloat, PositiveInt
 
-from vergence.platform.errors import VergenceError
-
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
     from vergence.platform.data.read import Reader
-
-log = logging.getLogger(__name__)
 
 BATCH = 256
 FEW = 10  # samples below which neither spread nor rank says anything
@@ -64,14 +59,15 @@ class Monitor:
             [np.empty((0, size, size, 3), np.uint8), *(images for _, images in parts)]
         )
         self.num_bad = len(own) - len(self.ids)
-        self.labels = _labels(reader, self.ids)
+        self.labels = reader.index.labels(self.ids)
 
     def __call__(
         self, encoder: "nn.Module", autocast: Callable[[], AbstractContextManager[Any]]
     ) -> dict[str, float]:
-        """{h_std, h_effective_rank, holdout, holdout_bad, knn}; knn only with labels. The same on every rank.
+        """{h_std, h_effective_rank, holdout, holdout_bad, holdout_unlabelled, knn}. The same on every rank.
 
-        holdout: samples that were embedded; holdout_bad: those that cannot be read. Empty if none can be.
+        holdout: samples that were embedded; holdout_bad: those that cannot be read. Empty if none can be. The last two
+        only where the set has classes: knn is measured on the samples that have one, if they are two.
         """
         from vergence.platform.encoders import knn
 
@@ -87,18 +83,20 @@ class Monitor:
             "holdout": len(features),
             "holdout_bad": sum(bad for _, _, _, bad in everyone),
         }
-        if len(features) > 1 and all(labels is not None for _, _, labels in parts):
+        if self.labels is not None:
             labels = np.concatenate([labels for _, _, labels in parts])[order]
-            predicted = knn.knn_predict(
-                features,
-                labels,
-                features,
-                k=self.config.k,
-                temperature=self.config.temperature,
-                exclude_self=True,
-            )
-            metrics["knn"] = float((np.asarray(predicted) == labels).mean())
+            metrics["holdout_unlabelled"] = int((labels < 0).sum())
+            features, labels = features[labels >= 0], labels[labels >= 0]
+            if len(labels) > 1:
+                metrics["knn"] = self._knn(features, labels)
         return metrics
+
+    def _knn(self, features: np.ndarray, labels: np.ndarray) -> float:
+        from vergence.platform.encoders.knn import knn_predict
+
+        k, temperature = self.config.k, self.config.temperature
+        predicted = knn_predict(features, labels, features, k=k, temperature=temperature, exclude_self=True)
+        return float((np.asarray(predicted) == labels).mean())
 
     def _embed(self, encoder: "nn.Module", autocast: Callable[[], AbstractContextManager[Any]]) -> np.ndarray:
         import torch
@@ -135,13 +133,20 @@ def verdict(metrics: dict[str, float], dim: int) -> str | None:
     return None
 
 
-def _labels(reader: "Reader", ids: np.ndarray) -> np.ndarray | None:
-    """Classes of the samples; None, and a line in the log, when one of them has none."""
-    try:
-        return reader.labels(ids)
-    except VergenceError as error:
-        log.warning("no kNN on the holdout: %s", error)
-        return None
+def remarks(metrics: dict[str, float], dim: int) -> str | None:
+    """What a record of the monitor says in words: a collapse, and samples that the kNN could not use."""
+    words = [verdict(metrics, dim)]
+    if metrics.get("holdout_unlabelled"):
+        count, unlabelled = int(metrics["holdout"]), int(metrics["holdout_unlabelled"])
+        if "knn" in metrics:
+            words.append(
+                f"kNN over {count - unlabelled:,} of {count:,} held-out samples: the others have no class"
+            )
+        else:
+            words.append(
+                f"no kNN: {unlabelled:,} of {count:,} held-out samples have no class; the score is the effective rank"
+            )
+    return "; ".join(filter(None, words)) or None
 
 
 def _gather(value: Any) -> list[Any]:

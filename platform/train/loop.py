@@ -21,7 +21,7 @@ from vergence.platform.augment.views import Views
 from vergence.platform.data.index import Index
 from vergence.platform.data.read import Reader
 from vergence.platform.runs import commit as commits
-from vergence.platform.runs.monitor import Monitor, verdict
+from vergence.platform.runs.monitor import Monitor, remarks
 from vergence.platform.train import norms
 from vergence.platform.train.engine import Engine
 from vergence.platform.train.exact import Result, accumulate
@@ -247,7 +247,7 @@ class RankLoop:
         if not metrics:
             return
         self.score = metrics.get("knn", metrics["h_effective_rank"])
-        warning = verdict(metrics, self.method.encoder.dim)
+        warning = remarks(metrics, self.method.encoder.dim)
         if warning:
             log.warning("epoch %d: %s", epoch, warning)
         self.recorder.monitored(self.step, epoch, metrics, warning)

@@ -113,7 +113,7 @@ def _one(future: "Future[Any]") -> Iterator[Any]:
 
 def log_to_file(path: Path) -> None:
     """All log records of this process into one file, appended."""
-    handler = logging.FileHandler(path)
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)

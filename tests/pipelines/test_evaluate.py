@@ -123,6 +123,76 @@ def test_unreadable_images_are_left_out_with_their_labels(work, tmp_path):
     assert report["protocol"]["test"]["unreadable"] == 1
 
 
+def relabelled(path, images, texts, names=None):
+    """A folder with one shard of these images and classes, and perhaps a classes.json."""
+    samples = [
+        (f"{i:04d}", {"png": png(image)} | ({} if text is None else {"cls": str(text).encode()}))
+        for i, (image, text) in enumerate(zip(images, texts))
+    ]
+    write_shard(path / "a.tar", samples)
+    if names:
+        (path / "classes.json").write_text(json.dumps(names))
+    return str(path)
+
+
+NAMES = ["ant", "bee", "cat"]
+
+
+def test_labels_of_two_label_maps_are_compared_by_name(work, tmp_path):
+    """The numbers were compared: right answers counted as wrong ones, without a word."""
+    _, encoder, *_ = work
+    right = evaluate(encoder, *work[2:])["results"]["encoder"]["top1"]
+    train = relabelled(tmp_path / "train", *TRAIN, NAMES)
+    same = relabelled(tmp_path / "same", *TEST, NAMES)
+    turned = relabelled(tmp_path / "turned", TEST[0], [2 - label for label in TEST[1]], NAMES[::-1])
+    words = relabelled(tmp_path / "words", TEST[0], [NAMES[label] for label in TEST[1]])
+    for test, compared in (
+        (same, "compared by name"),
+        (turned, "compared by name: the two sets number them otherwise"),
+        (words, "compared by name"),
+    ):
+        report = evaluate(encoder, train, test)
+        assert report["results"]["encoder"]["top1"] == right
+        assert report["protocol"]["classes"] == compared
+    plain = relabelled(tmp_path / "plain", *TEST)
+    report = evaluate(encoder, train, plain)
+    assert report["results"]["encoder"]["top1"] == right
+    assert (
+        report["protocol"]["classes"] == f"compared by number: only {train} has names for them (classes.json)"
+    )
+
+
+def test_label_maps_that_cannot_be_compared_are_refused(work, tmp_path):
+    _, encoder, train, test = work
+    named = relabelled(tmp_path / "train", *TRAIN, NAMES)
+    others = relabelled(tmp_path / "others", *TEST, ["ant", "bee", "fox"])
+    count = int((TEST[1] == 2).sum())
+    with pytest.raises(
+        UserError, match=rf"others: has classes that .*train does not know: fox \({count} images\)"
+    ):
+        evaluate(encoder, named, others)
+    words = relabelled(tmp_path / "words", TEST[0], [NAMES[label] for label in TEST[1]])
+    for pair in ((train, words), (words, test)):
+        with pytest.raises(UserError, match=r"words: its classes are words \(ant, bee, cat, ...\), those of"):
+            evaluate(encoder, *pair)
+    with pytest.raises(UserError, match=r"few: holds class 2, its classes\.json names 2 classes"):
+        evaluate(encoder, train, relabelled(tmp_path / "few", *TEST, NAMES[:2]))
+
+
+def test_images_without_a_class_are_left_out_and_counted(work, tmp_path, capsys):
+    _, encoder, train, _ = work
+    texts = [None if i in (4, 9) else label for i, label in enumerate(TEST[1])]
+    test = relabelled(tmp_path / "test", TEST[0], texts)
+    report = evaluate(encoder, train, test)
+    kept = np.array([text is not None for text in texts])
+    expected = naive_top1(encoder(TRAIN[0]), TRAIN[1], encoder(TEST[0][kept]), TEST[1][kept])
+    assert report["results"]["encoder"]["top1"] == expected
+    about = report["protocol"]["test"]
+    assert (about["images"], about["unlabelled"], about["unreadable"]) == (58, 2, 0)
+    assert cli.main(["evaluate", "run", "--train", train, "--test", test]) == 0
+    assert f"{test}: 2 of 60 samples have no class (.cls)" in capsys.readouterr().out
+
+
 def test_what_cannot_be_evaluated_is_said_in_one_line(work, tmp_path, capsys):
     folder, encoder, train, test = work
     unlabelled = str(write_shard(tmp_path / "plain.tar", [("a", {"png": png(TEST[0][0])})]))

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -64,6 +65,48 @@ def test_check_lists_what_is_broken_and_exits_1(tmp_path, shards, capsys):
     assert lines[0].startswith(f"{path}  (whole shard)  the tar is truncated")
     assert lines[1].startswith(f"{tmp_path}/s/train-000001.tar  cut  ")
     assert lines[2:] == ["s: 22 samples in 3 shards: 2 broken"]
+
+
+def test_index_and_check_tell_what_is_not_used(tmp_path, capsys):
+    data = png(NOISE[0])
+    samples = [
+        (f"k{i}", {"png": data, "seg.png": data, "cls": b"ant bee"[: 3 + 4 * (i % 2)]}) for i in range(4)
+    ]
+    write_shard(tmp_path / "t/a.tar", samples)
+    write_shard(tmp_path / "t/empty.tar", [])
+    write_shard(tmp_path / "t/below/b.tar", samples)
+    (tmp_path / "t/two\nlines.tar").symlink_to("a.tar")
+    assert cli.main(["shards", "index", "t"]) == 0
+    assert capsys.readouterr().out.splitlines()[3:] == [
+        "2 classes: ant, ant bee",
+        "  t: left out: tars in folders below (FOLDER/**/*.tar takes them) (1: below/b.tar)",
+        r"  t: left out: links to a shard that is taken (1: two\nlines.tar)",
+        "  shards skipped: without images, of 2 (1: empty.tar)",
+        "  images of other views, not used: .seg.png (4)",
+    ]
+    assert cli.main(["shards", "check", "t"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{tmp_path}/t/empty.tar  (whole shard)  the tar holds no images (no files)")
+    assert lines[1] == "t: 4 samples in 2 shards: 1 broken"
+    assert lines[-1] == "  images of other views, not used: .seg.png (4)"
+
+
+def test_names_that_no_terminal_can_print(tmp_path):
+    """On a strict ASCII terminal, too: an escaped line and no traceback."""
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)
+    write_shard(tmp_path / "a.tar", [("grün\nx", {"png": png(NOISE[0])[:40]})])
+    os.rename(tmp_path / "a.tar", folder + b"/\xfcber.tar")
+    for encoding in ("ascii", "utf-8"):
+        done = subprocess.run(
+            [sys.executable, "-m", "vergence.pipelines.cli", "shards", "check", b"caf\xe9"],
+            capture_output=True,
+            env=os.environ | {"PYTHONIOENCODING": f"{encoding}:strict", "PYTHONPATH": ":".join(sys.path)},
+        )
+        assert (done.returncode, done.stderr) == (1, b"")
+        broken, summary = done.stdout.splitlines()
+        assert rb"caf\xe9/\xfcber.tar  gr" in broken
+        assert summary == rb"caf\xe9: 1 samples in 1 shards: 1 broken"
 
 
 @pytest.mark.parametrize(

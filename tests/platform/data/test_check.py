@@ -22,7 +22,7 @@ def test_each_kind_of_damage_is_listed(tmp_path):
             ("good", GOOD),
             ("cut", {**GOOD, "png": PNG[:-25]}),
             ("empty", {**GOOD, "png": b""}),
-            ("word", {**GOOD, "cls": b"cat"}),
+            ("word", {**GOOD, "cls": b"two\nlines"}),
             ("no_class", {"png": PNG}),
             ("no_image", {"cls": b"1"}),
         ],
@@ -41,7 +41,42 @@ def test_each_kind_of_damage_is_listed(tmp_path):
     ]
     reasons = [reason for _, _, reason in checked.broken]
     assert reasons[0].startswith("the tar is truncated")
-    assert reasons[3:] == ["zero bytes", ".cls is b'cat', no number", "no class (.cls)", "no image member"]
+    assert reasons[3:] == [
+        "zero bytes",
+        r"the class (.cls) is not one line of at most 200 bytes: two\nlines",
+        "no class (.cls)",
+        "no image member",
+    ]
+
+
+def test_images_that_end_in_no_sample_are_a_finding(tmp_path):
+    path = write_shard(tmp_path / "a.tar", [(f"frame.{i}", {"png": PNG}) for i in range(5)])
+    [finding] = check_shards(path, tmp_path / "cache").broken
+    assert finding[:2] == (path, None)
+    assert finding.reason.startswith("images that end in no sample: second images of a key")
+    assert "(4: frame.1.png, frame.2.png, frame.3.png, ...)" in finding.reason
+
+
+def test_other_views_are_told_and_no_finding(tmp_path):
+    write_shard(tmp_path / "a.tar", [(str(i), {"png": PNG, "seg.png": PNG}) for i in range(3)])
+    checked = check_shards(tmp_path / "a.tar", tmp_path / "cache")
+    assert (checked.broken, checked.notes) == ([], ["images of other views, not used: .seg.png (3)"])
+
+
+def test_words_are_classes_and_a_mixture_is_a_finding(tmp_path):
+    words = [("a", {**GOOD, "cls": b"cat"}), ("b", {**GOOD, "cls": b"dog"})]
+    assert check_shards(write_shard(tmp_path / "w.tar", words), tmp_path / "cache").broken == []
+    path = write_shard(tmp_path / "m.tar", [*words, ("c", {**GOOD, "cls": b"7"})])
+    [finding] = check_shards(path, tmp_path / "cache").broken
+    assert finding.key == "(classes)"
+    assert "1 are numbers (7, ...) and 2 are words (cat, ...)" in finding.reason
+
+
+def test_what_lies_behind_the_first_end_mark_is_checked_too(tmp_path):
+    parts = [write_shard(tmp_path / f"{i}.tar", [(f"{i}-{j}", GOOD) for j in range(5)]) for i in range(2)]
+    joined = tmp_path / "joined.tar"
+    joined.write_bytes(b"".join(part.read_bytes() for part in parts))
+    assert check_shards(joined, tmp_path / "cache") == (1, 10, [], [])
 
 
 def test_pattern_that_matches_nothing(tmp_path):

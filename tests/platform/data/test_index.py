@@ -7,7 +7,8 @@ import webdataset
 from shard_files import png, write_shard
 
 from vergence.platform.data import index as module
-from vergence.platform.data.index import Index, expand, open_index
+from vergence.platform.data import scan
+from vergence.platform.data.index import Index, open_index
 from vergence.platform.errors import UserError
 
 PNG = png(np.zeros((4, 4, 3), np.uint8))
@@ -23,45 +24,6 @@ def folder(tmp_path):
         shard(tmp_path / f"s/train-{i:06d}.tar", [f"k{i}-{j}" for j in range(3)], cls=b"1")
     shard(tmp_path / "s/val.tar", ["v"])
     return tmp_path / "s"
-
-
-def names(paths):
-    return [path.name for path in paths]
-
-
-def test_expand_tar_folder_glob_and_brace_range(folder, monkeypatch):
-    monkeypatch.chdir(folder.parent)
-    train = [f"train-{i:06d}.tar" for i in range(12)]
-    assert names(expand("s")) == [*train, "val.tar"]
-    assert names(expand(folder / "val.tar")) == ["val.tar"]
-    assert names(expand("s/train-*.tar")) == train
-    assert names(expand("s/train-{000002..000010}.tar")) == train[2:11]
-    assert names(expand("s/{val,train-000001}.tar")) == [train[1], "val.tar"]
-    assert all(path.is_absolute() for path in expand("s"))
-
-
-@pytest.mark.parametrize("pattern", ["s/test-*.tar", "nothing", "s/train-{000010..000012}.tar"])
-def test_expand_names_the_pattern_that_matches_nothing(folder, monkeypatch, pattern):
-    monkeypatch.chdir(folder.parent)
-    with pytest.raises(UserError) as error:
-        expand(pattern)
-    assert str(error.value).startswith(f"{pattern}: matches no shard")
-    if ".." in pattern:
-        assert "train-000012.tar does not exist" in str(error.value)
-
-
-def test_expand_open_brace():
-    with pytest.raises(UserError, match=r"train-\{0: a brace is not closed"):
-        expand("train-{0")
-
-
-def test_expand_folder_without_tars(tmp_path):
-    with pytest.raises(UserError, match=r"holds no \.tar; pack images with `vergence shards pack`"):
-        expand(tmp_path)
-    with tarfile.open(tmp_path / "a.tar.gz", "w:gz"):
-        pass
-    with pytest.raises(UserError, match="gzip-compressed tar"):
-        open_index(tmp_path, tmp_path)
 
 
 HOSTILE = [
@@ -172,8 +134,6 @@ def test_digest_knows_names_keys_and_order_but_not_the_folder(tmp_path):
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
-        ([], r"the tar holds no images \(no files\)"),
-        ([("a", {"txt": b"1"})], r"the tar holds no images \(only \.txt\)"),
         ([("a", {"jpg": b"1", "JPG": b"1"})], r"the sample a has two members \.jpg"),
         ([(f"img.{i}", {"jpg": b"1"}) for i in range(100)], r"100 different extensions, such as \.0\.jpg"),
     ],
@@ -187,6 +147,70 @@ def test_shard_that_cannot_be_used_is_named(tmp_path, samples, message):
     assert not (tmp_path / "cache").exists()
 
 
+def test_all_shards_that_cannot_be_used_are_named_at_once(folder, tmp_path):
+    for i in (1, 5):
+        (folder / f"train-{i:06d}.tar").write_bytes(b"")
+    (folder / "train-000007.tar").write_bytes(b"no tar" * 200)
+    with pytest.raises(UserError, match=r"^3 of 13 shards cannot be used: .*") as error:
+        open_index(folder, tmp_path / "cache")
+    assert str(error.value).count("the file is empty") == 2
+    assert "train-000007.tar: no tar header at byte 0" in str(error.value)
+    for i in range(12):
+        (folder / f"train-{i:06d}.tar").write_bytes(b"")
+    with pytest.raises(UserError, match=r"12 of 13 shards .*; and 7 more, see `vergence shards check`$"):
+        open_index(folder, tmp_path / "cache")
+
+
+def test_shards_without_images_among_others_are_skipped_and_told(folder, tmp_path):
+    plain = open_index(folder, tmp_path / "cache")
+    write_shard(folder / "a-empty.tar", [])
+    write_shard(folder / "train-000003b.tar", [("a", {"txt": b"1"}), ("b", {"json": b"{}"})])
+    index = open_index(folder, tmp_path / "cache")
+    assert index.notes[0] == "shards skipped: without images, of 15 (2: a-empty.tar, train-000003b.tar)"
+    assert (index.digest, index.shards) == (plain.digest, plain.shards)
+    assert open_index(folder, tmp_path / "cache").notes == index.notes  # from the cache too
+    for path in folder.glob("*.tar"):
+        write_shard(path, [("a", {"txt": b"1"})])
+    with pytest.raises(UserError, match=r"15 of 15 shards cannot be used: .*holds no images \(only \.txt\)"):
+        open_index(folder, tmp_path / "cache")
+
+
+def test_labels_come_from_the_index(tmp_path):
+    members = [{"cls": b"3"}, {"cls": b"12\n"}, {}, {"cls": b"-1"}]
+    write_shard(tmp_path / "a.tar", [(str(i), {"png": PNG, **more}) for i, more in enumerate(members)])
+    index = open_index(tmp_path / "a.tar", tmp_path / "cache")
+    assert index.labels(np.array([3, 1, 0, 2, 0])).tolist() == [-1, 12, 3, -1, 3]
+    assert index.classes is None
+    assert index.notes == ["2 of 4 samples have no class (.cls)"]
+    assert pickle.loads(pickle.dumps(index)).labels(np.array([1])).tolist() == [12]
+    shard(tmp_path / "none.tar", ["a"])
+    assert open_index(tmp_path / "none.tar", tmp_path / "cache").labels(np.array([0])) is None
+
+
+def test_words_are_classes_numbered_over_all_shards(tmp_path):
+    for name, words in (
+        ("a.tar", ["dog", "cat"]),
+        ("b.tar", ["ant", "cat\r\n"]),
+        ("c.tar", [b"\xef\xbb\xbfdog"]),
+    ):
+        samples = [
+            (f"{name[0]}{i}", {"png": PNG, "cls": word if isinstance(word, bytes) else word.encode()})
+            for i, word in enumerate(words)
+        ]
+        write_shard(tmp_path / "s" / name, samples)
+    index = open_index(tmp_path / "s", tmp_path / "cache")
+    assert index.classes == ["ant", "cat", "dog"]
+    assert index.labels(np.arange(5)).tolist() == [2, 1, 0, 1, 2]
+    assert index.notes == []
+
+
+def test_a_state_folder_that_is_no_utf8(folder, tmp_path):
+    cache = tmp_path / b"caf\xe9".decode("utf-8", "surrogateescape")
+    for index in (open_index(folder, cache), open_index(folder, cache)):
+        assert index.key(3) == "k1-0"
+        assert index.path.parent == cache
+
+
 def test_truncated_shard_is_named(folder, tmp_path):
     path = folder / "train-000007.tar"
     path.write_bytes(path.read_bytes()[:700])
@@ -196,6 +220,7 @@ def test_truncated_shard_is_named(folder, tmp_path):
 
 def test_sets_larger_than_a_chunk(tmp_path, monkeypatch):
     """Ids, keys and rare extensions across the bounds of chunks, which are parquet row groups."""
+    monkeypatch.setattr(scan, "CHUNK", 4)
     monkeypatch.setattr(module, "CHUNK", 4)
     for i in range(3):
         samples = [
@@ -210,8 +235,8 @@ def test_sets_larger_than_a_chunk(tmp_path, monkeypatch):
 def test_ten_million_samples_fit_in_a_gigabyte(tmp_path, monkeypatch):
     count = 200_000
     members = ((f"class/name_{i:08d}.{ext}", i, 1) for i in range(count) for ext in ("cls", "jpg"))
-    monkeypatch.setattr(module.tar, "members", lambda path: members)
+    monkeypatch.setattr(scan.tar, "members", lambda path: members)
     (tmp_path / "big.tar").touch()
-    table = module.scan([tmp_path / "big.tar"])
+    table = scan.scan([tmp_path / "big.tar"]).table
     assert table.num_rows == count
     assert table.nbytes / count < 90  # bytes a sample, everything loaded

@@ -26,7 +26,7 @@ def test_images_and_labels_come_in_the_order_of_the_ids(index):
     ids = np.array([29, 0, 13, 13, 7, 28])
     reader = Reader(index)
     np.testing.assert_array_equal(np.stack(reader.images(ids)), IMAGES[ids])
-    assert reader.labels(ids).tolist() == (ids % 4).tolist()
+    assert index.labels(ids).tolist() == (ids % 4).tolist()
     assert reader.raw(ids[:2], "png") == [png(IMAGES[29]), png(IMAGES[0])]
     assert reader.raw(ids[:2], "json") == [None, None]
     assert reader.images(np.array([], np.int64)) == []
@@ -92,14 +92,3 @@ def test_shard_that_is_gone_is_an_error_of_the_run(index, monkeypatch):
     os.unlink(index.shards[1])
     with pytest.raises(VergenceError, match=r"1\.tar: is gone"):
         Reader(index).images(np.array([19]))
-
-
-def test_no_labels_and_damaged_labels(tmp_path):
-    write_shard(tmp_path / "n.tar", [("a", {"png": b"1"})])
-    assert Reader(open_index(tmp_path / "n.tar", tmp_path / "c")).labels(np.array([0])) is None
-    for damaged in ({"cls": b"cat"}, {"cls": b"-1"}, {}):
-        write_shard(tmp_path / "d.tar", [("a", {"png": b"1", "cls": b"0"}), ("b", {"png": b"1", **damaged})])
-        reader = Reader(open_index(tmp_path / "d.tar", tmp_path / "c"))
-        assert reader.labels(np.array([0])).tolist() == [0]
-        with pytest.raises(VergenceError, match=r"d\.tar:b\.cls is missing or no number"):
-            reader.labels(np.arange(2))

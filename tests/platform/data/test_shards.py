@@ -253,7 +253,7 @@ def test_torchvision_fake_data(tmp_path):
     reader = Reader(open_index(tmp_path / "out", tmp_path / "cache"))
     for i, image in enumerate(reader.images(np.arange(7))):
         np.testing.assert_array_equal(image, np.asarray(expected[i][0]))
-    assert reader.labels(np.arange(7)).tolist() == [int(expected[i][1]) for i in range(7)]
+    assert reader.index.labels(np.arange(7)).tolist() == [int(expected[i][1]) for i in range(7)]
     with pytest.raises(UserError, match="did you mean FakeData"):
         pack("torchvision:FakeDate", tmp_path / "out2")
     with pytest.raises(UserError, match=r"torchvision:FakeData: .*sizes"):
@@ -269,14 +269,14 @@ def test_digits_are_the_real_ones_and_can_be_enlarged(tmp_path):
     assert np.abs(images[..., 0] * (16 / 255) - digits.images).max() < 0.04  # a grey level is 16 / 255
     assert (images == images[..., :1]).all()
     assert (images.min(), images.max()) == (0, 255)
-    assert reader.labels(ids).tolist() == digits.target.tolist()
+    assert reader.index.labels(ids).tolist() == digits.target.tolist()
     pack("sklearn:digits?split=train&size=16", tmp_path / "parts", name="train")
     pack("sklearn:digits?split=test", tmp_path / "parts", name="test", size=16)
     parts = [
         Reader(open_index(tmp_path / f"parts/{name}-*.tar", tmp_path / "cache")) for name in ("train", "test")
     ]
     assert [len(part.index) for part in parts] == [1438, 359]
-    test_labels = parts[1].labels(np.arange(359))
+    test_labels = parts[1].index.labels(np.arange(359))
     assert test_labels.tolist() == digits.target[4::5].tolist()
     assert parts[1].images(np.array([0]))[0].shape == (16, 16, 3)
     with pytest.raises(UserError, match="split=valid; valid: all, test, train"):
@@ -293,7 +293,7 @@ def test_cifar10_in_its_original_order(shared, tmp_path):
     assert (done.num_samples, len(done.shards), done.classes[3]) == (10_000, 2, "cat")
     table = pq.read_table(next((shared / "data/cifar10").glob("test-*.parquet")))
     reader = Reader(open_index(tmp_path / "test-{000000..000001}.tar", tmp_path / "cache"))
-    assert reader.labels(np.arange(10_000)).tolist() == table["label"].to_pylist()
+    assert reader.index.labels(np.arange(10_000)).tolist() == table["label"].to_pylist()
     rows = np.arange(0, 10_000, 97)
     assert reader.raw(rows, "image") == [row["bytes"] for row in table["img"].take(rows).to_pylist()]
     with tarfile.open(done.shards[0]) as file:

@@ -1,4 +1,5 @@
 import io
+import os
 import subprocess
 import tarfile
 
@@ -38,7 +39,9 @@ def test_members_are_those_of_tarfile(tmp_path, format):
     with tarfile.open(path) as file:
         expected = [(m.name, m.offset_data, m.size) for m in file.getmembers() if m.isreg()]
     assert [name for name, _, _ in expected] == NAMES
-    assert list(tar.members(path)) == expected
+    found = list(tar.members(path))
+    assert found[:-1] == expected
+    assert (found[-1][0], found[-1][2]) == ("link.jpg", tar.LINK)
 
 
 def test_members_of_the_tar_command(tmp_path):
@@ -60,6 +63,57 @@ def test_pax_global_header_and_size_record_are_read(tmp_path):
         file.addfile(info, io.BytesIO(b"12345"))
     [(name, offset, size)] = tar.members(path)
     assert (name, path.read_bytes()[offset : offset + size]) == ("a.jpg", b"12345")
+
+
+def test_tars_that_were_joined_are_read_to_their_end(tmp_path):
+    parts = [write(tmp_path / f"{i}.tar", names=[f"{i}{name}" for name in NAMES]) for i in range(3)]
+    (tmp_path / "joined.tar").write_bytes(b"".join(part.read_bytes() for part in parts) + bytes(3 << 20))
+    content = (tmp_path / "joined.tar").read_bytes()
+    found = [
+        (name, content[offset : offset + size])
+        for name, offset, size in tar.members(tmp_path / "joined.tar")
+        if size >= 0
+    ]
+    assert [name for name, _ in found] == [f"{i}{name}" for i in range(3) for name in NAMES]
+    assert [data for _, data in found] == [bytes([i]) * (i * 300) for i in range(len(NAMES))] * 3
+    cut = content[: parts[0].stat().st_size + 900]
+    (tmp_path / "cut.tar").write_bytes(cut)
+    with pytest.raises(tar.DamagedShard, match=r"cut\.tar: the tar is truncated|behind the end mark"):
+        list(tar.members(tmp_path / "cut.tar"))
+
+
+@pytest.mark.parametrize("more", [b"\n", b"signature " * 100])
+def test_what_stands_behind_the_end_and_is_no_tar_is_named(tmp_path, more):
+    path = write(tmp_path / "a.tar")
+    end = path.stat().st_size
+    path.write_bytes(path.read_bytes() + more)
+    with pytest.raises(
+        tar.DamagedShard, match=rf"behind the end mark of the tar, at byte {end:,}, stands something"
+    ):
+        list(tar.members(path))
+
+
+@pytest.mark.parametrize("format", ["gnu", "pax"])
+def test_links_and_sparse_files_of_the_tar_command(tmp_path, format):
+    (tmp_path / "a.jpg").write_bytes(b"12345")
+    os.link(tmp_path / "a.jpg", tmp_path / "b.jpg")
+    (tmp_path / "c.jpg").symlink_to("a.jpg")
+    with (tmp_path / "d.jpg").open("wb") as file:  # more holes than a header of GNU tar has room for
+        for i in range(40):
+            file.seek(i << 20)
+            file.write(b"x" * 4096)
+    (tmp_path / "e.jpg").write_bytes(b"67890")
+    names = ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg"]
+    subprocess.run(["tar", "-S", f"--format={format}", "-cf", "t.tar", *names], cwd=tmp_path, check=True)
+    content, found = (tmp_path / "t.tar").read_bytes(), list(tar.members(tmp_path / "t.tar"))
+    assert [(name, min(size, 5)) for name, _, size in found] == [
+        ("a.jpg", 5),
+        ("b.jpg", tar.LINK),
+        ("c.jpg", tar.LINK),
+        ("d.jpg", tar.SPARSE),
+        ("e.jpg", 5),
+    ]
+    assert content[found[-1][1] :][:5] == b"67890"
 
 
 def test_every_cut_of_a_tar_is_noticed(tmp_path):

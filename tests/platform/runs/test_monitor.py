@@ -11,7 +11,7 @@ from torch import nn
 from vergence.platform.data.index import open_index
 from vergence.platform.data.plan import Plan
 from vergence.platform.data.read import Reader
-from vergence.platform.runs.monitor import Monitor, MonitorConfig, verdict
+from vergence.platform.runs.monitor import Monitor, MonitorConfig, remarks, verdict
 
 NUM = 41
 
@@ -23,15 +23,18 @@ class Mean(nn.Module):
         return x.mean((2, 3))
 
 
-def make_shards(folder, labelled=True):
-    generator = np.random.default_rng(0)
-    samples = []
+def pictures():
+    """Keys, and images that show their class as a colour; one of them is damaged."""
+    generator, images = np.random.default_rng(0), []
     for i in range(NUM):
         pixels = generator.integers(0, 60, (8, 8, 3), dtype=np.uint8)
         pixels[..., i % 3] += 150
-        members = {"png": b"" if i == 5 else png(pixels)}
-        samples.append((f"{i:03d}", members | ({"cls": b"%d" % (i % 3)} if labelled else {})))
-    write_shard(folder / "m-000000.tar", samples)
+        images.append(b"" if i == 5 else png(pixels))
+    return [f"{i:03d}" for i in range(NUM)], images
+
+
+def make_shards(folder, labelled=True):
+    label(folder, [b"%d" % (i % 3) if labelled else None for i in range(NUM)])
 
 
 def evaluate(rank, world_size, folder, ids=range(NUM)):
@@ -68,15 +71,43 @@ def test_fewer_samples_than_ranks_are_scored_and_give_no_verdict(tmp_path):
         assert verdict(metrics, 3) is None
 
 
-def test_one_sample_without_a_class_costs_the_knn_and_not_the_run(tmp_path):
-    make_shards(tmp_path)
+def label(folder, classes):
+    """The shard anew, with these bytes as classes; None: none."""
     write_shard(
-        tmp_path / "m-000000.tar",
-        [(f"{i}", {"png": png(np.zeros((8, 8, 3), np.uint8)), "cls": b"cat"}) for i in range(NUM)],
+        folder / "m-000000.tar",
+        [
+            (key, {"png": data} | ({} if text is None else {"cls": text}))
+            for key, data, text in zip(*pictures(), classes)
+        ],
     )
+
+
+def test_a_sample_without_a_class_is_left_out_of_the_knn_and_told(tmp_path):
+    """One such sample made the effective rank the score of the run, on the log of one rank."""
+    classes = [b"%d" % (i % 3) for i in range(NUM)]
+    label(tmp_path, [None if i in (3, 10) else text for i, text in enumerate(classes)])
+    one, two = ([metrics for metrics, _ in run_ranks(evaluate, ranks, tmp_path)] for ranks in (1, 2))
+    for metrics in one + two:
+        assert metrics == pytest.approx(one[0])
+    assert (one[0]["knn"], one[0]["holdout"], one[0]["holdout_unlabelled"]) == (1.0, NUM - 1, 2)
+    assert remarks({**one[0], "h_std": 1, "h_effective_rank": 9}, 3) == (
+        "kNN over 38 of 40 held-out samples: the others have no class"
+    )
+
+
+def test_words_are_classes(tmp_path):
+    label(tmp_path, [(b"red", b"green", b"blue")[i % 3] for i in range(NUM)])
     metrics, _ = evaluate(0, 1, tmp_path)
-    assert metrics["holdout"] == NUM
+    assert (metrics["knn"], metrics["holdout_unlabelled"]) == (1.0, 0)
+    assert remarks({**metrics, "h_std": 1, "h_effective_rank": 9}, 3) is None
+
+
+def test_one_class_in_the_holdout_is_too_few_and_that_is_told(tmp_path):
+    label(tmp_path, [b"red" if i == 0 else None for i in range(NUM)])
+    metrics, _ = evaluate(0, 1, tmp_path)
     assert "knn" not in metrics
+    assert "no kNN: 39 of 40 held-out samples have no class" in remarks(metrics, 3)
+    assert remarks({**metrics, "h_std": 0}, 3).startswith("collapsed")
 
 
 def test_without_labels_there_is_no_knn(tmp_path):
