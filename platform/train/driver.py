@@ -1,9 +1,9 @@
 """The driver's side of training: starts Ray Train, watches it, turns signals into a commit."""
 
 import contextlib
-import logging
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -12,8 +12,6 @@ from vergence.platform.cluster.session import ScaleConfig
 from vergence.platform.data.stream import Stream
 from vergence.platform.train.job import Job, Outcome, read_outcome, reserve_outcome
 from vergence.platform.train.worker import work
-
-log = logging.getLogger(__name__)
 
 
 class Interrupt:
@@ -94,7 +92,8 @@ def _fit(job: Job, stream: Stream, scale: ScaleConfig, name: str) -> str:
     try:
         trainer.fit()
     except Exception as error:
-        log.exception("training failed")
+        with (job.run / "logs" / "driver.log").open("a") as file:
+            traceback.print_exc(file=file)
         return f"training failed: {_cause(error)}; the whole story is in {job.run / 'logs'}"
     return ""
 

@@ -62,7 +62,7 @@ def beyond_mending(error: BaseException, run: Path) -> str | None:
     """
     cause = getattr(error, "cause", error)  # Ray's RayTaskError carries what the task raised
     if isinstance(cause, VergenceError):
-        return str(cause)
+        return str(cause).partition("\n")[0]  # Ray appends advice of its own
     if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{cause.strerror} ({cause.filename or run}); the last commit is intact"
     return None

@@ -321,7 +321,7 @@ def attempts(run: Path) -> int:
 def test_a_disk_that_fills_up_with_metrics_is_told_after_one_attempt(place, small_disk):
     home = place / "full-logs"
     logs = small_disk(home / "tiny" / "logs")
-    (logs / "ballast").write_bytes(bytes((1 << 20) - (28 << 10)))
+    (logs / "ballast").write_bytes(bytes((1 << 20) - (16 << 10)))
     full = vergence(home, "pretrain", str(place / "tiny.yaml"), "track.register=null")
     assert full.returncode == 1, full.stderr
     assert full.stderr.count("No space left on device") == 1
