@@ -24,6 +24,7 @@ os.environ["OMP_NUM_THREADS"] = (
 )
 
 from mutants import MUTANTS
+from ranks import import_deepspeed
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("platform", "methods", "pipelines")
@@ -66,9 +67,10 @@ def import_what_is_slow() -> None:
     assert shim is not None
     assert shim.loader is not None
     shim.loader.exec_module(module_from_spec(shim))
-    import deepspeed  # noqa: F401
     import pyarrow.parquet  # noqa: F401
     import pytest  # noqa: F401
+
+    import_deepspeed()
 
 
 def in_a_fork(mutant: Mutant | None, tests: Sequence[str]) -> int:

@@ -28,6 +28,11 @@ def _entry(rank: int, world_size: int, store: str, fn: Callable[..., Any], args:
         queue.put((rank, None, traceback.format_exc()))
 
 
+def import_deepspeed() -> None:
+    """For forked ranks to inherit: DeepSpeed, and torch's compiler, which ZeRO imports at its start (2.4 CPU-s)."""
+    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+
+
 def run_ranks(fn: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
     """[fn(rank, world_size, *args) for each rank], each in a forked process; raises if any rank failed.
 

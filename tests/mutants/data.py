@@ -1,6 +1,6 @@
 """Which samples come, and as which views."""
 
-from .names import OPS, PLAN, RNG, SIMCLR, STREAM, VIEWS, Faults
+from .names import OPS, PLAN, RNG, STREAM, VIEWS, Faults
 
 _PLAN: Faults = {
     "probe-is-the-orders-stream": (
@@ -29,9 +29,24 @@ _PLAN: Faults = {
         f"{PLAN}::test_golden_order",
     ),
     "positions-of-32-bits": (
-        "positions = np.asarray(positions, np.int64)",
-        "positions = np.asarray(positions).astype(np.int32)",
+        "positions, (p, q) = np.asarray(positions, np.int64)",
+        "positions, (p, q) = np.asarray(positions).astype(np.int32)",
         f"{PLAN}::test_ids_and_positions_have_64_bits",
+    ),
+    "held-out-id-trains": (
+        "(ids >= self._held(run))",
+        "(ids > self._held(run))",
+        f"{PLAN}::test_every_id_is_either_held_out_or_at_one_training_position[10-0.5]",
+    ),
+    "holdout-of-another-stream": (
+        "_drawn(_HELD, run",
+        "_drawn(_MONITORED, run",
+        f"{PLAN}::test_golden_holdout",
+    ),
+    "holdout-by-the-seed": (
+        "rng.mix(use, numbers)",
+        "rng.mix(use, numbers, 0)",
+        f"{PLAN}::test_golden_holdout",
     ),
     "shares-overlap": (
         "[rank * share : (rank + 1) * share]",
@@ -103,15 +118,15 @@ _VIEWS: Faults = {
         "where = uniform(*words, POSITION, np.arange(2))[:, ::-1]",
         _DRAWN,
     ),
-    "threshold-of-256": (
+    "solarise-from-the-next-level-on": (
         "spec.solarize_threshold / 255",
-        "spec.solarize_threshold / 256",
+        "(spec.solarize_threshold + 1) / 255",
         f"{VIEWS}::test_solarize_inverts_from_its_level_on",
     ),
     "all-views-are-view-0": (
         "draw(spec, self.seed, ids, epoch, view, sizes",
         "draw(spec, self.seed, ids, epoch, 0, sizes",
-        SIMCLR,
+        f"{VIEWS}::test_views_equal_torchvision_with_the_drawn_parameters[simclr-cifar-32]",
     ),
 }
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ranks import run_ranks
+from ranks import import_deepspeed, run_ranks
 from torch import Tensor, nn
 
 from vergence.platform.errors import UserError
@@ -26,7 +26,7 @@ Arrays = dict[str, np.ndarray]
 
 @pytest.fixture(scope="module", autouse=True)
 def _deepspeed_imported_once() -> None:
-    import deepspeed  # noqa: F401  # the forked ranks inherit it
+    import_deepspeed()
 
 
 class Net(nn.Module):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from plain_run import PlainRun, Setting, TinyEncoder
-from ranks import run_ranks
+from ranks import import_deepspeed, run_ranks
 from shard_files import png, write_shard
 from torch import nn
 
@@ -105,7 +105,7 @@ class Ran(NamedTuple):
 
 @pytest.fixture(scope="module", autouse=True)
 def _deepspeed_imported_once() -> None:
-    import deepspeed  # noqa: F401  # the forked ranks inherit it
+    import_deepspeed()
 
 
 @pytest.fixture(scope="module", params=CASES)
