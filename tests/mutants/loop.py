@@ -111,7 +111,7 @@ _LOOP: Faults = {
     "no-loss-is-none": ("if num_finite else math.nan", "if num_finite else 0.0", RECORDS + "[byol]"),
     "loss-of-this-rank": ("dist.all_reduce(flags)", "dist.all_reduce(flags[:3])", RECORDS + "[mocov2]"),
     "bad-of-this-rank": ("[not_finite, stops, num_bad,", "[not_finite, stops, bad,", RECORDS + "[mocov2]"),
-    "bad-in-epoch-never-reset": ('                self.counts["bad_in_epoch"] = 0\n', "", MOCO),
+    "bad-in-epoch-never-reset": ('self.counts["bad_in_epoch"] = 0\n', "pass\n", MOCO),
     "bad-at-the-bound-fails": ("> job.data.max_bad *", ">= job.data.max_bad *", MOCO),
     "bad-counted-over-the-run": ('self.counts["bad_in_epoch"] > job', 'self.counts["bad"] > job', MOCO),
     "bad-not-counted": ("        return len(rows)\n", "        return 0\n", f"{ENDS}[unreadable]"),
@@ -122,7 +122,7 @@ _LOOP: Faults = {
     ),
     "one-skip-too-many": (">= MAX_SKIPPED_IN_A_ROW", "> MAX_SKIPPED_IN_A_ROW", f"{ENDS}[not finite]"),
     "skipped-counts-as-update": ('("updates", taken)', '("updates", True)', RECORDS + "[mocov2]"),
-    "stop-without-commit": ("if stop or end_of_epoch or", "if end_of_epoch or", MOCO),
+    "stop-without-commit": ("if stop or end_of_epoch or", "if end_of_epoch or", COMMITS),
     "stop-goes-on": (
         '            if stop:\n                return Outcome("interrupted")\n',
         "",

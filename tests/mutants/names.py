@@ -13,6 +13,7 @@ LOOP, EXACT, NORMS, ENGINE, SCHEDULE = (
 PLAN, STREAM = (f"{_DATA}/test_{part}.py" for part in ("plan", "stream"))
 VIEWS, OPS, RNG = (f"{_AUGMENT}/test_{part}.py" for part in ("views", "ops", "rng"))
 COMMIT = "tests/platform/runs/test_commit.py"
+MONITOR = "tests/platform/runs/test_monitor.py"
 PARTS = "tests/methods/parts"
 
 # name -> text that is there once, what it becomes, test that goes red

@@ -1,16 +1,66 @@
 """What outlives a step: commits, teachers, queues."""
 
-from .names import COMMIT, MOCO, PARTS, SIMCLR, Faults
+from .names import COMMIT, MOCO, MONITOR, PARTS, SIMCLR, Faults
 
 _PRUNES = f"{COMMIT}::test_prune_keeps_newest_and_best"
 
 _COMMIT: Faults = {
     "best-is-the-worst": ("best = max(scores,", "best = min(scores,", _PRUNES),
     "one-commit-too-few": ("whole[-keep:]", "whole[-keep + 1 :]", _PRUNES),
+    "attempt-that-lost-commits": (
+        "if not owned():",
+        "if False:",
+        f"{COMMIT}::test_an_attempt_that_lost_the_run_cannot_commit",
+    ),
+    "nan-is-best": (
+        "score if score is not None and math.isfinite(score) else None",
+        "score",
+        f"{COMMIT}::test_prune_keeps_no_commit_for_a_score_that_is_not_finite",
+    ),
+    "damaged-commits-are-kept-for-whole-ones": (
+        "if (commit := read(path))]",
+        'if (commit := Commit(path, {"step": 0}))]',
+        f"{COMMIT}::test_a_damaged_newest_commit_costs_no_whole_one[1-no_manifest]",
+    ),
+    "damaged-bytes-are-loaded": (
+        " and not is_intact(commit):",
+        " and False:",
+        f"{COMMIT}::test_a_commit_whose_bytes_have_changed_is_set_aside_before_it_is_loaded",
+    ),
+    "drafts-of-others-go": (
+        "if draft.name.endswith(f\".{made.manifest['attempt']}\") or _idle_s(draft) > DRAFT_LIFE_S:",
+        "if True:",
+        f"{COMMIT}::test_prune_leaves_drafts_of_other_attempts_until_they_are_old",
+    ),
     "oldest-is-newest": (
         'sorted(commits.glob("step-*"), reverse=True)',
         'sorted(commits.glob("step-*"))',
-        f"{COMMIT}::test_state_comes_back_bit_equal",
+        f"{COMMIT}::test_newest_passes_over_commits_that_are_not_whole",
+    ),
+}
+
+_RECORD: Faults = {
+    "record-of-the-commits-step-stays": (
+        'record["step"] < start_step and',
+        'record["step"] <= start_step and',
+        "tests/platform/runs/test_records.py::test_cut_drops_later_steps_and_a_half_line",
+    ),
+}
+
+_MODE = f"{MONITOR}::test_an_encoder_is_scored_in_eval_mode_and_goes_on_in_its_own[True]"
+
+_MONITOR: Faults = {
+    "monitor-in-training-mode": ("        encoder.eval()\n", "", _MODE),
+    "monitor-leaves-eval-mode": ("        encoder.train(was_training)\n", "", _MODE),
+    "monitor-of-this-rank": (
+        "[collectives.rank() :: collectives.world_size()]",
+        "[:: collectives.world_size()]",
+        f"{MONITOR}::test_scores_are_the_same_on_1_and_2_ranks",
+    ),
+    "monitor-is-its-own-neighbour": (
+        "exclude_self=True",
+        "exclude_self=False",
+        f"{MONITOR}::test_classes_that_alternate_give_an_encoder_that_knows_nothing_no_score",
     ),
 }
 
@@ -59,6 +109,8 @@ _COLLECTIVES: Faults = {
 
 FAULTS = {
     "platform/runs/commit.py": _COMMIT,
+    "platform/runs/monitor.py": _MONITOR,
+    "platform/train/record.py": _RECORD,
     "methods/parts/queue.py": _QUEUE,
     "methods/parts/ema.py": _EMA,
     "methods/moco_v2.py": _MOCO,

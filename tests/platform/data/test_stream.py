@@ -108,8 +108,9 @@ def test_a_broken_sample_has_the_same_stand_in_everywhere(stream):
 @pytest.mark.parametrize("start_step", [0, 5, 2**32 + 4])
 def test_rows_are_the_planned_ones_however_far_the_run_is(stream, start_step):
     plan, share = stream.plan, BATCH // 2
-    rows = stream.rows(np.arange(4 * share), 1, 2, start_step)
-    steps = range(start_step, start_step + 4)
+    rows = stream.rows(np.arange(40 * share), 1, 2, start_step)
+    steps = range(start_step, start_step + 40)
+    assert rows["bad"].sum() > 3
     places = [step * BATCH + share + place for step in steps for place in range(share)]
     assert rows["position"].tolist() == places
     for row, place in enumerate(places):

@@ -23,6 +23,14 @@ class Mean(nn.Module):
         return x.mean((2, 3))
 
 
+class Watched(Mean):
+    """Notes in which mode it is called."""
+
+    def forward(self, x):
+        self.mode = self.training
+        return super().forward(x)
+
+
 def pictures():
     """Keys, and images that show their class as a colour; one of them is damaged."""
     generator, images = np.random.default_rng(0), []
@@ -37,7 +45,7 @@ def make_shards(folder, labelled=True):
     label(folder, [b"%d" % (i % 3) if labelled else None for i in range(NUM)])
 
 
-def evaluate(rank, world_size, folder, ids=range(NUM)):
+def evaluate(rank, world_size, folder, ids=range(NUM), encoder=None):
     reader = Reader(open_index(folder / "m-000000.tar", folder / f"index-{rank}-{world_size}"))
     monitor = Monitor(
         MonitorConfig(k=5),
@@ -49,7 +57,7 @@ def evaluate(rank, world_size, folder, ids=range(NUM)):
         device=torch.device("cpu"),
         threads=1,
     )
-    return monitor(Mean(), contextlib.nullcontext), monitor.num_bad
+    return monitor(encoder or Mean(), contextlib.nullcontext), monitor.num_bad
 
 
 def test_scores_are_the_same_on_1_and_2_ranks(tmp_path):
@@ -62,6 +70,14 @@ def test_scores_are_the_same_on_1_and_2_ranks(tmp_path):
     assert sum(bad for _, bad in two) == 1
     for metrics, _ in two:
         assert metrics == pytest.approx(one)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_encoder_is_scored_in_eval_mode_and_goes_on_in_its_own(tmp_path, training):
+    make_shards(tmp_path)
+    encoder = Watched().train(training)
+    evaluate(0, 1, tmp_path, encoder=encoder)
+    assert (encoder.mode, encoder.training) == (False, training)
 
 
 def test_fewer_samples_than_ranks_are_scored_and_give_no_verdict(tmp_path):

@@ -246,7 +246,7 @@ def upset(method: Any, rank: int, case: Case, orders: list[np.ndarray]) -> None:
         losses, step = criterion(out, targets, batch), steps[tuple(batch.ids.tolist())]
         match case.not_finite.get(step), rank:
             case ("all losses", _) | ("loss", 1):
-                return losses._replace(loss=losses.loss * float("nan"))
+                return losses._replace(loss=losses.loss + float("nan"))  # its gradient is finite
             case ("gradient", 1):
                 return losses._replace(loss=losses.loss + (out[0].sum() * 0).sqrt())
             case _:
