@@ -168,17 +168,22 @@ class Engine:
                     for slot in self._slots
                 }
 
-    def state(self) -> dict[str, Tensor]:
-        """Full CPU copies by name, the same at every stage and world size. Collective at stage >= 1.
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The whole state by name, one tensor after another on the device, each valid until the next is drawn.
 
-        model.NAME: parameters and buffers; optim.NAME.SLOT: optimiser state of a trainable parameter.
+        model.NAME: parameters and buffers; optim.NAME.SLOT: optimiser state of a trainable parameter. The same at
+        every stage and world size. Collective at stage >= 1, tensor by tensor: every rank draws all of them.
         """
-        state = {f"model.{name}": _copy(value) for name, value in self.module.state_dict().items()}
+        for name, value in self.module.state_dict().items():
+            yield f"model.{name}", value.detach()
         for partition in self._partitions:
             for slot in self._slots:
                 for name, value in partition.read(self._optimizer.state, slot):
-                    state[f"optim.{name}.{slot}"] = _copy(value)
-        return state
+                    yield f"optim.{name}.{slot}", value
+
+    def state(self) -> dict[str, Tensor]:
+        """Full CPU copies of `tensors` on this rank. Collective at stage >= 1."""
+        return {name: cpu_copy(value) for name, value in self.tensors()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """The inverse of `state`, from any stage and world size; it has the names of `expected_state`."""
@@ -221,10 +226,20 @@ class _Partition:
         elif slot == "step":
             yield from ((name, state[self._slice][slot]) for name in self.names)
         else:
-            flat = self._zero.bit16_groups_flat[self._index]
-            full = torch.empty_like(flat)
-            dist.all_gather(list(full.chunk(dist.get_world_size())), state[self._slice][slot])
-            yield from ((name, self._view(full, p)) for name, p in zip(self.names, self._parameters))
+            own = state[self._slice][slot]
+            yield from ((name, self._collect(own, p)) for name, p in zip(self.names, self._parameters))
+
+    def _collect(self, own: Tensor, parameter: nn.Parameter) -> Tensor:
+        """One parameter's part of a slot, from the ranks whose slices it lies in; no rank holds more than that."""
+        whole = torch.empty(parameter.numel(), dtype=own.dtype, device=own.device)
+        start = self._offset(parameter)
+        for rank in range(start // len(own), (start + len(whole) - 1) // len(own) + 1):
+            first, last = max(start, rank * len(own)), min(start + len(whole), (rank + 1) * len(own))
+            piece = whole[first - start : last - start]
+            if rank == dist.get_rank():
+                piece.copy_(own[first - rank * len(own) : last - rank * len(own)])
+            dist.broadcast(piece, rank)
+        return whole.as_strided(parameter.size(), parameter.stride())
 
     def write(self, state: Any, slot: str, values: dict[str, Tensor]) -> None:
         if self._zero is None:
@@ -248,9 +263,12 @@ class _Partition:
     def _slice(self) -> Any:
         return self._zero.single_partition_of_fp32_groups[self._index]
 
+    def _offset(self, parameter: nn.Parameter) -> int:
+        """Where a parameter begins in the flat buffer of its group."""
+        return parameter.storage_offset() - self._zero.bit16_groups_flat[self._index].storage_offset()
+
     def _view(self, full: Tensor, parameter: nn.Parameter) -> Tensor:
-        start = self._zero.bit16_groups_flat[self._index].storage_offset()
-        return full.as_strided(parameter.size(), parameter.stride(), parameter.storage_offset() - start)
+        return full.as_strided(parameter.size(), parameter.stride(), self._offset(parameter))
 
 
 def _drop_frozen(optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -321,5 +339,6 @@ def _import_deepspeed() -> Any:
     return deepspeed
 
 
-def _copy(value: Tensor) -> Tensor:
+def cpu_copy(value: Tensor) -> Tensor:
+    """A contiguous copy that shares nothing with the original."""
     return value.detach().to("cpu", copy=True).contiguous()

@@ -32,6 +32,7 @@ from vergence.platform.train.schedule import factor
 log = logging.getLogger(__name__)
 
 MAX_SKIPPED_IN_A_ROW = 10
+EMBEDDING_ROWS = 256  # of the global batch, whose spread and rank are told
 SHUFFLE, DRAWS = 0x5B, 0xD2  # streams of random words: for shuffling BN, for dropout and its like
 
 
@@ -264,7 +265,6 @@ class RankLoop:
 
         monitor_due: an epoch has ended and is not evaluated yet.
         """
-        state = self.engine.state()
         facts = {
             **self.job.facts,
             "step": self.step,
@@ -272,7 +272,7 @@ class RankLoop:
             "score": self.score,
             "monitor_due": monitor_due,
         }
-        failure = committed(self.job, state, facts)
+        failure = committed(self.job, self.engine, facts)
         self.score = None
         return failure
 
@@ -307,14 +307,17 @@ class RankLoop:
 
 
 def embedding_metrics(z: Tensor) -> dict[str, float]:
-    """Spread and effective rank of the embeddings over the global batch; collective.
+    """Spread and effective rank of the embeddings, on rank 0, elsewhere {}; collective.
 
-    z: (n, ..., d) on this rank; of several views the first. At most 256 rows enter the rank.
+    z: (n, ..., d) on this rank; of several views the first. The first rows of each rank enter, 256 in all.
     """
     from vergence.platform.encoders import knn
 
-    rows = collectives.gather(z.detach().float().flatten(1, -2)[:, 0] if z.dim() > 2 else z.detach().float())
-    features = rows[:256].cpu().numpy()
+    own = z.detach()[: math.ceil(EMBEDDING_ROWS / collectives.world_size())].float()
+    rows = collectives.gather(own.flatten(1, -2)[:, 0] if own.dim() > 2 else own)
+    if collectives.rank():
+        return {}
+    features = rows[:EMBEDDING_ROWS].cpu().numpy()
     return {
         "embedding_std": float(knn.embedding_std(features)),
         "effective_rank": float(knn.effective_rank(features)),

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -17,7 +18,10 @@ from vergence.platform.files import write_atomic
 from vergence.platform.runs import commit as commits
 from vergence.platform.runs.records import parse
 from vergence.platform.runs.run import owns, read_facts
+from vergence.platform.train.engine import Engine, cpu_copy
 from vergence.platform.train.job import Job
+
+PIECE_BYTES = 64 << 20  # of a tensor, that cross from a device at a time
 
 
 class Recorder:
@@ -87,12 +91,14 @@ def cut(path: Path, start_step: int, monitor_due: bool = False) -> None:
     write_atomic(path, "".join(line + "\n" for line in kept))
 
 
-def committed(job: Job, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str | None:
-    """Commit `state` on rank 0 after proving that all ranks hold the same; collective.
+def committed(job: Job, engine: Engine, facts: Mapping[str, Any]) -> str | None:
+    """Commit the state on rank 0 after proving that all ranks hold the same; collective.
 
-    Returns what went wrong, the same on every rank: it is not raised, because a restart would not mend it.
+    Rank 0 copies it to the CPU, the others hold no more than one tensor besides. Returns what went wrong, the same
+    on every rank: it is not raised, because a restart would not mend it.
     """
-    failure = [_difference(state)]
+    state, sums = _collect(engine)
+    failure = [_difference(sums)]
     if failure[0] is None and collectives.rank() == 0:
         try:
             facts = {**facts, "run": read_facts(job.run)}  # so that run.json can be made anew
@@ -109,11 +115,31 @@ def committed(job: Job, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -
     return failure[0]
 
 
-def _difference(state: Mapping[str, Tensor]) -> str | None:
+def _collect(engine: Engine) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Copies of the state, on rank 0 only, and a checksum of each tensor where there are ranks to compare; collective."""
+    state, sums = {}, {}
+    for name, tensor in engine.tensors():
+        if collectives.is_distributed():
+            sums[name] = checksum(tensor)
+        if collectives.rank() == 0:
+            state[name] = cpu_copy(tensor)
+    return state, sums
+
+
+def checksum(tensor: Tensor) -> int:
+    """crc32 of a tensor's bytes, of any dtype, as they lie in memory; from a device a piece at a time."""
+    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    dense = tensor.permute(order).contiguous().view(-1).view(torch.uint8)  # no copy, channels_last or not
+    total = 0
+    for piece in dense.split(PIECE_BYTES):
+        total = zlib.crc32(piece.cpu().numpy(), total)
+    return total
+
+
+def _difference(sums: Mapping[str, int]) -> str | None:
     """Names of the tensors that are not bit-equal on all ranks, as a message; collective."""
     if not collectives.is_distributed():
         return None
-    sums = {name: zlib.crc32(tensor.numpy().tobytes()) for name, tensor in state.items()}
     everyone: list[Any] = [None] * collectives.world_size()
     dist.all_gather_object(everyone, sums)
     differing = [name for name in sums if len({other.get(name) for other in everyone}) > 1]

@@ -6,16 +6,17 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from ranks import alone
+from ranks import alone, run_ranks
 from shard_files import png, write_shard
 
+from vergence.methods import collectives
 from vergence.pipelines.recipe import Recipe, build_method
 from vergence.pipelines.resolve import resolve
 from vergence.platform import yaml
 from vergence.platform.data.index import open_index
 from vergence.platform.runs import commit as commits
 from vergence.platform.runs.run import Run, locked
-from vergence.platform.train.loop import MAX_SKIPPED_IN_A_ROW, RankLoop
+from vergence.platform.train.loop import MAX_SKIPPED_IN_A_ROW, RankLoop, embedding_metrics
 
 RECIPE = """
 epochs: 2
@@ -175,3 +176,21 @@ def test_shuffles_stay_within_spans_and_follow_the_place_in_the_global_batch(mak
     assert (loop._shuffle(8) + 8).tolist() == halves[8:].tolist()
     loop.step += 1
     assert loop._shuffle(8).tolist() != (halves[8:] - 8).tolist()
+
+
+def _embedding_metrics(rank, world_size, z):
+    gathered, gather = [], collectives.gather
+    collectives.gather = lambda rows: gathered.append(len(rows)) or gather(rows)  # in a process of its own
+    return embedding_metrics(z.chunk(world_size)[rank].requires_grad_()), gathered
+
+
+def test_embedding_metrics_gather_only_the_rows_they_use_and_are_told_by_rank_0():
+    z = torch.randn(600, 2, 8, generator=torch.Generator().manual_seed(0))
+    ((alone_of_all, rows),) = run_ranks(_embedding_metrics, 1, z)
+    assert rows == [256]
+    (told, rows), (silent, other_rows) = run_ranks(_embedding_metrics, 2, torch.cat([z[:300], z[128:428]]))
+    assert rows == other_rows == [128]
+    assert told == alone_of_all  # the first 128 rows of each rank are the first 256 of the one
+    assert silent == {}
+    few = torch.randn(12, 8, generator=torch.Generator().manual_seed(1))
+    assert run_ranks(_embedding_metrics, 2, few)[0][0] == run_ranks(_embedding_metrics, 1, few)[0][0]
