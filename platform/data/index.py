@@ -7,18 +7,18 @@ the columns that are used are loaded: 10^7 samples cost 200 MB for their images.
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vergence.platform.data.index_cache import hold, tidy, used
 from vergence.platform.data.pattern import expand
 from vergence.platform.data.scan import CHUNK, Scanned, image_extensions, scan, stamps
 from vergence.platform.errors import UserError
+from vergence.platform.files import replacing
 from vergence.platform.text import printable
 
 SHOWN = 5  # shards that cannot be used, in a message
@@ -30,7 +30,7 @@ class Index:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = pq.ParquetFile(path.open("rb"))  # pyarrow takes no path that is not UTF-8
+        self._file = file = pq.ParquetFile(hold(path))  # pyarrow takes no path that is not UTF-8
         about = json.loads(self._file.schema_arrow.metadata[b"vergence"])
         self.digest: str = about["digest"]
         self.shards = [Path(shard) for shard, _, _ in about["shards"]]
@@ -42,7 +42,9 @@ class Index:
         self._shard: np.ndarray | None = None
         self._labels: np.ndarray | None = None
         self._keys = lru_cache(maxsize=4)(
-            lambda group: self._file.read_row_group(group, columns=["key"])["key"]
+            lambda group: file.read_row_group(group, columns=["key"])[
+                "key"
+            ]  # no cycle with self: it holds the file
         )
 
     def __len__(self) -> int:
@@ -121,7 +123,8 @@ def open_index(pattern: str | Path, cache: Path, progress: bool = False) -> Inde
     shards = expand(pattern)
     try:
         index = Index(_file(cache, shards.paths))
-    except (OSError, pa.ArrowInvalid, KeyError, TypeError):  # not there, or no index: it is only a cache
+        used(index.path)
+    except (OSError, ValueError, KeyError, TypeError):  # not there, or no index: it is only a cache
         scanned = scan(shards.paths, progress)
         _refuse_unusable(scanned, len(shards.paths))
         index = keep(scanned, shards.paths, cache)
@@ -136,14 +139,11 @@ def keep(scanned: Scanned, shards: Sequence[Path], cache: Path) -> Index:
     """
     path = _file(cache, shards)
     cache.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            pq.write_table(scanned.table, file, row_group_size=CHUNK, write_statistics=False)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return Index(path)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        pq.write_table(scanned.table, file, row_group_size=CHUNK, write_statistics=False)
+    index = Index(path)
+    tidy(path)
+    return index
 
 
 def _file(cache: Path, shards: Sequence[Path]) -> Path:
