@@ -3,6 +3,7 @@
 import os
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -60,3 +61,23 @@ def unshared() -> Iterator[Callable[[Sequence[str]], subprocess.Popen]]:
     for process in processes:
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def disk_events(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What this process does from here on, in order: ("synced", path) and ("renamed", old path)."""
+    events: list[tuple[str, str]] = []
+    fsync = os.fsync
+
+    def note_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        events.append(("synced", os.readlink(f"/proc/self/fd/{descriptor}")))
+
+    def note_rename(rename: Callable[..., None], old: Path, new: Path) -> None:
+        rename(old, new)
+        events.append(("renamed", str(old)))
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(os, name, partial(note_rename, getattr(os, name)))
+    return events

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vergence.platform.encoders.resize import RULE
 from vergence.platform.errors import VergenceError
+from vergence.platform.files import sync
 
 PROGRAM, WEIGHTS, CARD, README = "encoder.pt2", "encoder.safetensors", "encoder.json", "card.md"
 GATE_BATCHES = (1, 7, 64)
@@ -117,11 +118,14 @@ def check_equal(expected: Any, loaded: Any, card: EncoderCard) -> None:
 
 
 def _replace(draft: Path, folder: Path) -> None:
-    """Put the finished draft in the folder's place; a rename cannot replace a folder that has files."""
+    """Put the finished draft, on the disk, in the folder's place; a rename cannot replace a folder that has files."""
+    for path in (*draft.iterdir(), draft):
+        sync(path)  # what has the folder's name counts as exported, after a power cut too
     old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
     if folder.exists():
         folder.rename(old)
     draft.rename(folder)
+    sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -1,26 +1,13 @@
-import os
-
 import pytest
 
 from vergence.platform.files import write_atomic
 
 
-def test_a_text_is_on_the_disk_before_it_takes_the_place_of_the_old_one(tmp_path, monkeypatch):
-    seen, fsync, replace = [], os.fsync, os.replace
-
-    def note_fsync(descriptor):
-        fsync(descriptor)
-        seen.append(os.readlink(f"/proc/self/fd/{descriptor}"))
-
-    def note_replace(old, new):
-        assert seen == [str(old)]
-        replace(old, new)
-        seen.append("replaced")
-
-    monkeypatch.setattr(os, "fsync", note_fsync)
-    monkeypatch.setattr(os, "replace", note_replace)
+def test_a_text_is_on_the_disk_before_it_takes_the_place_of_the_old_one(tmp_path, disk_events):
     write_atomic(tmp_path / "facts.json", "new")
-    assert seen[1:] == ["replaced", str(tmp_path)]
+    (synced, draft), renamed, folder_synced = disk_events
+    assert (synced, renamed) == ("synced", ("renamed", draft))
+    assert folder_synced == ("synced", str(tmp_path))
     assert (tmp_path / "facts.json").read_text() == "new"
 
 

@@ -41,6 +41,15 @@ def test_export_gives_the_encoder_in_eval_mode_for_any_batch(exported):
         np.testing.assert_allclose(got, expected[:n], atol=1e-5)
 
 
+def test_all_of_an_export_is_on_the_disk_before_its_folder_has_its_name(tmp_path, disk_events):
+    folder = export_encoder(make_encoder(), make_card(), tmp_path / "exports")
+    (renamed,) = [i for i, (what, path) in enumerate(disk_events) if what == "renamed" and "exports" in path]
+    draft = disk_events[renamed][1]
+    synced = {path for what, path in disk_events[:renamed] if what == "synced"}
+    assert {draft, *(f"{draft}/{path.name}" for path in folder.iterdir())} <= synced
+    assert ("synced", str(tmp_path)) in disk_events[renamed:]
+
+
 def test_safetensors_fill_the_backbone_under_its_own_names(exported):
     encoder, folder = exported
     with safe_open(folder / "encoder.safetensors", "pt") as file:

@@ -199,23 +199,11 @@ def test_a_target_that_cannot_be_emptied_does_not_stop_a_commit(tmp_path, small_
     assert [path.name for path in tmp_path.iterdir()] == [commits.folder_name(2)]
 
 
-def test_files_and_their_folder_are_on_the_disk_before_the_commit_gets_its_name(tmp_path, monkeypatch):
-    seen, fsync, rename = [], os.fsync, os.rename
-
-    def note_fsync(descriptor):
-        fsync(descriptor)
-        seen.append(("synced", os.readlink(f"/proc/self/fd/{descriptor}")))
-
-    def note_rename(old, new):
-        rename(old, new)
-        seen.append(("renamed", str(old)))
-
-    monkeypatch.setattr(os, "fsync", note_fsync)
-    monkeypatch.setattr(os, "rename", note_rename)
+def test_files_and_their_folder_are_on_the_disk_before_the_commit_gets_its_name(tmp_path, disk_events):
     write(tmp_path, 1)
     draft = str(tmp_path / f".{commits.folder_name(1)}.attempt")
-    renamed = seen.index(("renamed", draft))
-    before, after = seen[:renamed], seen[renamed + 1 :]
+    renamed = disk_events.index(("renamed", draft))
+    before, after = disk_events[:renamed], disk_events[renamed + 1 :]
     assert ("synced", f"{draft}/{commits.STATE}") in before
     assert before[-1] == ("synced", draft)
     assert ("synced", str(tmp_path)) in after
