@@ -53,7 +53,7 @@ def fork(old: Run, new: Run) -> None:
         with locked(new):
             facts = {
                 **source.manifest,
-                "run": {"id": secrets.token_hex(8)},  # another run, with an MLflow run and a version of its own
+                "run": {"id": secrets.token_hex(8)},  # another run: its MLflow run and version are its own
                 "step": 0,
                 "score": None,
                 "holdout_rule": HOLDOUT_RULE,

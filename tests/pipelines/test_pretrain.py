@@ -274,6 +274,8 @@ def test_fork_starts_anew_from_the_newest_state(undisturbed, place):
     assert commit.step == 9
     weights = commits.load_state(commit)["model.encoder.backbone.conv1.weight"]
     torch.testing.assert_close(weights, state["model.encoder.backbone.conv1.weight"], rtol=0, atol=1e-6)
+    old, new = (json.loads((home / name / "run.json").read_text()) for name in ("tiny", "second"))
+    assert not {new["id"], new["mlflow_run"]} & {old["id"], old["mlflow_run"]}
     other = vergence(
         home, "pretrain", str(place / "tiny.yaml"), "optim.name=adamw", "--name", "tiny", "--fork", "third"
     )

@@ -125,7 +125,9 @@ def test_who_has_lost_the_run_while_committing_does_not_prune(tmp_path, monkeypa
         own(tmp_path, "b")
         return made
 
+    (tmp_path / "run.json").write_text('{"id": "a1", "mlflow_run": "m"}')
     assert record.committed(job, engine, {"step": 1, "counts": {}}) is None
+    assert commits.newest(tmp_path / "commits").manifest["run"] == {"id": "a1", "mlflow_run": "m"}
     monkeypatch.setattr(commits, "write", written_then_taken)
     assert record.committed(job, engine, {"step": 2, "counts": {}}) is None
     assert len(list((tmp_path / "commits").glob("step-*"))) == 2
