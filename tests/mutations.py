@@ -19,9 +19,8 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import NamedTuple
 
-os.environ["OMP_NUM_THREADS"] = (
-    "1"  # before torch: forked ranks hang in a pool of threads that their parent has used
-)
+# before torch: forked ranks hang in a pool of threads that their parent has used
+os.environ["OMP_NUM_THREADS"] = "1"
 
 from mutants import MUTANTS
 from ranks import import_deepspeed
@@ -109,9 +108,7 @@ def _run(mutant: Mutant | None, tests: Sequence[str], copy: Path) -> int:
     assert Path(errors.__file__).is_relative_to(copy), (
         f"the tests would import {errors.__file__}, not the copy"
     )
-    return int(
-        pytest.main(["-x", "-m", "", "-p", "no:cacheprovider", "--durations=0", "--no-header", *tests])
-    )
+    return int(pytest.main(["-x", "-m", "", "-p", "no:cacheprovider", "--durations=1", *tests]))
 
 
 class Running(NamedTuple):
