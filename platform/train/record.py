@@ -4,7 +4,7 @@ import json
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vergence.methods import collectives
 from vergence.platform.errors import VergenceError
-from vergence.platform.files import write_atomic
+from vergence.platform.files import sync, write_atomic
 from vergence.platform.runs import commit as commits
 from vergence.platform.runs.records import parse
 from vergence.platform.runs.run import owns, read_facts
@@ -101,6 +101,8 @@ def committed(job: Job, engine: Engine, facts: Mapping[str, Any]) -> str | None:
     failure = [_difference(sums)]
     if failure[0] is None and collectives.rank() == 0:
         try:
+            with suppress(FileNotFoundError):
+                sync(job.run / "logs" / "metrics.jsonl")  # of steps that are not done again after this
             facts = {**facts, "run": read_facts(job.run)}  # so that run.json can be made anew
             made = commits.write(
                 job.run / "commits", state, facts, job.attempt, owned=lambda: owns(job.run, job.attempt)

@@ -135,3 +135,11 @@ def test_who_has_lost_the_run_while_committing_does_not_prune(tmp_path, monkeypa
     own(tmp_path, "a")
     assert record.committed(job, engine, {"step": 3, "counts": {}}) is None
     assert len(list((tmp_path / "commits").glob("step-*"))) == 1
+
+
+@alone
+def test_records_of_steps_before_a_commit_are_on_the_disk_before_it(tmp_path, disk_events):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "metrics.jsonl").write_text('{"step": 0}\n')
+    assert record.committed(job_in(tmp_path), engine_of(Net(), 0), {"step": 1, "counts": {}}) is None
+    assert disk_events[0] == ("synced", str(tmp_path / "logs" / "metrics.jsonl"))
