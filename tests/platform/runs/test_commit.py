@@ -1,6 +1,8 @@
 import errno
 import math
+import multiprocessing
 import os
+import select
 import shutil
 import time
 
@@ -182,6 +184,36 @@ def test_prune_leaves_drafts_of_other_attempts_until_they_are_old(tmp_path):
         os.utime(path, (old, old))  # the other's folder is old, but its state is still being written
     commits.prune(tmp_path, 1, write(tmp_path, 5))
     assert sorted(path.name for path in tmp_path.iterdir()) == [drafts["other"].name, commits.folder_name(5)]
+
+
+def commit_without_end(folder, step, told):
+    """Commit and prune, and tell each step into a pipe; in a process of its own."""
+    while True:
+        commits.prune(folder, 2, write(folder, step, state={"model.w": torch.full((1 << 18,), float(step))}))
+        os.write(told, f"{step}\n".encode())
+        step += 1
+
+
+def test_a_kill_at_any_moment_leaves_the_last_commit_and_no_half_one(tmp_path):
+    last = 0
+    for kill in range(12):
+        reading, writing = os.pipe()
+        process = multiprocessing.get_context("fork").Process(
+            target=commit_without_end, args=(tmp_path, last + 1, writing)
+        )
+        process.start()
+        os.close(writing)
+        assert select.select([reading], [], [], 30)[0]  # it has told its first step
+        time.sleep(0.003 * kill)
+        process.kill()
+        process.join()
+        with open(reading) as told:
+            steps_told = [int(line) for line in told]
+        newest = commits.newest_intact(tmp_path)
+        assert newest.step >= steps_told[-1] > last
+        assert commits.load_state(newest)["model.w"][-1] == newest.step
+        assert all(commits.read(path) for path in tmp_path.glob("step-*"))
+        last = newest.step
 
 
 def test_a_target_that_cannot_be_emptied_does_not_stop_a_commit(tmp_path, small_disk):
