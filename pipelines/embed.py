@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vergence.platform.errors import UserError, VergenceError
 from vergence.platform.home import home
+from vergence.platform.text import printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,7 +122,7 @@ class _Writer:
         for name, ids in self.images.pieces:
             before = self.written.rows
             self.file(out / f"{name}.parquet", [ids])
-            rows[f"{name}.parquet"] = self.written.rows - before
+            rows[printable(f"{name}.parquet")] = self.written.rows - before
         manifest = self.about | {"rows": rows, "unreadable": self.written.bad}
         draft = out / f".{MANIFEST}.{os.getpid()}"
         draft.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -256,7 +257,6 @@ def _open_folder(folder: Path) -> Images:
 
     from vergence.platform.data.files import image_files
     from vergence.platform.data.formats import IMAGE_EXTENSIONS
-    from vergence.platform.text import printable
 
     found, left_out = image_files(folder)
     if not found:

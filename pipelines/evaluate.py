@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vergence.platform.errors import UserError
 from vergence.platform.home import home
+from vergence.platform.text import printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -201,7 +202,7 @@ def _features(data: Labelled, embedders: Mapping[str, Embedder], size: int) -> F
         )
     kept = np.concatenate(good)
     about = {
-        "shards": pattern,
+        "shards": printable(pattern),
         "images": len(kept),
         "unreadable": len(data.ids) - len(kept),
         "unlabelled": len(index) - len(data.ids),

@@ -54,8 +54,16 @@ def pretrain(
     """
     from vergence.pipelines import attempt
     from vergence.pipelines.recipe import load_recipe, recipe_path
+    from vergence.platform.errors import UserError
+    from vergence.platform.home import home
     from vergence.platform.runs.run import Run, locked, valid_name
+    from vergence.platform.text import printable
 
+    if printable(str(home())) != str(home()):
+        raise UserError(
+            f"{printable(str(home()))}: torch and MLflow cannot write into a folder that is no UTF-8; set VERGENCE_HOME to "
+            "another state folder"
+        )
     parsed = load_recipe(recipe, overrides)
     run = Run(valid_name(name or recipe_path(recipe).stem))
     target = run if fork is None else Run(valid_name(fork))

@@ -23,6 +23,7 @@ from vergence.platform.runs.commit import CommitConfig
 from vergence.platform.runs.monitor import MonitorConfig
 from vergence.platform.runs.run import Run
 from vergence.platform.runs.track import TrackConfig
+from vergence.platform.text import printable
 from vergence.platform.train.exact import BatchConfig
 from vergence.platform.train.norms import NormConfig
 from vergence.platform.train.optim.config import OptimConfig
@@ -89,6 +90,12 @@ class Recipe(BaseModel, frozen=True, extra="forbid", strict=True):
         """The validated recipe; UserError with each wrong setting by path and its nearest valid name."""
         if not isinstance(raw, Mapping):
             raise UserError(f"{where}: a recipe is a mapping of settings, got {type(raw).__name__}")
+        for path, value in flatten(raw).items():
+            if isinstance(value, str) and not value.isascii() and printable(value) != value:
+                raise UserError(
+                    f"{where}: {path}={printable(value)}: a recipe is text in UTF-8; write ? for each byte of a path that "
+                    "is none, as in a pattern"
+                )
         try:
             return cls.model_validate_json(json.dumps(raw, allow_nan=False))
         except ValidationError as error:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 SHARDS_HELP = (
     "a tar, a folder of tars, a glob (** for folders below), or a brace range 'train-{000000..000009}.tar'"
 )
-CLASSES_SHOWN = 10
+SHOWN = 10  # classes, and kinds of members
 RAW = argparse.RawDescriptionHelpFormatter
 
 
@@ -136,13 +136,13 @@ def _index(args: argparse.Namespace) -> int:
     from vergence.platform.data.index import open_index
 
     index = open_index(args.shards, home() / "index", progress=True)
-    members = ", ".join(f"{count:,} .{extension}" for extension, count in index.extensions.items())
+    kinds = list(index.extensions.items())
+    members = ", ".join(f"{count:,} .{extension}" for extension, count in kinds[:SHOWN])
+    members += f" and {len(kinds) - SHOWN} more" if len(kinds) > SHOWN else ""
     print(f"{args.shards}: {len(index):,} samples in {len(index.shards):,} shards ({members})")
     print(f"digest {index.digest}\nindex  {index.path}")
     if index.classes:
-        shown = ", ".join(index.classes[:CLASSES_SHOWN]) + (
-            ", ..." if len(index.classes) > CLASSES_SHOWN else ""
-        )
+        shown = ", ".join(index.classes[:SHOWN]) + (", ..." if len(index.classes) > SHOWN else "")
         print(f"{len(index.classes):,} classes: {shown}")
     _tell(index.notes)
     return 0

@@ -260,8 +260,15 @@ def _notes(scanned: Scanned, counts: Mapping[str, int], num_shards: int) -> list
     has_image = np.zeros(len(table), bool)
     for extension in image_extensions(counts):
         has_image |= _has(table, extension)
-    if missing := int((~has_image).sum()):
-        notes.append(f"{missing:,} of {len(table):,} samples have no image")
-    if "label" in table.column_names and 0 < (missing := table["label"].null_count) < len(table):
-        notes.append(f"{missing:,} of {len(table):,} samples have no class (.cls)")
+    without_class = table["label"].null_count if "label" in table.column_names else 0
+    if without_image := int((~has_image).sum()):
+        notes.append(f"{without_image:,} of {len(table):,} samples have no image")
+    if without_class:
+        notes.append(f"{without_class:,} of {len(table):,} samples have no class (.cls)")
+    if without_image or without_class:
+        apart = len(table) - len(table.group_by(["shard", "key"]).aggregate([]))
+        if apart:
+            notes.append(
+                f"{apart:,} keys come back later in their shard: tar --sort=name keeps a sample together"
+            )
     return notes + ([scanned.mixed] if scanned.mixed else [])

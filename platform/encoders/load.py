@@ -19,6 +19,7 @@ from vergence.platform.encoders.export import CARD, PROGRAM, EncoderCard
 from vergence.platform.errors import UserError, VergenceError, nearest
 from vergence.platform.home import home
 from vergence.platform.mlflow_store import store, tracking_uri
+from vergence.platform.text import printable
 
 BATCH = 256
 MODEL = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))")
@@ -80,7 +81,8 @@ def _open(file: Path, name: str, card: Path | None = None) -> LoadedEncoder:
     try:
         if not zipfile.is_zipfile(file):
             raise ValueError("no archive; it may be cut off")
-        program = torch.export.load(file)
+        with file.open("rb") as stream:  # torch takes no path that is not UTF-8
+            program = torch.export.load(stream)
         [given], [made] = program.graph_signature.user_inputs, program.graph_signature.user_outputs
         nodes = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
         _, side, width, channels = nodes[given].shape
@@ -100,7 +102,7 @@ def _open(file: Path, name: str, card: Path | None = None) -> LoadedEncoder:
         digest.update(key.encode())
         digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
     dim = int(nodes[made].shape[-1])
-    return LoadedEncoder(name, int(side), dim, digest.hexdigest()[:16], read, program.module())
+    return LoadedEncoder(printable(name), int(side), dim, digest.hexdigest()[:16], read, program.module())
 
 
 def _from_registry(ref: str) -> LoadedEncoder:

@@ -155,6 +155,14 @@ def test_every_mistake_is_one_line_and_exit_2(home, arguments, message, capfd, t
     assert message in lines[0]
 
 
+def test_a_state_folder_that_is_no_utf8_is_refused_before_anything_is_trained(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VERGENCE_HOME", os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    assert cli.main(["pretrain", "simclr-cifar10"]) == 2
+    assert (
+        r"/caf\xe9: torch and MLflow cannot write into a folder that is no UTF-8" in capsys.readouterr().err
+    )
+
+
 def test_settings_may_stand_behind_an_option(home, capsys):
     pattern = "data.train=nowhere/*.tar"
     assert cli.main(["pretrain", "simclr-cifar10", "--name", "second", pattern, "--dry-run"]) == 2

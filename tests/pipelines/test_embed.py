@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -170,6 +172,20 @@ def test_a_folder_with_links_and_names_of_all_kinds(encoder, shards, tmp_path, c
     assert capsys.readouterr().out.splitlines()[-1] == (
         "left out: dead links (1: gone.png), .heic (1), folders read already (1: all/)"
     )
+
+
+def test_shards_and_encoders_under_names_that_are_no_utf8(encoder, shards, tmp_path):
+    latin = tmp_path / b"caf\xe9".decode("utf-8", "surrogateescape")
+    latin.mkdir()
+    (shards / "train-0.tar").rename(latin / b"\xfc.tar".decode("utf-8", "surrogateescape"))
+    shutil.copytree(Path(encoder.name).parent, latin / "exports")
+    written = embed(load_encoder(str(latin / "exports/encoder.pt2")), str(latin), latin / "out")
+    assert written.rows == 10
+    manifest = (latin / "out/_MANIFEST.json").read_text(encoding="utf-8")
+    assert json.loads(manifest)["rows"] == {r"\xfc.parquet": 10}
+    assert json.loads(manifest)["encoder"].endswith(r"/caf\xe9/exports/encoder.pt2")
+    assert "\\ud" not in manifest  # half a character, which other programs refuse
+    assert embed(encoder, str(latin), latin / "out").existed
 
 
 def test_command_says_what_it_wrote_and_is_2_for_an_unknown_encoder(encoder, shards, tmp_path, capsys):

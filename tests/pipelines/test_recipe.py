@@ -37,6 +37,14 @@ def test_what_is_no_recipe_is_one_line(tmp_path, text):
     assert "\n" not in str(caught.value)
 
 
+def test_a_path_that_is_no_utf8_is_refused_with_the_cure():
+    path = b"caf\xe9/a.tar".decode("utf-8", "surrogateescape")
+    with pytest.raises(
+        UserError, match=r"data\.train=caf\\xe9/a\.tar: a recipe is text in UTF-8; write \? for each byte"
+    ):
+        load_recipe("simclr-cifar10", [f"data.train={path}"])
+
+
 def test_operational_settings_are_not_the_identity():
     recipe = load_recipe("simclr-cifar10")
     same = load_recipe(

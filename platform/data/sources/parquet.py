@@ -5,6 +5,7 @@ All files are looked at before anything is written: they must agree on the image
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -91,7 +92,7 @@ class Parquet:
         file, numbers = self.files[i], range(self.starts[i], self.starts[i + 1])
         image = file.schema.field(self.column).type
         stored: list[str | None] = [None] * len(numbers)
-        if image.get_field_index("path") >= 0 and pa.types.is_string(image.field("path").type):
+        if image.get_field_index("path") >= 0 and _is_text(image.field("path").type):
             paths = pc.struct_field(_read(file, f"{self.column}.path"), "path")
             stored = paths.to_pylist()
         return [_stem(name or "") or f"{number:09d}" for name, number in zip(stored, numbers)]
@@ -112,19 +113,32 @@ class Parquet:
 
 
 def _open(path: Path) -> File:
+    with _reading(path) as stored:
+        schema = stored.schema_arrow
+        for name in {LABEL_COLUMN, *IMAGE_COLUMNS} & set(schema.names):
+            if schema.names.count(name) > 1:
+                raise UserError(
+                    f"{path}: {schema.names.count(name)} columns are called {name}; rename all but one"
+                )
+        return File(path, stored.metadata, schema)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[pq.ParquetFile]:
+    """An open file; what pyarrow says of damaged ones is a UserError, an error of the disk stays one."""
     try:
         with path.open("rb") as stream:
-            file = pq.ParquetFile(stream)
-            return File(path, file.metadata, file.schema_arrow)
-    except pa.ArrowInvalid:
+            yield pq.ParquetFile(stream)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise UserError(f"{path}: damaged, or no parquet file; fetch it again") from None
 
 
 def _bytes(file: File, group: int, column: str) -> Iterator[pa.Scalar]:
     """The bytes of the images of one row group, null where there are none; a few are held at a time."""
-    with file.path.open("rb") as stream:
-        batches = pq.ParquetFile(stream).iter_batches(BATCH, row_groups=[group], columns=[f"{column}.bytes"])
-        for batch in batches:
+    with _reading(file.path) as stored:
+        for batch in stored.iter_batches(BATCH, row_groups=[group], columns=[f"{column}.bytes"]):
             yield from pc.struct_field(batch.column(0), "bytes")
 
 
@@ -149,8 +163,8 @@ def _image_column(files: Sequence[File]) -> str:
     column = next((name for name in there if _holds_bytes(first, name)), None)
     if column is None and there:
         raise UserError(
-            f"{first.path}: column {there[0]} is {first.schema.field(there[0]).type} and holds no bytes of images; "
-            "they stand in a struct(bytes, path)"
+            f"{first.path}: column {there[0]} is {first.schema.field(there[0]).type}; the bytes of an image stand in a "
+            "struct(bytes, path)"
         )
     if column is None:
         names = ", ".join(first.schema.names)
@@ -176,7 +190,7 @@ def _label_column(files: Sequence[File], choice: str | None, image: str) -> str 
     """The column of classes that all files have, or None. Raises UserError: chosen and missing, or in some only."""
     if choice == NO_LABEL:
         return None
-    name = choice or LABEL_COLUMN
+    name = LABEL_COLUMN if choice is None else choice
     having = [file for file in files if name in file.schema.names and name != image]
     if not having:
         if choice is None:
@@ -226,14 +240,18 @@ def _kind(file: File, column: str) -> str:
         return "null"
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
         return "numbers"
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+    if _is_text(kind):
         return "words"
     raise UserError(f"{file.path}: column {column} is {kind}, not one whole number or word a row; {_CURE}")
 
 
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
 def _read(file: File, column: str) -> pa.ChunkedArray:
-    with file.path.open("rb") as stream:
-        values = pq.ParquetFile(stream).read(columns=[column]).column(0)
+    with _reading(file.path) as stored:
+        values = stored.read(columns=[column]).column(0)
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
     return values
@@ -274,7 +292,9 @@ def _names_of_numbers(files: Sequence[File], column: str) -> list[str] | None:
 
 
 def _described(file: File, column: str) -> list[str] | None:
-    about: Any = json.loads((file.schema.metadata or {}).get(b"huggingface", b"{}"))
-    feature = about.get("info", {}).get("features", {}).get(column, {})
-    names: list[str] | None = feature.get("names") if isinstance(feature, dict) else None
-    return names
+    try:
+        about: Any = json.loads((file.schema.metadata or {}).get(b"huggingface", b"{}"))
+        names = about["info"]["features"][column]["names"]
+    except (ValueError, KeyError, TypeError):  # none, or of another program
+        return None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None

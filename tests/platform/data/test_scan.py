@@ -105,3 +105,12 @@ def test_a_jfif_is_an_image(tmp_path):
     path = write(tmp_path / "a.tar", "a.jfif", "b.JPE")
     assert len(open_index(path, tmp_path / "cache")) == 2
     assert lost(path) == {}
+
+
+def test_members_of_a_sample_that_stand_apart_are_told(tmp_path):
+    samples = [(str(i), {"png": PNG}) for i in range(3)] + [(str(i), {"cls": b"1"}) for i in range(3)]
+    assert open_index(write_shard(tmp_path / "a.tar", samples), tmp_path / "cache").notes == [
+        "3 of 6 samples have no image",
+        "3 of 6 samples have no class (.cls)",
+        "3 keys come back later in their shard: tar --sort=name keeps a sample together",
+    ]

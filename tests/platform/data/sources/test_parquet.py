@@ -68,9 +68,11 @@ def test_files_that_disagree_on_a_type_name_or_image_are_refused(tmp_path):
 
 def test_files_without_bytes_or_rows_are_refused(tmp_path):
     links = write(tmp_path / "links.parquet", image=[{"src": "a.png", "height": 3}] * 4)
-    refused(r"links\.parquet: column image is struct<src: string, height: int64> and holds no bytes", links)
+    refused(
+        r"links\.parquet: column image is struct<src: string, height: int64>; the bytes of an image", links
+    )
     text = write(tmp_path / "text.parquet", image=["a.png"])
-    refused(r"text\.parquet: column image is string and holds no bytes", text)
+    refused(r"text\.parquet: column image is string; the bytes of an image", text)
     empty = write(
         tmp_path / "empty.parquet", image=pa.array([], pa.struct({"bytes": pa.binary(), "path": pa.string()}))
     )
@@ -203,3 +205,31 @@ def test_file_names_that_are_no_utf8(tmp_path):
     path = tmp_path / b"caf\xe9.parquet".decode("utf-8", "surrogateescape")
     write(tmp_path / "a.parquet", image=IMAGES, label=NUMBERS).rename(path)
     assert labels(opened(path)) == NUMBERS
+
+
+def test_a_file_that_is_damaged_inside_is_refused(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(
+        pa.table({"image": IMAGES, "label": ["a", "b"] * 6}), path, compression="gzip", row_group_size=4
+    )
+    whole, middle = path.read_bytes(), pq.read_metadata(path).row_group(1).column(0).data_page_offset
+    path.write_bytes(whole[:middle] + bytes(200) + whole[middle + 200 :])
+    with pytest.raises(UserError, match=r"a\.parquet: damaged, or no parquet file; fetch it again"):
+        list(opened(path).samples(0, 12))
+
+
+@pytest.mark.parametrize(
+    "about", ["not json", "null", '{"info": null}', '{"info": {"features": {"label": [1]}}}']
+)
+def test_a_description_of_another_program_is_no_fault(tmp_path, about):
+    table = pa.table({"image": IMAGES, "label": NUMBERS}).replace_schema_metadata({"huggingface": about})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert opened(tmp_path / "a.parquet").classes is None
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    table = pa.Table.from_arrays(
+        [pa.array(IMAGES), pa.array(NUMBERS), pa.array(NUMBERS)], ["image", "label", "label"]
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    refused(r"a\.parquet: 2 columns are called label", tmp_path / "a.parquet")
