@@ -255,8 +255,8 @@ class _Files:
 def _open_folder(folder: Path) -> Images:
     import numpy as np
 
-    from vergence.platform.data.files import image_files
     from vergence.platform.data.formats import IMAGE_EXTENSIONS
+    from vergence.platform.data.walk import image_files
 
     found, left_out = image_files(folder)
     if not found:

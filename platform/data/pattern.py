@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import braceexpand
 
-from vergence.platform.data.files import NAMED, LeftOut, folders
 from vergence.platform.data.formats import IMAGE_EXTENSIONS
+from vergence.platform.data.walk import NAMED, LeftOut, folders
 from vergence.platform.errors import UserError
 from vergence.platform.text import printable
 

@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 
 from vergence.platform.data import tar
-from vergence.platform.data.files import LeftOut
 from vergence.platform.data.formats import IMAGE_EXTENSIONS, START, image_format, is_image
 from vergence.platform.data.labels import MAX_BYTES, class_text, number
 from vergence.platform.data.progress import Bar
+from vergence.platform.data.walk import LeftOut
 from vergence.platform.errors import UserError
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vergence.platform.data.files import NAMED, image_files
 from vergence.platform.data.formats import IMAGE_EXTENSIONS
 from vergence.platform.data.sources.source import Packed, digest, numbered, only_none, unique_keys
+from vergence.platform.data.walk import NAMED, image_files
 from vergence.platform.errors import UserError
 from vergence.platform.text import printable
 

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vergence.platform.data.files import LeftOut
 from vergence.platform.data.formats import START, image_format
 from vergence.platform.data.sources.source import NO_LABEL, Packed, digest, numbered, unique_keys
+from vergence.platform.data.walk import LeftOut
 from vergence.platform.errors import UserError, nearest
 
 BATCH = 64

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from shard_files import png
 
-from vergence.platform.data.files import LeftOut, folders, image_files
+from vergence.platform.data.walk import LeftOut, folders, image_files
 
 PNG = png(np.zeros((4, 4, 3), np.uint8))
 
