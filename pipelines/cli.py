@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from vergence.platform.errors import VergenceError
+from vergence.platform.masking import masked
 from vergence.platform.text import never_fail_to_print, printable
 
 # verb -> (module, one line); modules load only when their verb is used
@@ -33,7 +34,7 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line; its subparsers too."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"vergence: {message}; see `{self.prog} --help`\n")
+        self.exit(2, f"vergence: {masked(message)}; see `{self.prog} --help`\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,7 +86,7 @@ def guarded(work: Callable[[], int]) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"vergence: {printable(' '.join(message.split()))}", file=sys.stderr)
+    print(f"vergence: {masked(printable(' '.join(message.split())))}", file=sys.stderr)
     return code
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vergence.pipelines import cli
 from vergence.platform.home import home
+from vergence.platform.masking import masked
 from vergence.platform.mlflow_store import tracking_uri
 
 RUN = "quickstart"
@@ -86,7 +87,7 @@ def _summary(report: Path, picture: Path, seconds: float) -> None:
         f"\nThe quickstart is complete ({seconds:.0f} s this time).\n"
         f"  kNN on the test digits  {trained:.3f}   (as initialised {initial:.3f}, raw pixels {raw:.3f})\n"
         f"  map of the embeddings   {picture}\n"
-        f"  use the encoder         mlflow.set_tracking_uri({tracking_uri()!r})\n"
+        f"  use the encoder         mlflow.set_tracking_uri({masked(tracking_uri())!r})\n"
         f"                          mlflow.pyfunc.load_model({MODEL!r}).predict(images)\n"
         f"  next                    .venv/bin/vergence pretrain simclr-cifar10 --help\n"
         f"  your own images         .venv/bin/vergence shards pack FOLDER shards/"

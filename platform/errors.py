@@ -7,11 +7,16 @@ VergenceError          1  the run failed
 import difflib
 from collections.abc import Iterable
 
+from vergence.platform.masking import masked
+
 
 class VergenceError(Exception):
-    """Ends the command with one line on stderr, no traceback."""
+    """Ends the command with one line on stderr, no traceback; passwords and tokens in it are masked."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(masked(message))
 
 
 class UserError(VergenceError):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vergence.platform.errors import VergenceError
+from vergence.platform.masking import masked
 
 if TYPE_CHECKING:
     from vergence.platform.data.stream import Stream
@@ -111,10 +112,15 @@ def _one(future: "Future[Any]") -> Iterator[Any]:
     yield future.result()
 
 
+class _Masking(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return masked(super().format(record))
+
+
 def log_to_file(path: Path) -> None:
-    """All log records of this process into one file, appended."""
+    """All log records of this process into one file, appended; passwords and tokens are masked."""
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    handler.setFormatter(_Masking("%(asctime)s %(levelname)s %(name)s %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.INFO)

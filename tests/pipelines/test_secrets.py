@@ -1,0 +1,67 @@
+"""A password in an address is nowhere in what the verbs print or leave behind."""
+
+import json
+
+import pytest
+
+from vergence.pipelines import cli, quickstart
+
+SECRET = "s3cret-pa55"
+ADDRESS = f"http://user:{SECRET}@127.0.0.1:9/x.tar?token={SECRET}"
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    monkeypatch.setenv("VERGENCE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", ADDRESS)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def assert_nowhere(said, folder):
+    assert SECRET not in said.out + said.err
+    for path in folder.rglob("*"):
+        assert SECRET not in path.name
+        assert not path.is_file() or SECRET.encode() not in path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["shards", "pack", ADDRESS, "out"],
+        ["shards", "index", ADDRESS],
+        ["shards", "check", ADDRESS],
+        ["pretrain", ADDRESS],
+        ["pretrain", "simclr-cifar10", f"data.train={ADDRESS}"],
+        ["pretrain", "simclr-cifar10", f"track.experiment={ADDRESS}"],
+        ["pretrain", "simclr-cifar10", f"optim.lr={ADDRESS}"],
+        ["pretrain", "simclr-cifar10", f"optim.{ADDRESS}"],
+        ["pretrain", "simclr-cifar10", "--name", ADDRESS],
+        ["evaluate", ADDRESS, "--train", "a", "--test", "b"],
+        ["evaluate", "models:/x@champion", "--train", "a", "--test", "b"],
+        ["evaluate", f"models:/{ADDRESS}", "--train", "a", "--test", "b"],
+        ["embed", "models:/x/1", "a", "b"],
+        ["embed", ADDRESS, ADDRESS, ADDRESS],
+        ["runs", "show", ADDRESS],
+        ["runs", "list", ADDRESS],
+        ["methods", ADDRESS],
+        [ADDRESS],
+    ],
+)
+def test_no_verb_tells_a_secret_when_it_fails(command, place, capfd):
+    try:
+        code = cli.main(command)
+    except SystemExit as exit:  # argparse
+        code = exit.code
+    assert code in (1, 2)
+    said = capfd.readouterr()
+    assert_nowhere(said, place)
+    assert "***@" in said.err  # the address is named all the same
+
+
+def test_the_quickstart_tells_where_the_encoder_is_without_the_secret(place, capfd):
+    report = place / "knn.json"
+    figures = {name: {"top1": 0.5} for name in ("encoder", "as initialised", "raw pixels")}
+    report.write_text(json.dumps({"results": figures}))
+    quickstart._summary(report, place / "map.png", 1.0)
+    assert_nowhere(capfd.readouterr(), place)
