@@ -24,6 +24,7 @@ from vergence.platform.encoders.registry import register
 from vergence.platform.errors import UserError, VergenceError
 from vergence.platform.files import write_atomic
 from vergence.platform.home import home
+from vergence.platform.mlflow_errors import explain
 from vergence.platform.mlflow_store import tracking_uri
 from vergence.platform.runs import commit as commits
 from vergence.platform.runs import plots
@@ -84,7 +85,7 @@ class Attempt:
         tracker = self._tracker(resolved)
         status = "FAILED"
         try:
-            code = self._train(resolved)
+            code = self._train(resolved, tracker)
             status = "KILLED" if code else "FINISHED"
             if code == 0:
                 code = self._hand_over(resolved, method, tracker)
@@ -194,7 +195,7 @@ class Attempt:
         tags = {name: str(facts[name]) for name in ("recipe_digest", "data_digest", "code_version")}
         return Tracker(self.run, self.recipe.track.experiment, flatten(self.recipe.dump()), tags, show.say)
 
-    def _train(self, resolved: Resolved) -> int:
+    def _train(self, resolved: Resolved, tracker: Tracker) -> int:
         """0 when the last step is committed, 130 or 143 when interrupted; raises VergenceError."""
         newest = commits.newest(self.run.commits)
         start_step = newest.step if newest else 0
@@ -204,6 +205,7 @@ class Attempt:
 
         stages = {"enter": psutil.Process().create_time(), "checks": time.time()}
         session.connect(resolved.need)
+        tracker.check()  # it has asked while Ray started
         job = resolved.job(self.run, stages | {"ray": time.time()})
         interrupt = Interrupt(job, show.say)
         tail = Tail(self.run.logs, after=float(start_step))
@@ -250,24 +252,23 @@ class Attempt:
         self._draw_views(resolved)
         name = self.recipe.track.register_as
         if name is not None and "version" not in self.run.facts():
-            show.say(f"registering {name} at {tracking_uri()}")
-            try:
-                version = register(
-                    self.run.exports,
-                    name,
-                    run_id=tracker.run_id,
-                    tags=_tags(card),
-                    tracking_uri=tracking_uri(),
-                )
-            except Exception as error:
-                raise VergenceError(
-                    f"run {self.run.name} is trained and exported to {self.run.exports}, but not registered: MLflow at "
-                    f"{tracking_uri()}: {str(error).splitlines()[0]}; give the same command again to register it"
-                ) from error
-            self.run.remember(version=version)
+            self.run.remember(version=self._register(name, card, tracker))
         self.run.remember(finished=True)
         show.say(f"done: {self._what_exists()}")
         return 0
+
+    def _register(self, name: str, card: EncoderCard, tracker: Tracker) -> int:
+        """The version of model `name` that holds the export, made by this run's MLflow run."""
+        uri = tracking_uri()
+        show.say(f"registering {name} at {uri}")
+        try:
+            return register(self.run.exports, name, run_id=tracker.open(), tags=_tags(card), tracking_uri=uri)
+        except Exception as error:
+            reason = str(error) if isinstance(error, VergenceError) else explain(error, uri)
+            raise VergenceError(
+                f"run {self.run.name} is trained and exported to {self.run.exports}, but not registered: {reason}; "
+                f"give the same command again to register it"
+            ) from None
 
     def _draw_views(self, resolved: Resolved) -> None:
         """A sheet of a few training images and the views that the run makes of them."""

@@ -1,6 +1,7 @@
 """What a user sees of a run: the first screen and the progress line."""
 
 import os
+import shlex
 import sys
 import time
 from itertools import pairwise
@@ -13,7 +14,8 @@ from torch import nn
 
 from vergence.pipelines.resolve import Resolved, code_version
 from vergence.platform.cluster.session import is_local, physical_cpus
-from vergence.platform.mlflow_store import tracking_uri
+from vergence.platform.masking import masked
+from vergence.platform.mlflow_store import database, tracking_uri
 from vergence.platform.runs.run import Run
 
 PLAIN_EVERY_S = 10.0
@@ -22,9 +24,9 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(line: str) -> None:
-    """One line for the user, on stderr; paths below the current folder are relative to it."""
+    """One line for the user, on stderr; paths below the current folder are relative to it, secrets are masked."""
     here = os.path.join(os.getcwd(), "")
-    console.print(line if here == os.sep else line.replace(here, ""), markup=False)
+    console.print(masked(line if here == os.sep else line.replace(here, "")), markup=False)
 
 
 def first_screen(resolved: Resolved, run: Run, start_step: int, method: nn.Module) -> None:
@@ -46,8 +48,8 @@ def first_screen(resolved: Resolved, run: Run, start_step: int, method: nn.Modul
         + (f"{physical_cpus()} physical" if is_local() else "the Ray cluster of RAY_ADDRESS")
         + f"; {resolved.precision}, ZeRO {scale.zero}",
         "kept in": f"{run.path}",
-        "look": f"mlflow ui --backend-store-uri {tracking_uri()}"
-        if tracking_uri().startswith("sqlite")
+        "look": f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri())}"
+        if database(tracking_uri())
         else tracking_uri(),
     }
     say(f"vergence {code_version()} · run {run.name} ({begun})")

@@ -3,30 +3,60 @@
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 from vergence.platform.home import home
+from vergence.platform.mlflow_moved import follow
 
 # What MLflow waits for a server: a reader or a tracker gives up soon, a hand-over has large files to send.
 IMPATIENT = {"TIMEOUT": 5, "MAX_RETRIES": 1, "BACKOFF_FACTOR": 1}
 PATIENT = {"TIMEOUT": 120, "MAX_RETRIES": 2, "BACKOFF_FACTOR": 1}
+CHATTY = "mlflow", "alembic"  # loggers; what they report is raised, too
 
 
 def tracking_uri() -> str:
     """MLflow's tracking and registry store: MLFLOW_TRACKING_URI, else a database in the state folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(home() / "mlflow.db")
+
+
+def sqlite_uri(path: Path) -> str:
+    """The address of an SQLite store."""
+    if not {"%", "?"} & set(str(path)):
+        return f"sqlite:///{path}"
+    # SQLAlchemy decodes the path; without the driver's name MLflow makes a folder of the undecoded one
+    return f"sqlite+pysqlite:///{quote(str(path))}"
+
+
+def database(uri: str) -> Path | None:
+    """The file of an SQLite store; None for any other."""
+    found = re.fullmatch(r"sqlite(?:\+\w+)?:///([^?]+)(?:\?.*)?", uri)
+    return Path(unquote(found[1])).absolute() if found and found[1] != ":memory:" else None
+
+
+def artifacts_of(uri: str, experiment: str) -> str | None:
+    """Where a new experiment keeps its files: beside an SQLite store, whose own default is the current folder.
+
+    None: the store knows better.
+    """
+    file = database(uri)
+    return (file.parent / "artifacts" / experiment).as_uri() if file else None
 
 
 def impatient_client() -> Any:
     """An MlflowClient for a thread that must never hold anything up; imported late, MLflow costs a second."""
     for name, value in IMPATIENT.items():
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", str(value))
+    uri = tracking_uri()
+    follow(database(uri))
     from mlflow import MlflowClient
 
-    for name in ("mlflow", "alembic"):  # after the import, which sets them
-        logging.getLogger(name).setLevel(logging.ERROR)
-    return MlflowClient(tracking_uri=tracking_uri(), registry_uri=tracking_uri())
+    for name in CHATTY:  # after the import, which sets them
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 @contextlib.contextmanager
@@ -47,13 +77,14 @@ def store(uri: str, *, patient: bool = False) -> Iterator[Any]:
         variable = f"MLFLOW_HTTP_REQUEST_{name}"
         chosen = int(os.environ.get(variable, value))  # a tracker of this process may have chosen impatience
         settings[variable] = str(max(chosen, value) if patient else chosen)
+    follow(database(uri))
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     import mlflow
 
-    loggers = {logging.getLogger(name): logging.getLogger(name).level for name in ("mlflow", "alembic")}
+    loggers = {logging.getLogger(name): logging.getLogger(name).level for name in CHATTY}
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)
     current = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)

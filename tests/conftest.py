@@ -7,7 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
+import mlflow_stores
 import pytest
+
+from vergence.platform import mlflow_store
 
 os.environ["OMP_NUM_THREADS"] = "1"  # forked ranks hang in a pool of threads that their parent has used
 
@@ -81,3 +84,19 @@ def disk_events(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     for name in ("rename", "replace"):
         monkeypatch.setattr(os, name, partial(note_rename, getattr(os, name)))
     return events
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite database with MLflow's tables, to copy: making them takes seconds."""
+    path = tmp_path_factory.mktemp("empty-store") / "mlflow.db"
+    with mlflow_store.store(mlflow_store.sqlite_uri(path)) as client:
+        client.search_experiments()
+    return path
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a real MLflow server for all tests: it takes 10 s or more to start."""
+    with mlflow_stores.mlflow_server(tmp_path_factory.mktemp("mlflow-server")) as address:
+        yield address

@@ -18,7 +18,9 @@ from torch import Tensor
 from vergence.platform.encoders.export import CARD, PROGRAM, EncoderCard
 from vergence.platform.errors import UserError, VergenceError, nearest
 from vergence.platform.home import home
-from vergence.platform.mlflow_store import store, tracking_uri
+from vergence.platform.mlflow_errors import explain
+from vergence.platform.mlflow_moved import local_path
+from vergence.platform.mlflow_store import database, store, tracking_uri
 from vergence.platform.text import printable
 
 BATCH = 256
@@ -110,7 +112,8 @@ def _from_registry(ref: str) -> LoadedEncoder:
     match = MODEL.fullmatch(ref)
     if not match:
         raise UserError(f"{ref}: write models:/NAME@ALIAS (models:/NAME@champion) or models:/NAME/VERSION")
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    file = database(uri)
+    if file is not None and not file.exists():
         raise UserError(
             f"{ref}: there is no registry at {uri} yet; train something, or set MLFLOW_TRACKING_URI"
         )
@@ -118,14 +121,17 @@ def _from_registry(ref: str) -> LoadedEncoder:
 
     try:
         with store(uri) as client, tempfile.TemporaryDirectory() as folder:
-            name = f"models:/{match['name']}/{_version(client, match)}"
+            version = _version(client, match)
+            name = f"models:/{match['name']}/{version}"
+            kept = local_path(client.get_model_version_download_uri(match["name"], str(version)))
+            if kept is not None and not kept.exists():
+                raise UserError(f"{name}: its files are missing, they were in {kept}; put them back there")
             files = Path(mlflow.artifacts.download_artifacts(name, dst_path=folder))
             return _open(files / "data" / "model.pt2", name, files / "extra_files" / CARD)
     except VergenceError:
         raise
     except Exception as error:  # MLflow's own, and SQLAlchemy's of a damaged database
-        reason = re.sub(r"\s+", " ", str(error))[:160]
-        raise VergenceError(f"{ref}: the registry at {uri} gave no answer: {reason}") from None
+        raise VergenceError(f"{ref}: {explain(error, uri)}") from None
 
 
 def _version(client: Any, match: re.Match[str]) -> int:
@@ -146,9 +152,15 @@ def _version(client: Any, match: re.Match[str]) -> int:
             known = nearest(alias, aliases) if aliases else "it has none; use models:/NAME/VERSION"
             raise UserError(f"{match[0]}: model {name} has no alias {alias} ({known})")
         return aliases[alias]
-    versions = sorted(int(row.version) for row in client.search_model_versions(f"name = '{name}'"))
-    if int(version) not in versions:
-        raise UserError(
-            f"{match[0]}: model {name} has no version {version} (valid: {', '.join(map(str, versions))})"
-        )
-    return int(version)
+    try:
+        return int(client.get_model_version(name, version).version)
+    except mlflow.MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+    quote = '"' if "'" in name else "'"
+    versions = sorted(
+        int(row.version) for row in client.search_model_versions(f"name = {quote}{name}{quote}")
+    )
+    raise UserError(
+        f"{match[0]}: model {name} has no version {version} (valid: {', '.join(map(str, versions))})"
+    )

@@ -1,49 +1,57 @@
 """Encoders in MLflow's model registry: registered by the run that trained them, loadable by anybody."""
 
-import contextlib
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vergence.platform.encoders.export import CARD, PROGRAM, README, EncoderCard, check_equal, markdown
-from vergence.platform.home import home
+from vergence.platform.masking import masked
 from vergence.platform.mlflow_store import store
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 
 
-def register(
-    folder: Path, name: str, *, run_id: str | None, tags: Mapping[str, Any], tracking_uri: str
-) -> int:
-    """Register the export in `folder` as a new version of model `name`, made by run `run_id`.
+def register(folder: Path, name: str, *, run_id: str, tags: Mapping[str, Any], tracking_uri: str) -> int:
+    """Register the export in `folder` as a new version of model `name`, made by MLflow run `run_id`.
 
     The model is logged, loaded back as a stranger would (mlflow.pyfunc) and compared at batches of 1, 7
     and 64; only then is there a version, with `tags`, the alias `candidate`, and `champion` if the name
     has none. Card and safetensors travel inside the model. A run makes one version of a name: called
-    again for the same run, only aliases that are missing are set.
+    again for the same run, only what is missing is done.
 
     Returns: the version. Raises VergenceError: the gate failed; MlflowException: the store did.
     """
-    import mlflow
-
     with store(tracking_uri, patient=True) as client:
-        run_id = run_id or _new_run(client, name, tracking_uri)
-        with contextlib.suppress(mlflow.MlflowException):  # exists
-            client.create_registered_model(name)
+        _create_name(client, name)
         made = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
         if made:
             version = int(made[0].version)
         else:
             model_id = _log_model(client, run_id, folder, name)
-            text = {key: str(value) for key, value in tags.items()}
+            text = {key: masked(str(value)) for key, value in tags.items()}
             source = f"models:/{model_id}"
             row = client.create_model_version(name, source, run_id=run_id, tags=text, model_id=model_id)
             version = int(row.version)  # a string over HTTP, an int from SQLite
-        client.set_registered_model_alias(name, CANDIDATE, str(version))
-        if CHAMPION not in client.get_registered_model(name).aliases:
+        aliases = {key: int(value) for key, value in client.get_registered_model(name).aliases.items()}
+        if version > max(
+            aliases.values(), default=0
+        ):  # asked again later, an old version is no candidate any more
+            client.set_registered_model_alias(name, CANDIDATE, str(version))
+        if CHAMPION not in aliases:
             client.set_registered_model_alias(name, CHAMPION, str(version))
     return version
+
+
+def _create_name(client: Any, name: str) -> None:
+    """Make sure that the registry has the model `name`."""
+    import mlflow
+
+    try:
+        client.create_registered_model(name)
+    except mlflow.MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
 
 
 def _log_model(client: Any, run_id: str, folder: Path, name: str) -> str:
@@ -66,6 +74,7 @@ def _log_model(client: Any, run_id: str, folder: Path, name: str) -> str:
         readme = Path(temporary) / README
         readme.write_text(markdown(card, name), encoding="utf-8")
         beside = [path for path in sorted(folder.iterdir()) if path.name not in (PROGRAM, README)]
+        extra = [path.absolute().as_uri() for path in (*beside, readme)]  # MLflow would decode a plain path
         mlflow.pytorch.log_model(
             module,
             name="encoder",
@@ -77,20 +86,10 @@ def _log_model(client: Any, run_id: str, folder: Path, name: str) -> str:
             ),
             input_example=np.zeros((2, *shape), np.uint8),  # a batch of 1 would be exported as a constant
             pip_requirements=[f"torch=={torch.__version__.split('+')[0]}", f"numpy=={np.__version__}"],
-            extra_files=[str(path) for path in (*beside, readme)],
+            extra_files=extra,
             metadata={"method": card.method, "dim": card.dim, "size": card.size},
         )
     client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
     stranger = mlflow.pyfunc.load_model(f"models:/{model_id}")
     check_equal(module, lambda images: stranger.predict(images.numpy()), card)
     return model_id
-
-
-def _new_run(client: Any, name: str, uri: str) -> str:
-    """A run of its own for an encoder that no tracked run made."""
-    found = client.get_experiment_by_name(name)
-    location = None if uri.startswith("http") else (home() / "artifacts" / name).as_uri()
-    experiment = found.experiment_id if found else client.create_experiment(name, artifact_location=location)
-    run_id: str = client.create_run(experiment, run_name="register").info.run_id
-    client.set_terminated(run_id)
-    return run_id

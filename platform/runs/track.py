@@ -2,20 +2,23 @@
 
 Records are read from the run's metrics.jsonl, which is the truth; one thread sends them on. When the
 server is away it says so once and goes on trying: what is missing is sent later, at the latest when the
-same command is given again.
+same command is given again. A store that refuses from the start ends the command before it trains.
 """
 
 import logging
 import threading
 import time
+import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, PositiveInt
+from pydantic import BaseModel, Field, PositiveInt, field_validator
 
-from vergence.platform.home import home
-from vergence.platform.mlflow_store import impatient_client, tracking_uri
+from vergence.platform.errors import UserError, VergenceError
+from vergence.platform.masking import masked
+from vergence.platform.mlflow_errors import explain, is_outage
+from vergence.platform.mlflow_store import artifacts_of, impatient_client, tracking_uri
 from vergence.platform.runs.records import Tail
 from vergence.platform.runs.run import Run
 
@@ -24,18 +27,45 @@ log = logging.getLogger(__name__)
 FLUSH_S = 2.0
 RETRY_S = 15.0
 CLOSE_S = 20.0
+ANSWER_S = 5.0  # that a start waits for, at most
+MAX_PARAM = 6000  # characters of a parameter's value, MLflow's own limit
+UNUSABLE = ":@?#%'\"`\\"  # characters that break MLflow's filters or models:/ addresses
+MAX_NAME_BYTES = 250  # a folder's name has 255, MLflow's columns 256
 RUN_TAG = "vergence.run"  # of an MLflow run: the identity of the run that it tracks
+
+
+def _valid_name(name: str) -> str:
+    """A name that MLflow holds, finds again by filter or models:/ address, and that can be a folder."""
+    bad = next((c for c in name if c in UNUSABLE or unicodedata.category(c).startswith("C")), None)
+    if bad is not None:
+        raise ValueError(f"MLflow cannot hold and find a name with {bad!r}; it may have none of {UNUSABLE}")
+    if not name.strip() or name != name.strip():
+        raise ValueError("a name for MLflow is not empty and does not begin or end with a space")
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise ValueError(f"a name for MLflow has at most {MAX_NAME_BYTES} bytes")
+    if any(part in ("", ".", "..") for part in name.split("/")):
+        raise ValueError("a name for MLflow is also a folder: no part of it is empty, . or ..")
+    return name
 
 
 class TrackConfig(BaseModel, frozen=True, extra="forbid", strict=True):
     experiment: str = Field("vergence", description="MLflow experiment")
     register_as: str | None = Field(
-        None,
-        alias="register",
-        pattern=r"^[^/:@]+$",
-        description="name of the MLflow registered model; null = not registered",
+        None, alias="register", description="name of the MLflow registered model; null = not registered"
     )
     every_steps: PositiveInt = Field(10, description="steps between metric records")
+
+    @field_validator("experiment", "register_as")
+    @classmethod
+    def _usable(cls, name: str | None) -> str | None:
+        return None if name is None else _valid_name(name)
+
+    @field_validator("register_as")
+    @classmethod
+    def _no_slash(cls, name: str | None) -> str | None:
+        if name is not None and "/" in name:
+            raise ValueError("MLflow cannot hold a registered model with '/' in its name")
+        return name
 
 
 class Tracker:
@@ -58,14 +88,36 @@ class Tracker:
     ) -> None:
         self.run, self.experiment, self.params, self.tags, self.says = run, experiment, params, tags, says
         self.run_id: str | None = None  # of the MLflow run, once it is open
-        self.failed_once = False
         self._identity: str = run.facts()["id"]
         self._tail = Tail(run.logs)
         self._pending: list[dict[str, Any]] = []
         self._client: Any = None
-        self._closing = threading.Event()
+        self._error: Exception | None = None  # of the last attempt
+        self._told: set[str] = set()
+        self._may_speak = False
+        self._sending = threading.Lock()
+        self._answered, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
+
+    def check(self, timeout_s: float = ANSWER_S) -> None:
+        """Wait a little for the store's first answer: UserError if it refuses; that it is away stops nothing."""
+        self._answered.wait(timeout_s)
+        self._may_speak = True
+        if self._error is not None and not is_outage(self._error):
+            raise UserError(f"{self._explain(self._error)}; nothing was trained")
+        self._tell("training goes on, the records wait in")
+
+    def open(self) -> str:
+        """The id of the MLflow run, which is made or opened now if the store was away until now.
+
+        Raises VergenceError: the store is still away, or refuses.
+        """
+        if not self._attempt(self._open):
+            assert self._error is not None
+            raise VergenceError(self._explain(self._error))
+        assert self.run_id is not None
+        return self.run_id
 
     def close(self, status: str, files: Mapping[str, Path]) -> bool:
         """Send the rest and end the MLflow run (FINISHED, KILLED, FAILED); whether all has arrived.
@@ -74,28 +126,39 @@ class Tracker:
         """
         self._closing.set()
         self._thread.join(CLOSE_S)
-        if self._thread.is_alive() or not self._attempt(self._flush):
+        if self._thread.is_alive():
             return False
-        return self._attempt(lambda: self._finish(status, files))
+        arrived = self._attempt(self._flush) and self._attempt(lambda: self._finish(status, files))
+        self._tell("the same command sends the records, which wait in")
+        return arrived
 
     def _work(self) -> None:
         while not self._closing.is_set():
             arrived = self._attempt(self._flush)
+            self._answered.set()
+            if self._may_speak:
+                self._tell("training goes on, the records wait in")
             self._closing.wait(FLUSH_S if arrived else RETRY_S)
 
     def _attempt(self, send: Callable[[], None]) -> bool:
-        try:
-            send()
-            return True
-        except Exception as error:
-            log.info("MLflow: %s", error)
-            if not self.failed_once:
-                self.failed_once = True
-                self.says(
-                    f"MLflow at {tracking_uri()} does not answer: training goes on, the records wait in "
-                    f"{self.run.logs / 'metrics.jsonl'}"
-                )
-            return False
+        with self._sending:
+            try:
+                send()
+                self._error = None
+            except Exception as error:  # MLflow's own, and those of what it stands on
+                log.info("MLflow: %s", masked(str(error)))
+                self._error = error
+        return self._error is None
+
+    def _tell(self, then: str) -> None:
+        """Say what is wrong, if anything is and it has not been said yet."""
+        if self._error is not None and explain(self._error, tracking_uri()) not in self._told:
+            self.says(f"{self._explain(self._error)}; {then} {self.run.logs / 'metrics.jsonl'}")
+
+    def _explain(self, error: Exception) -> str:
+        line = explain(error, tracking_uri())
+        self._told.add(line)
+        return line
 
     def _flush(self) -> None:
         self._open()
@@ -122,14 +185,28 @@ class Tracker:
         self._client = impatient_client()
         facts = self.run.facts()
         known = facts.get("mlflow_run")
-        run_id = known or self._find() or self._create()
-        self._client.update_run(run_id, status="RUNNING")
-        if run_id == known:
+        if known is not None and self._reopened(known):
             self._tail = Tail(self.run.logs, after=facts.get("mlflow_position", -1.0))
+            self.run_id = known
         else:
+            run_id = self._find() or self._create()
+            self._reopened(run_id)
             self._describe(run_id)
             self.run.remember(mlflow_run=run_id, mlflow_position=-1.0)
-        self.run_id = run_id
+            self.run_id = run_id
+        self._answered.set()
+
+    def _reopened(self, run_id: str) -> bool:
+        """Whether this store has the MLflow run; it is RUNNING then."""
+        from mlflow import MlflowException
+
+        try:
+            self._client.update_run(run_id, status="RUNNING")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+        return True
 
     def _find(self) -> str | None:
         """The newest MLflow run with this run's identity, in any experiment."""
@@ -142,12 +219,9 @@ class Tracker:
         experiment = self._client.get_experiment_by_name(self.experiment)
         if experiment is not None:
             experiment_id = experiment.experiment_id
-        elif tracking_uri().startswith("sqlite"):
-            # MLflow's own default is the current folder
-            location = (home() / "artifacts" / self.experiment).as_uri()
-            experiment_id = self._client.create_experiment(self.experiment, artifact_location=location)
         else:
-            experiment_id = self._client.create_experiment(self.experiment)
+            location = artifacts_of(tracking_uri(), self.experiment)
+            experiment_id = self._client.create_experiment(self.experiment, artifact_location=location)
         tags = {RUN_TAG: self._identity}  # with the run, not after it: a kill in between would hide it
         run_id: str = self._client.create_run(experiment_id, run_name=self.run.name, tags=tags).info.run_id
         return run_id
@@ -157,8 +231,12 @@ class Tracker:
         from mlflow.entities import Param, RunTag
 
         known = self._client.get_run(run_id).data.params
-        params = [Param(name, str(value)[:6000]) for name, value in self.params.items() if name not in known]
-        tags = [RunTag(name, value) for name, value in self.tags.items()]
+        params = [
+            Param(name, masked(str(value))[:MAX_PARAM])
+            for name, value in self.params.items()
+            if name not in known
+        ]
+        tags = [RunTag(name, masked(value)) for name, value in self.tags.items()]
         self._client.log_batch(run_id, params=params, tags=tags)
 
     def _finish(self, status: str, files: Mapping[str, Path]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mlflow_stores import Refusing
 from PIL import Image
 from runs_for_real import TINY, kill_everything, start, train_workers, vergence, wait_for_step
 
@@ -349,23 +350,53 @@ def test_a_shard_that_is_cut_off_during_the_run_is_told_after_one_attempt(place)
 
 
 def test_an_mlflow_server_that_does_not_answer_stops_nothing(place):
-    home = place / "away"
-    address = "http://127.0.0.1:9"
+    """When it is back, the version belongs to the run of the metrics; the whole folder can be moved then.
+
+    The name of the state folder means something in an address, and the server's address holds a secret.
+    """
+    home, secret = place / "a b%2Fc%20d?e#fü", "s3cret-pa55"
+    address = f"http://user:{secret}@127.0.0.1:9/?token={secret}"
     command = ("pretrain", str(place / "tiny.yaml"), "epochs=1")
     away = vergence(home, *command, MLFLOW_TRACKING_URI=address)
     assert away.returncode == 1
-    assert f"MLflow at {address} does not answer: training goes on" in away.stderr
+    assert "MLflow at http://***@127.0.0.1:9/?token=*** does not answer; training goes on" in away.stderr
     assert "trained and exported" in away.stderr
     assert (home / "tiny" / "exports" / "encoder.pt2").exists()
+    assert secret not in away.stdout + away.stderr
+    assert all(secret.encode() not in path.read_bytes() for path in home.rglob("*") if path.is_file())
     back = vergence(home, *command)
     assert back.returncode == 0, back.stderr
-    facts = json.loads((home / "tiny" / "run.json").read_text())
+    moved = home.rename(place / "moved")
+    facts = json.loads((moved / "tiny" / "run.json").read_text())
     assert facts["finished"]
     assert facts["version"] == 1
     from mlflow import MlflowClient
 
-    history = MlflowClient(f"sqlite:///{home}/mlflow.db").get_metric_history(facts["mlflow_run"], "loss")
+    client = MlflowClient(f"sqlite:///{moved}/mlflow.db")
+    assert client.get_model_version("tiny", "1").run_id == facts["mlflow_run"]
+    assert {experiment.name for experiment in client.search_experiments()} == {"Default", "tiny"}
+    history = client.get_metric_history(facts["mlflow_run"], "loss")
     assert [metric.step for metric in history] == list(range(9))
+    shards = [str(place / "shards" / f"train-{i:06d}.tar") for i in range(2)]
+    evaluated = vergence(
+        moved, "evaluate", "models:/tiny@champion", "--train", shards[0], "--test", shards[1]
+    )
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "tiny/1" in evaluated.stdout
+
+
+def test_a_store_that_refuses_ends_the_command_before_the_first_step(place):
+    home = place / "refused"
+    with Refusing(403, "You shall not pass\nat all") as server:
+        address = f"http://user:s3cret-pa55@127.0.0.1:{server.port}"
+        refused = vergence(home, "pretrain", str(place / "tiny.yaml"), MLFLOW_TRACKING_URI=address)
+    assert refused.returncode == 2
+    assert (
+        f"MLflow at http://***@127.0.0.1:{server.port} refuses: HTTP 403 Forbidden: You shall not pass; check"
+        in refused.stderr
+    )
+    assert refused.stderr.count("refuses") == 1
+    assert not (home / "tiny" / "logs" / "metrics.jsonl").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Registration, loading by alias, and the stranger who has only MLflow, torch and numpy."""
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -18,15 +19,17 @@ from vergence.platform.encoders import registry
 from vergence.platform.encoders.export import export_encoder
 from vergence.platform.encoders.load import load_encoder
 from vergence.platform.errors import UserError, VergenceError
-from vergence.platform.mlflow_store import store, tracking_uri
+from vergence.platform.mlflow_store import artifacts_of, store, tracking_uri
 
 NAME = "tiny-encoder"
+ODD = "a b%2F%20?#ü'+"  # of a state folder: what means something in an address
 
 
 @pytest.fixture(scope="module")
 def registered(tmp_path_factory):
-    """(state folder, export, run id): two versions of NAME in a SQLite registry."""
-    home = tmp_path_factory.mktemp("home")
+    """(state folder, export, MLflow runs): two versions of NAME, each of its run, in a SQLite registry."""
+    home = tmp_path_factory.mktemp("home") / ODD
+    home.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VERGENCE_HOME", str(home))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -34,28 +37,31 @@ def registered(tmp_path_factory):
         folder = export_encoder(make_encoder(), make_card(), home / "run" / "exports")
         uri = tracking_uri()
         with store(uri) as client:
-            experiment = client.create_experiment("x", artifact_location=(home / "artifacts").as_uri())
-            run_id = client.create_run(experiment).info.run_id
+            experiment = client.create_experiment(
+                "team/x (1), &=;*", artifact_location=artifacts_of(uri, "team/x")
+            )
+            runs = [client.create_run(experiment).info.run_id for _ in range(2)]
         tags = {"method": "simclr", "dimension": 128}
-        assert registry.register(folder, NAME, run_id=run_id, tags=tags, tracking_uri=uri) == 1
-        assert registry.register(folder, NAME, run_id=run_id, tags=tags, tracking_uri=uri) == 1  # again
-        assert registry.register(folder, NAME, run_id=None, tags=tags, tracking_uri=uri) == 2
+        for run_id, version in zip((*runs, *runs), (1, 2, 1, 2)):  # again: after a power cut, say
+            assert registry.register(folder, NAME, run_id=run_id, tags=tags, tracking_uri=uri) == version
         assert os.listdir() == []  # MLflow likes to leave things in the current folder
+        assert os.listdir(home.parent) == [ODD]
         assert "MLFLOW_TRACKING_URI" not in os.environ
-        yield home, folder, run_id
+        yield home, folder, runs
 
 
 def test_versions_carry_tags_and_aliases(registered):
-    _, _, run_id = registered
+    _, _, runs = registered
     with store(tracking_uri()) as client:
         aliases = client.get_registered_model(NAME).aliases
         assert {key: int(value) for key, value in aliases.items()} == {"candidate": 2, "champion": 1}
         first = client.get_model_version(NAME, "1")
         assert first.tags == {"method": "simclr", "dimension": "128"}
-        assert first.run_id == run_id
-        run = client.get_run(run_id)
+        assert [client.get_model_version(NAME, version).run_id for version in ("1", "2")] == runs
+        run = client.get_run(runs[0])
         assert run.info.status == "RUNNING"  # the run is its trainer's to end
         assert len(run.outputs.model_outputs) == 1
+        assert len(client.search_experiments()) == 2  # MLflow's own "Default", and that of the runs
 
 
 def test_the_registered_model_carries_card_and_weights(registered):
@@ -81,7 +87,6 @@ def test_loaded_by_alias_and_version_it_is_the_exported_encoder(registered):
 
 
 def test_a_stranger_without_our_packages_gets_the_vectors_of_embed(registered, tmp_path):
-    home, _, _ = registered
     images = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
     (tmp_path / "images").mkdir()
@@ -106,7 +111,7 @@ def test_a_stranger_without_our_packages_gets_the_vectors_of_embed(registered, t
             print("a stranger")
     """
     environment = os.environ | {
-        "MLFLOW_TRACKING_URI": f"sqlite:///{home}/mlflow.db",
+        "MLFLOW_TRACKING_URI": tracking_uri(),
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     }
     command = [sys.executable, "-I", "-c", textwrap.dedent(script)]
@@ -142,15 +147,71 @@ def test_no_registry_yet_makes_none(tmp_path, monkeypatch):
 
 def test_an_absent_server_is_one_line_within_seconds(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    with pytest.raises(VergenceError, match="gave no answer") as caught:
+    with pytest.raises(VergenceError, match="does not answer") as caught:
         load_encoder(f"models:/{NAME}@champion")
     assert "\n" not in str(caught.value)
     assert os.environ["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:9"
     assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
 
 
+@pytest.mark.parametrize("copied", [True, False])
+def test_a_state_folder_that_was_moved_or_copied_finds_its_artifacts(
+    registered, tmp_path, monkeypatch, copied
+):
+    """The copy reads and writes its own files; so does MLflow itself."""
+    home, _, runs = registered
+    new = tmp_path / "new place"
+    shutil.copytree(home, new)
+    hidden = home.with_name("hidden")
+    monkeypatch.setenv("VERGENCE_HOME", str(new))
+    if not copied:
+        home.rename(hidden)
+    try:
+        assert load_encoder(f"models:/{NAME}@champion").digest == load_encoder(str(folder_in(new))).digest
+        with store(tracking_uri()) as client:
+            for location in (
+                client.get_run(runs[0]).info.artifact_uri,
+                client.get_model_version_download_uri(NAME, "1"),
+                client.get_experiment(client.get_run(runs[0]).info.experiment_id).artifact_location,
+            ):
+                assert location.startswith(new.as_uri())
+            client.log_text(runs[0], "text", "note.txt")
+        assert list(new.rglob("note.txt"))
+        assert not list(home.parent.rglob("note.txt"))
+    finally:
+        if not copied:
+            hidden.rename(home)
+
+
+def folder_in(home: Path) -> Path:
+    return home / "run" / "exports"
+
+
+def test_files_that_did_not_come_along_are_named_with_their_old_place(registered, tmp_path, monkeypatch):
+    home, _, _ = registered
+    shutil.copy(home / "mlflow.db", tmp_path / "mlflow.db")
+    hidden = home.with_name("hidden")
+    monkeypatch.setenv("VERGENCE_HOME", str(tmp_path))
+    home.rename(hidden)
+    try:
+        with pytest.raises(UserError, match="its files are missing, they were in") as caught:
+            load_encoder(f"models:/{NAME}@champion")
+        assert str(home / "artifacts") in str(caught.value)
+    finally:
+        hidden.rename(home)
+
+
+def test_reading_a_database_that_has_not_moved_changes_nothing(registered):
+    home, _, _ = registered
+    before = (home / "mlflow.db").read_bytes()
+    load_encoder(f"models:/{NAME}@champion")
+    assert (home / "mlflow.db").read_bytes() == before
+
+
 def test_a_model_that_differs_never_becomes_a_version(registered, monkeypatch):
-    _, folder, _ = registered
+    _, folder, runs = registered
+    with store(tracking_uri()) as client:
+        run_id = client.create_run(client.get_run(runs[0]).info.experiment_id).info.run_id
     load = mlflow.pyfunc.load_model
 
     class Other:
@@ -162,6 +223,6 @@ def test_a_model_that_differs_never_becomes_a_version(registered, monkeypatch):
 
     monkeypatch.setattr(mlflow.pyfunc, "load_model", lambda uri: Other(load(uri)))
     with pytest.raises(VergenceError, match="differs by 1"):
-        registry.register(folder, NAME, run_id=None, tags={}, tracking_uri=tracking_uri())
+        registry.register(folder, NAME, run_id=run_id, tags={}, tracking_uri=tracking_uri())
     with store(tracking_uri()) as client:
         assert len(client.search_model_versions(f"name = '{NAME}'")) == 2

@@ -2,23 +2,19 @@
 
 import json
 import shutil
+import sqlite3
+import time
 
 import pytest
+from mlflow_stores import Refusing, forwarding, free_port
+from pydantic import ValidationError
 
+from vergence.platform.errors import UserError, VergenceError
 from vergence.platform.mlflow_store import store, tracking_uri
 from vergence.platform.runs.run import Run
-from vergence.platform.runs.track import Tracker
+from vergence.platform.runs.track import TrackConfig, Tracker
 
 EXPERIMENT = "tracked"
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory):
-    """A database with MLflow's tables: making them takes seconds."""
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    with store(f"sqlite:///{path}") as client:
-        client.search_experiments()
-    return path
 
 
 @pytest.fixture(autouse=True)
@@ -97,3 +93,150 @@ def test_a_kill_just_after_the_mlflow_run_was_made_leaves_one(monkeypatch):
 def test_each_run_has_an_mlflow_run_of_its_own():
     assert track(begun("one")) != track(begun("two"))
     assert len(mlflow_runs()) == 2
+
+
+def test_a_store_that_refuses_ends_the_command_before_it_trains(tmp_path):
+    with sqlite3.connect(tmp_path / "mlflow.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'fedcba987654'")
+    said: list[str] = []
+    tracker = Tracker(begun(), EXPERIMENT, {}, {}, said.append)
+    with pytest.raises(
+        UserError, match=r"refuses: .*fedcba987654.*another version of MLflow.*nothing was trained"
+    ):
+        tracker.check()
+    assert not tracker.close("FAILED", {})
+    assert said == []  # once is enough
+
+
+def test_a_deleted_experiment_refuses():
+    with store(tracking_uri()) as client:
+        client.delete_experiment(client.create_experiment(EXPERIMENT))
+    tracker = Tracker(begun(), EXPERIMENT, {}, {}, print)
+    with pytest.raises(UserError, match="mlflow experiments restore --experiment-id 1"):
+        tracker.check()
+
+
+@pytest.mark.parametrize("status", [401, 403, 429])
+def test_a_server_that_turns_us_away_refuses_at_once(monkeypatch, status):
+    with Refusing(status, "go away") as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:s3cret@127.0.0.1:{server.port}")
+        tracker = Tracker(begun(), EXPERIMENT, {}, {}, print)
+        with pytest.raises(UserError, match=f"refuses: HTTP {status}") as caught:
+            tracker.check()
+        assert "s3cret" not in str(caught.value)
+        tracker.close("FAILED", {})
+
+
+def test_a_damaged_database_refuses_at_once(tmp_path):
+    (tmp_path / "mlflow.db").write_bytes(bytes(range(256)) * 99)
+    tracker = Tracker(begun(), EXPERIMENT, {}, {}, print)
+    with pytest.raises(UserError, match="file is not a database"):
+        tracker.check()
+
+
+def test_an_absent_server_stops_nothing_and_gets_everything_when_it_comes(
+    mlflow_server, tmp_path, monkeypatch
+):
+    """The MLflow run is there for a hand-over, though the tracker would have waited before it tries again."""
+    (tmp_path / "mlflow.db").unlink()
+    port, said = free_port(), list[str]()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:s3cret@127.0.0.1:{port}")
+    tracker = Tracker(begun(), EXPERIMENT, {}, {}, said.append)
+    tracker.check()
+    [line] = said
+    assert "does not answer; training goes on, the records wait in" in line
+    assert "s3cret" not in line
+    with pytest.raises(VergenceError, match="does not answer"):
+        tracker.open()
+    with forwarding(port, mlflow_server):
+        run_id = tracker.open()
+        assert run_id == tracker.run_id == tracker.run.facts()["mlflow_run"]
+        assert tracker.close("FINISHED", {})
+        assert losses(run_id) == [0, 1, 2, 3, 4]
+    assert len(said) == 1
+
+
+def test_a_refusal_later_is_said_in_its_words_and_stops_nothing(monkeypatch):
+    monkeypatch.setattr("vergence.platform.runs.track.FLUSH_S", 0.05)
+    said: list[str] = []
+    tracker = Tracker(begun(), EXPERIMENT, {}, {}, said.append)
+    tracker.check()
+    with store(tracking_uri()) as client:
+        client.delete_run(tracker.open())
+    with (tracker.run.logs / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 5, "time": 1e9, "loss": 0.1}) + "\n")
+    deadline = time.monotonic() + 20
+    while not said and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert "must be in the 'active' state" in said[0]
+    assert "mlflow runs restore --run-id" in said[0]
+    assert "training goes on" in said[0]
+    assert not tracker.close("FINISHED", {})
+    assert len(said) == 1
+
+
+def test_another_store_gets_the_whole_run(tmp_path, monkeypatch, empty_store):
+    """MLFLOW_TRACKING_URI was changed between two attempts, and changed back."""
+    run = begun()
+    first = track(run, "KILLED")
+    shutil.copy(empty_store, tmp_path / "other.db")
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+        other = track(run, "KILLED")
+        assert other != first
+        assert losses(other) == [0, 1, 2, 3, 4]
+    assert track(run) == first
+    assert losses(first) == [0, 1, 2, 3, 4]
+
+
+def test_artifacts_lie_beside_the_database(tmp_path):
+    run = begun()
+    (tmp_path / "note.txt").write_text("text")
+    tracker = Tracker(run, "team/tracked", {}, {}, print)
+    assert tracker.close("FINISHED", {"notes": tmp_path / "note.txt"})
+    assert (
+        tmp_path / "artifacts/team/tracked" / tracker.run_id / "artifacts/notes/note.txt"
+    ).read_text() == "text"
+
+
+def test_secrets_in_settings_and_tags_are_masked():
+    tracker = Tracker(
+        begun(), EXPERIMENT, {"data": "http://u:s3cret@h"}, {"code": "http://u:s3cret@h"}, print
+    )
+    assert tracker.close("FINISHED", {})
+    [made] = mlflow_runs()
+    assert made.data.params["data"] == made.data.tags["code"] == "http://***@h"
+
+
+@pytest.mark.parametrize("field", ["experiment", "register"])
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("it's", "name with"),
+        ('a"b', "name with"),
+        ("a`b", "name with"),
+        ("a:b", "name with ':'"),
+        ("a@b", "name with '@'"),
+        ("100%", "name with '%'"),
+        ("a?b", "name with"),
+        ("a#b", "name with"),
+        ("a\\b", "name with"),
+        ("a\nb", "name with"),
+        ("", "not empty"),
+        (" a", "begin or end with a space"),
+        ("x" * 251, "at most 250 bytes"),
+        ("ü" * 126, "at most 250 bytes"),
+        ("..", "no part of it is empty, . or .."),
+        ("/a", "no part of it"),
+        ("a/../b", "no part of it"),
+    ],
+)
+def test_names_that_mlflow_cannot_hold_or_find_are_refused(field, name, rule):
+    with pytest.raises(ValidationError, match=rule):
+        TrackConfig.model_validate({field: name})
+
+
+def test_a_registered_model_has_no_slash_an_experiment_may():
+    with pytest.raises(ValidationError, match="registered model with '/'"):
+        TrackConfig.model_validate({"register": "team/cifar"})
+    assert TrackConfig.model_validate({"experiment": "team/cifar"}).experiment == "team/cifar"
