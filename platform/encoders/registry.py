@@ -90,6 +90,9 @@ def _log_model(client: Any, run_id: str, folder: Path, name: str) -> str:
             metadata={"method": card.method, "dim": card.dim, "size": card.size},
         )
     client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
-    stranger = mlflow.pyfunc.load_model(f"models:/{model_id}")
+    with (
+        tempfile.TemporaryDirectory() as copy
+    ):  # where it lies MLflow cannot load it if the path has a % ? or #
+        stranger = mlflow.pyfunc.load_model(f"models:/{model_id}", dst_path=copy)
     check_equal(module, lambda images: stranger.predict(images.numpy()), card)
     return model_id

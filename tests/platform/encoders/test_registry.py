@@ -22,7 +22,8 @@ from vergence.platform.errors import UserError, VergenceError
 from vergence.platform.mlflow_store import artifacts_of, store, tracking_uri
 
 NAME = "tiny-encoder"
-ODD = "a b%2F%20?#ü'+"  # of a state folder: what means something in an address
+EXPERIMENT = "team/x (1), &=;*"
+ODD = "a b ü'+"  # of a state folder
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +38,7 @@ def registered(tmp_path_factory):
         folder = export_encoder(make_encoder(), make_card(), home / "run" / "exports")
         uri = tracking_uri()
         with store(uri) as client:
-            experiment = client.create_experiment(
-                "team/x (1), &=;*", artifact_location=artifacts_of(uri, "team/x")
-            )
+            experiment = client.create_experiment(EXPERIMENT, artifact_location=artifacts_of(uri, EXPERIMENT))
             runs = [client.create_run(experiment).info.run_id for _ in range(2)]
         tags = {"method": "simclr", "dimension": 128}
         for run_id, version in zip((*runs, *runs), (1, 2, 1, 2)):  # again: after a power cut, say
@@ -175,7 +174,7 @@ def test_a_state_folder_that_was_moved_or_copied_finds_its_artifacts(
                 client.get_experiment(client.get_run(runs[0]).info.experiment_id).artifact_location,
             ):
                 assert location.startswith(new.as_uri())
-            client.log_text(runs[0], "text", "note.txt")
+            client.log_text(runs[copied], "text", "note.txt")  # MLflow remembers a run's place
         assert list(new.rglob("note.txt"))
         assert not list(home.parent.rglob("note.txt"))
     finally:
@@ -221,7 +220,7 @@ def test_a_model_that_differs_never_becomes_a_version(registered, monkeypatch):
         def predict(self, images):
             return self.model.predict(images) + 1e-3
 
-    monkeypatch.setattr(mlflow.pyfunc, "load_model", lambda uri: Other(load(uri)))
+    monkeypatch.setattr(mlflow.pyfunc, "load_model", lambda uri, **more: Other(load(uri, **more)))
     with pytest.raises(VergenceError, match="differs by 1"):
         registry.register(folder, NAME, run_id=run_id, tags={}, tracking_uri=tracking_uri())
     with store(tracking_uri()) as client:
