@@ -214,7 +214,7 @@ class Images:
 def open_images(source: str) -> Images:
     """Shards by pattern; a folder without tars is a folder of images. UserError when there are none."""
     folder = Path(source).expanduser()
-    if folder.is_dir() and not any(folder.glob("*.tar")):
+    if folder.is_dir() and not any(path.suffix.lower() == ".tar" for path in folder.iterdir()):
         return _open_folder(folder)
     return _open_shards(source)
 

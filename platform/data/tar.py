@@ -52,18 +52,22 @@ class _Extended(NamedTuple):
     sparse: bool = False
 
 
+_NOTHING = _Extended()
+
+
 def _walk(path: Path, file: BinaryIO, end: int) -> Iterator[tuple[str, int, int]]:
-    position, extended, ended = 0, _Extended(), False
+    position, extended, ended = 0, _NOTHING, False
     while True:
         file.seek(position)
         header = file.read(BLOCK)
-        if len(header) == BLOCK and header[0] == 0 and not header.strip(b"\0"):
-            more = _next_block(file, position + BLOCK)
-            if more is None:
-                return
-            position, ended = more, True
-            continue
-        _check_header(path, header, position, ended)
+        if header[257:262] != b"ustar":
+            if len(header) == BLOCK and not header.strip(b"\0"):
+                more = _next_block(file, position + BLOCK)
+                if more is None:
+                    return
+                position, ended = more, True
+                continue
+            _check_header(path, header, position, ended)
         kind, offset = header[156:157], position + BLOCK
         size = _number(path, header[124:136], position)
         if extended.size is not None and kind not in b"xgLK":
@@ -82,14 +86,13 @@ def _walk(path: Path, file: BinaryIO, end: int) -> Iterator[tuple[str, int, int]
                 name=file.read(size).rstrip(b"\0").decode("utf-8", "backslashreplace")
             )
         elif kind not in b"gK":
-            if kind in b"0\x0071S2":
-                sparse = kind == b"S" or extended.sparse
-                yield (
-                    extended.name or _name(header),
-                    offset,
-                    LINK if kind in b"12" else SPARSE if sparse else size,
-                )
-            extended = _Extended()
+            if kind in b"12":
+                size = LINK
+            elif kind == b"S" or extended.sparse:
+                size = SPARSE
+            if kind in b"0\x00712S":
+                yield extended.name or _name(header), offset, size
+            extended = _NOTHING
 
 
 def _next_block(file: BinaryIO, position: int) -> int | None:
@@ -104,8 +107,9 @@ def _next_block(file: BinaryIO, position: int) -> int | None:
 
 
 def _check_header(path: Path, header: bytes, position: int, ended: bool) -> None:
+    """Raise DamagedShard unless this is the header of a tar from before POSIX, which has no magic word."""
     whole = len(header) == BLOCK
-    if whole and (header[257:262] == b"ustar" or _sum_is_right(header)):
+    if whole and _sum_is_right(header):
         return
     if ended:
         raise DamagedShard(
@@ -131,7 +135,6 @@ def _truncated(path: Path, detail: str) -> DamagedShard:
 
 
 def _sum_is_right(header: bytes) -> bool:
-    """For tars older than POSIX, which have no magic word."""
     digits = header[148:156].strip(b" \0")
     octal = re.fullmatch(b"[0-7]+", digits) is not None
     return octal and int(digits, 8) == sum(header) - sum(header[148:156]) + 8 * 32
