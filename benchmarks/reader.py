@@ -19,7 +19,8 @@ def run(rounds: int, says: Callable[[str], None]) -> dict[str, Any]:
     """images per CPU-second of each way, their ratio, and Ray Data's overhead in ms an image."""
     import ray
 
-    from vergence.platform.cluster.session import Need, ScaleConfig, connect
+    from vergence.platform.cluster.capacity import Need, ScaleConfig
+    from vergence.platform.cluster.session import opened
     from vergence.platform.data.index import open_index
     from vergence.platform.data.plan import Plan
     from vergence.platform.data.read import Reader
@@ -27,7 +28,6 @@ def run(rounds: int, says: Callable[[str], None]) -> dict[str, Any]:
 
     pattern = data.shards_of(NUM_IMAGES)
     index = open_index(pattern, data.CACHE / "index")
-    connect(Need(ScaleConfig(workers=1), readers=1, reader_cpus=1.0))
     ray.data.DataContext.get_current().enable_progress_bars = False
     epochs = 4
     plan = Plan(len(index), 0.0, 0, 250)
@@ -76,14 +76,13 @@ def run(rounds: int, says: Callable[[str], None]) -> dict[str, Any]:
         "pixels, our stream": timed(ours_pixels),
         "pixels, in process": timed(in_process),
     }
-    for variant in variants.values():
-        variant()  # imports and worker starts
-    results = interleaved(variants, rounds, says)
-    seams = Stream(
-        index.path, Plan(len(index), 0.0, 0, 250), 100, 1 << 24, BLOCK_BYTES // 250
-    )  # a step a block
-    within, at_seams = _waits(seams)
-    ray.shutdown()
+    # a step a block
+    seams = Stream(index.path, Plan(len(index), 0.0, 0, 250), 100, 1 << 24, BLOCK_BYTES // 250)
+    with opened(Need(ScaleConfig(workers=1), readers=1, reader_cpus=1.0)):
+        for variant in variants.values():
+            variant()  # imports and worker starts
+        results = interleaved(variants, rounds, says)
+        within, at_seams = _waits(seams)
     speeds = {name: spread(rows) for name, rows in results.items()}
     ratio = spread(
         [a / b for a, b in zip(results["bytes, our plan rows"], results["bytes, read_webdataset"])]

@@ -32,6 +32,7 @@ from vergence.platform.runs.records import Tail
 from vergence.platform.runs.run import Run, locked, run_names
 from vergence.platform.runs.track import Tracker
 from vergence.platform.train.engine import expected_state
+from vergence.platform.train.job import Outcome
 from vergence.platform.train.record import cut
 
 
@@ -76,6 +77,7 @@ class Attempt:
         if index is None or self._is_finished():
             show.say(f"run {self.run.name} is finished, nothing to do: {self._what_exists()}")
             return 0
+        session.check_reachable()
         resolved, method = self.resolve(index)
         self._refuse_other_state(method)
         self._remember(resolved)
@@ -201,12 +203,24 @@ class Attempt:
         start_step = newest.step if newest else 0
         if newest is not None and start_step >= resolved.steps and not newest.monitor_due:
             return 0
+        stages = {"enter": psutil.Process().create_time(), "checks": time.time()}
+        with session.opened(resolved.need) as cluster:
+            tracker.check()  # it has asked while Ray started
+            outcome, number = self._run_ranks(resolved, cluster, stages | {"ray": time.time()}, start_step)
+        if outcome.status == "failed":
+            raise VergenceError(f"run {self.run.name}: {outcome.message}")
+        if outcome.status == "interrupted":
+            show.say(f"stopped at step {self.start_step():,}; the same command goes on from there")
+            return 128 + (number or signal.SIGTERM)  # no signal: the machine is to be taken away
+        return 0
+
+    def _run_ranks(
+        self, resolved: Resolved, cluster: session.Session, stages: dict[str, float], start_step: int
+    ) -> tuple[Outcome, int]:
+        """How the ranks ended, and the signal that stopped them, or 0."""
         from vergence.platform.train.driver import Interrupt, fit
 
-        stages = {"enter": psutil.Process().create_time(), "checks": time.time()}
-        session.connect(resolved.need)
-        tracker.check()  # it has asked while Ray started
-        job = resolved.job(self.run, stages | {"ray": time.time()})
+        job = resolved.job(self.run, stages)
         interrupt = Interrupt(job, show.say)
         tail = Tail(self.run.logs, after=float(start_step))
         with (
@@ -218,15 +232,9 @@ class Attempt:
                 line.update(tail.read())
                 return line.started
 
-            outcome = fit(job, resolved.stream(), self.recipe.scale, self.run.name, interrupt, watch)
+            outcome = fit(job, resolved.stream(), cluster, self.run.name, interrupt, watch)
             watch()
-        session.disconnect()
-        if outcome.status == "failed":
-            raise VergenceError(f"run {self.run.name}: {outcome.message}")
-        if outcome.status == "interrupted":
-            show.say(f"stopped at step {self.start_step():,}; the same command goes on from there")
-            return 128 + (interrupt.signal or signal.SIGTERM)  # no signal: the machine is to be taken away
-        return 0
+        return outcome, interrupt.signal
 
     def _hand_over(self, resolved: Resolved, method: Any, tracker: Tracker) -> int:
         """Export, plot and register what is missing."""

@@ -3,11 +3,16 @@
 Exit codes: 0 done or nothing to do, 1 failed, 2 the user's mistake, 130/143 interrupted after a commit.
 """
 
+import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path:
+    # `python -m` searches the current folder first: a `random.py` or a folder `ray` in it is not what we mean
+    del sys.path[0]
+
 import argparse
 import errno
 import importlib
 import os
-import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 

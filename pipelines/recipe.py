@@ -15,7 +15,7 @@ from vergence.methods.catalog import METHODS
 from vergence.methods.parts.backbones import EncoderConfig, build_encoder
 from vergence.platform import yaml
 from vergence.platform.augment.presets import ViewSpec
-from vergence.platform.cluster.session import ScaleConfig
+from vergence.platform.cluster.capacity import ScaleConfig
 from vergence.platform.data.config import DataConfig
 from vergence.platform.errors import UserError, nearest
 from vergence.platform.runs import commit as commits

@@ -12,7 +12,8 @@ import torch
 
 from vergence.methods.method import Batch
 from vergence.pipelines.recipe import Recipe, build_method
-from vergence.platform.cluster.session import Need, check_local, is_local
+from vergence.platform.cluster import session
+from vergence.platform.cluster.capacity import Need, check_local
 from vergence.platform.data.index import Index
 from vergence.platform.data.plan import HOLDOUT_RULE, Plan
 from vergence.platform.data.stream import Stream
@@ -126,7 +127,7 @@ def resolve(recipe: Recipe, index: Index, method: Any, kept: dict[str, Any]) -> 
     whose precision, batch regime, micro-batch and shuffling span stay. Raises UserError.
     """
     need = Need(recipe.scale, recipe.data.readers, recipe.data.reader_cpus)
-    if is_local():
+    if session.place() == "own":
         check_local(need)
     _check_lengths(recipe, method)
     plan = Plan(len(index), recipe.data.holdout, recipe.seed, recipe.batch.global_batch)

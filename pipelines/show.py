@@ -13,7 +13,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from vergence.pipelines.resolve import Resolved, code_version
-from vergence.platform.cluster.session import is_local, physical_cpus
+from vergence.platform.cluster.capacity import physical_cpus
+from vergence.platform.cluster.session import place
 from vergence.platform.masking import masked
 from vergence.platform.mlflow_store import database, tracking_uri
 from vergence.platform.runs.run import Run
@@ -44,9 +45,7 @@ def first_screen(resolved: Resolved, run: Run, start_step: int, method: nn.Modul
         "steps": f"{resolved.steps:,} = {recipe.epochs} epochs x {plan.batches_per_epoch:,}; {recipe.optim.name}, "
         f"lr {resolved.lr:g} ({recipe.optim.rule} from {recipe.optim.lr:g} per {recipe.optim.per}), "
         f"warm-up {recipe.schedule.warmup_epochs:g} epochs, {recipe.schedule.name}",
-        "machine": f"{resolved.need.arithmetic()} on "
-        + (f"{physical_cpus()} physical" if is_local() else "the Ray cluster of RAY_ADDRESS")
-        + f"; {resolved.precision}, ZeRO {scale.zero}",
+        "machine": f"{resolved.need.arithmetic()} on {_machine()}; {resolved.precision}, ZeRO {scale.zero}",
         "kept in": f"{run.path}",
         "look": f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri())}"
         if database(tracking_uri())
@@ -55,6 +54,14 @@ def first_screen(resolved: Resolved, run: Run, start_step: int, method: nn.Modul
     say(f"vergence {code_version()} · run {run.name} ({begun})")
     for name, text in [*rows.items(), *(("note", note) for note in resolved.index.notes)]:
         say(f"  {name:<8} {text}")
+
+
+def _machine() -> str:
+    return {
+        "own": f"{physical_cpus()} physical",
+        "cluster": "the Ray cluster of RAY_ADDRESS",
+        "caller": "the Ray session of this process",
+    }[place()]
 
 
 class ProgressLine:

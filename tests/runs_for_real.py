@@ -34,12 +34,13 @@ def environment(home: Path, **extra: str) -> dict[str, str]:
 
 
 def vergence(
-    home: Path, *arguments: str, timeout_s: float = 240, **extra: str
+    home: Path, *arguments: str, timeout_s: float = 240, cwd: Path | None = None, **extra: str
 ) -> subprocess.CompletedProcess:
     """One command to its end."""
     return subprocess.run(
         [sys.executable, "-m", "vergence.pipelines.cli", *arguments],
         env=environment(home, **extra),
+        cwd=cwd,
         capture_output=True,
         text=True,
         timeout=timeout_s,

@@ -23,7 +23,10 @@ def test_no_platform_package_hides_the_standard_library():
 def test_no_platform_package_hides_it_in_a_ray_worker():
     code = """
 import ray
-ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error", object_store_memory=100 << 20)
+ray.init(
+    address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error",
+    object_store_memory=100 << 20,
+)
 def system():
     import platform
     return platform.system()

@@ -1,11 +1,20 @@
-"""The Ray session: our own on one machine, or a cluster that exists; capacity is checked before use."""
+"""The Ray session of a run: one of our own, a cluster that exists, or the one that the caller has opened."""
 
+import contextlib
+import itertools
 import math
 import os
-from typing import Any, NamedTuple
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt
-
+from vergence.platform.cluster.address import check_address
+from vergence.platform.cluster.capacity import Need, Node, fits
 from vergence.platform.errors import UserError, VergenceError
 
 # glibc gives the activations of each step back to the kernel, and the next step takes page faults for them: a
@@ -15,116 +24,140 @@ MALLOC = (
     "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=18446744073709551615:glibc.malloc.arena_max=1:"
     "glibc.malloc.hugetlb=1"
 )
-
-
-class ScaleConfig(BaseModel, frozen=True, extra="forbid", strict=True):
-    workers: PositiveInt = Field(1, description="Ray Train workers (ranks)")
-    cpus_per_worker: PositiveInt = Field(1, description="CPUs, and torch threads, of each worker")
-    gpus_per_worker: int = Field(0, ge=0, le=1, description="GPUs of each worker")
-    zero: int = Field(0, ge=0, le=3, description="DeepSpeed ZeRO stage: 0, 1 or 2")
-    max_failures: NonNegativeInt = Field(3, description="restarts of the worker group before the run fails")
-
-
-class Need(NamedTuple):
-    """Logical CPUs and GPUs of a run."""
-
-    scale: ScaleConfig
-    readers: int
-    reader_cpus: float
-
-    @property
-    def cpus(self) -> float:
-        return self.scale.workers * self.scale.cpus_per_worker + self.readers * self.reader_cpus
-
-    @property
-    def gpus(self) -> int:
-        return self.scale.workers * self.scale.gpus_per_worker
-
-    def arithmetic(self) -> str:
-        workers = f"{self.scale.workers} workers x {self.scale.cpus_per_worker} CPUs"
-        return f"{workers} + {self.readers} readers x {self.reader_cpus:g} CPUs = {self.cpus:g} CPUs"
-
-
-def physical_cpus() -> int:
-    """CPUs this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def check_local(need: Need) -> None:
-    """UserError if a session of our own would have to over-declare this machine too far."""
-    limit = max(8, 4 * physical_cpus())
-    if need.cpus > limit:
-        raise UserError(
-            f"scale: {need.arithmetic()}, but this machine has {physical_cpus()} and a local run may declare "
-            f"at most {limit}; lower scale.workers or scale.cpus_per_worker, or set RAY_ADDRESS"
-        )
-    if need.gpus:
-        import torch
-
-        if need.gpus > torch.cuda.device_count():
-            raise UserError(
-                f"scale: {need.scale.workers} workers x {need.scale.gpus_per_worker} GPUs = {need.gpus} GPUs, "
-                f"but this machine has {torch.cuda.device_count()}; set scale.gpus_per_worker=0 to train on CPUs"
-            )
-
-
-def check_cluster(need: Need, resources: dict[str, Any]) -> None:
-    """UserError with the arithmetic if a cluster that exists is too small."""
-    cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
-    if need.cpus > cpus:
-        raise UserError(
-            f"scale: {need.arithmetic()}, but the Ray cluster has {cpus:g}; "
-            f"lower scale.workers or scale.cpus_per_worker, or add nodes"
-        )
-    if need.gpus > gpus:
-        raise UserError(f"scale: {need.gpus} GPUs needed, but the Ray cluster has {gpus:g}")
-
-
-def is_local() -> bool:
-    """Whether the run brings its own Ray session."""
-    return not os.environ.get("RAY_ADDRESS")
-
-
-def connect(need: Need) -> None:
-    """Start a session of our own, or join the one RAY_ADDRESS names; raises UserError."""
+ENVIRONMENT = {
     # Ray lowers the priority of its workers to nice 15 by default: on a busy host they starve
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if is_local():
-        # the session is reachable from this machine only and lives as long as the command
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        os.environ.setdefault("GLIBC_TUNABLES", MALLOC)
+    "RAY_worker_niceness": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+# a session of our own is reachable from this machine only and lives as long as the command
+OWN_ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "GLIBC_TUNABLES": MALLOC}
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
+
+SOCKET_BYTES = 107  # the longest path of a socket on Linux
+BELOW_FOLDER = len(
+    "/session_2026-11-25_21-34-03_374123_4194304/sockets/plasma_store"
+)  # what Ray makes in its folder
+
+Place = Literal["own", "cluster", "caller"]
+
+
+def place() -> Place:
+    """Where the run's Ray is: in the caller's session if this process has one, else as RAY_ADDRESS says."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        return "caller"
+    return "own" if os.environ.get("RAY_ADDRESS", "") in ("", "local") else "cluster"
+
+
+def check_reachable() -> None:
+    """UserError within seconds if RAY_ADDRESS names no Ray cluster that takes us."""
+    if place() == "cluster":
+        check_address(os.environ["RAY_ADDRESS"])
+
+
+@dataclass(frozen=True)
+class Session:
+    """Ray, while a run needs it."""
+
+    need: Need
+    place: Place
+
+    def missing(self) -> str | None:
+        """What others hold now and the run needs to start; None if nothing."""
+        lacks = None if self.place == "own" else fits(self.need, nodes(free=True))
+        return lacks and f"waiting for Ray, where others hold what this run needs: {lacks} free"
+
+    def pending(self) -> str | None:
+        """What workers wait for that Ray is to start; None if it has room for them."""
+        from ray.util.placement_group import placement_group_table
+
+        worker = {"CPU": float(self.need.scale.cpus_per_worker)}
+        waiting = [
+            group
+            for group in placement_group_table().values()
+            if group["state"] in ("PENDING", "RESCHEDULING") and worker.items() <= group["bundles"][0].items()
+        ]
+        if not waiting:
+            return None
+        free = sum(node.cpus for node in nodes(free=True))
+        return f"Ray has no room for {self.need.scale.workers} workers of {worker['CPU']:g} CPUs: {free:g} CPUs are free"
+
+
+@contextlib.contextmanager
+def opened(need: Need) -> Iterator[Session]:
+    """A Ray session that can hold `need`; afterwards this process is as it was found.
+
+    A session that the caller has opened is joined and stays open; a session of our own, and our connection to a
+    cluster, end here. Raises UserError: no cluster answers, or it is too small; VergenceError: Ray does not start.
+    """
+    where = place()
+    with _environment(where), _begun(need, where):
+        if where != "own" and (lacks := fits(need, nodes())):
+            raise UserError(
+                f"scale: {lacks} in the Ray cluster; lower scale.workers, scale.cpus_per_worker or "
+                f"data.reader_cpus, or add nodes"
+            )
+        yield Session(need, where)
+
+
+@contextlib.contextmanager
+def _environment(where: Place) -> Iterator[None]:
+    """Settings that Ray reads from the environment, where the user has not set them."""
+    wanted = ENVIRONMENT | (OWN_ENVIRONMENT if where == "own" else {})
+    before = {
+        name: os.environ.get(name) for name in (*wanted, "PYTHONBREAKPOINT")
+    }  # the last is set by ray.init
+    os.environ.update({name: value for name, value in wanted.items() if before[name] is None})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _begun(need: Need, where: Place) -> Iterator[None]:
+    """ray.init and ray.shutdown, if they are ours to call."""
+    if where == "caller":
+        yield
+        return
     import ray
 
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
-    if is_local():
-        _start_local(need, quiet)
-        return
-    address = os.environ["RAY_ADDRESS"]
-    try:
-        ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"RAY_ADDRESS={address}: no Ray cluster answers there (is it running? check RAY_AUTH_TOKEN): "
-            f"{_first_line(error)}"
-        ) from None
-    check_cluster(need, ray.cluster_resources())
+    sigterm = signal.getsignal(signal.SIGTERM)
+    with _session_folder() as folder:
+        try:
+            if where == "own":
+                _start(need, folder)
+            else:
+                _join(os.environ["RAY_ADDRESS"])
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(
+                    signal.SIGTERM, sigterm
+                )  # ray.init took it, to end the process with exit code 15
+            yield
+        finally:
+            ray.shutdown()
 
 
-def _start_local(need: Need, quiet: dict[str, Any]) -> None:
+def _start(need: Need, folder: str | None) -> None:
     """A session of our own; on a busy machine Ray's processes may miss its 30 s, so it gets a second try."""
     import ray
 
     for last_try in (False, True):
         try:
             ray.init(
+                address="local",  # else Ray joins whatever was started on this machine, or tries to
                 num_cpus=math.ceil(need.cpus),
                 include_dashboard=False,
                 object_store_memory=_object_store_bytes(need),
-                **quiet,
+                job_config=_job_config(),
+                _temp_dir=folder,
+                **QUIET,
             )
             return
         except Exception as error:  # Ray raises the bare Exception here
@@ -144,8 +177,68 @@ def _object_store_bytes(need: Need) -> int:
     return max(100 << 20, min(wanted, int(psutil.virtual_memory().available * 0.3)))
 
 
-def disconnect() -> None:
-    """Leave the cluster, or end the session of our own."""
+def _join(address: str) -> None:
+    """Connect to the cluster at `address`; ray.init alone would try for minutes."""
+    check_address(address)
     import ray
 
-    ray.shutdown()
+    path = (
+        {} if "://" in address else {"job_config": _job_config()}
+    )  # with Ray's client the driver is elsewhere
+    try:
+        ray.init(address, **QUIET, **path)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(f"RAY_ADDRESS={address}: {error}") from None
+
+
+def _job_config() -> Any:
+    """The workers search what this process searches: its folders before the standard library go first.
+
+    Ray puts the current folder there, searched by this process or not: workers would take a `random.py` or a
+    folder `timm` in it for the real ones.
+    """
+    from ray.job_config import JobConfig
+
+    class DriversPath(JobConfig):
+        def _runtime_env_has_working_dir(self) -> bool:
+            return True  # the case in which Ray adds no folder
+
+    library = os.path.dirname(os.__file__)
+    first = itertools.takewhile(lambda folder: folder != library, sys.path)
+    folders = [os.path.abspath(folder) for folder in first if os.path.isdir(folder or os.curdir)]
+    return DriversPath(_py_driver_sys_path=folders[::-1])  # each is put before those already there
+
+
+@contextlib.contextmanager
+def _session_folder() -> Iterator[str | None]:
+    """Ray's folder for a session of our own: a short one if its default is too deep for sockets, else None."""
+    default = os.path.join(os.environ.get("RAY_TMPDIR", os.environ.get("TMPDIR", "/tmp")), "ray")
+    longest = SOCKET_BYTES - BELOW_FOLDER
+    if len(os.fsencode(default)) <= longest:
+        yield None
+        return
+    try:
+        folder = tempfile.mkdtemp(prefix="vergence-", dir="/tmp")
+    except OSError as error:
+        raise UserError(
+            f"{default} is too long a folder for Ray's sockets ({longest} bytes at most), and /tmp takes none "
+            f"({error.strerror}); set RAY_TMPDIR to a shorter one"
+        ) from None
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def nodes(*, free: bool = False) -> list[Node]:
+    """The living nodes of the session: all that they have, or what is free of it."""
+    import ray
+    from ray._private.state import available_resources_per_node
+
+    if ray.util.client.ray.is_connected():  # Ray's client cannot ask for nodes, a task can
+        inside: Any = ray.remote(num_cpus=0)(nodes)
+        return ray.get(inside.remote(free=free))
+    available = available_resources_per_node() if free else {}
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    resources = [available.get(node["NodeID"], {}) if free else node["Resources"] for node in alive]
+    return [Node(has.get("CPU", 0.0), has.get("GPU", 0.0)) for has in resources]

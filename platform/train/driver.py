@@ -3,12 +3,16 @@
 import contextlib
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType
 from typing import Any
 
-from vergence.platform.cluster.session import ScaleConfig
+from vergence.platform.cluster.capacity import ScaleConfig
+from vergence.platform.cluster.session import Session
+from vergence.platform.cluster.waiting import Waiting
 from vergence.platform.data.stream import Stream
 from vergence.platform.train.job import Job, Outcome, read_outcome, reserve_outcome
 from vergence.platform.train.worker import work
@@ -22,7 +26,10 @@ class Interrupt:
 
     @contextlib.contextmanager
     def handled(self) -> Iterator["Interrupt"]:
-        previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        # elsewhere Python takes no handlers: a notebook's or Tune's thread is stopped by its owner
+        on_main = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGINT, signal.SIGTERM) if on_main else ()
+        previous = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             yield self
         finally:
@@ -39,27 +46,49 @@ class Interrupt:
 
 
 def fit(
-    job: Job, stream: Stream, scale: ScaleConfig, name: str, interrupt: Interrupt, watch: Callable[[], bool]
+    job: Job, stream: Stream, session: Session, name: str, interrupt: Interrupt, watch: Callable[[], bool]
 ) -> Outcome:
     """Run the ranks to the end, a stop or a failure.
 
     `watch` is called twice a second and says whether a step has been taken: before the first one a stop
-    does not wait, there is nothing to commit.
+    does not wait, there is nothing to commit. What a run waits for is said now and then.
     """
+    waiting = Waiting(interrupt.says)
+    while session.missing():
+        waiting.look(session.missing)
+        if interrupt.signal:
+            return Outcome("interrupted")
+        time.sleep(0.5)
     result: list[Any] = []
     reserve_outcome(job)
     # fit() on the main thread would take the signal handlers and abort without a commit
-    thread = threading.Thread(target=lambda: result.append(_fit(job, stream, scale, name)), daemon=True)
+    thread = threading.Thread(
+        target=lambda: result.append(_fit(job, stream, session.need.scale, name)), daemon=True
+    )
     thread.start()
     while thread.is_alive():
         thread.join(0.5)
         started = watch()
-        if interrupt.signal and not started:
+        waiting.look(partial(_delay, job, session, started))
+        # in the caller's session the ranks would go on without us: there they stop themselves
+        if interrupt.signal and not started and session.place != "caller":
             return Outcome("interrupted")
         outcome = read_outcome(job)
         if outcome is not None and outcome.status == "failed":
             return outcome  # Ray would start the ranks anew
     return read_outcome(job) or Outcome("failed", result[0] if result else "the training thread died")
+
+
+def _delay(job: Job, session: Session, started: bool) -> str | None:
+    """What keeps the ranks from starting or going on; None while they take steps."""
+    pending = session.pending()
+    if pending or started:
+        return pending
+    workers = session.need.scale.workers
+    mark = f"attempt {job.attempt}, "
+    begun = sum(mark in path.read_text(errors="replace") for path in (job.run / "logs").glob("rank-*.log"))
+    doing = "their processes start" if begun < workers else "they build the model and read the first batch"
+    return f"no step yet: {begun} of {workers} workers have begun; {doing}"
 
 
 def _fit(job: Job, stream: Stream, scale: ScaleConfig, name: str) -> str:

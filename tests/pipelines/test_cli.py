@@ -1,5 +1,7 @@
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
@@ -161,6 +163,15 @@ def test_a_state_folder_that_is_no_utf8_is_refused_before_anything_is_trained(tm
     assert (
         r"/caf\xe9: torch and MLflow cannot write into a folder that is no UTF-8" in capsys.readouterr().err
     )
+
+
+def test_python_m_takes_nothing_from_the_current_folder(tmp_path):
+    for name in ("argparse.py", "random.py", "typing.py"):
+        (tmp_path / name).write_text("raise ImportError('imported from the current folder')")
+    command = [sys.executable, "-m", "vergence.pipelines.cli", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "pretrain" in done.stdout
 
 
 def test_settings_may_stand_behind_an_option(home, capsys):

@@ -1,11 +1,15 @@
 """The promises of a run: interrupted = undisturbed, one lock, nothing lost, clear refusals."""
 
+import importlib
 import io
 import json
 import os
 import re
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -15,7 +19,7 @@ import pytest
 import torch
 from mlflow_stores import Refusing
 from PIL import Image
-from runs_for_real import TINY, kill_everything, start, train_workers, vergence, wait_for_step
+from runs_for_real import TINY, environment, kill_everything, start, train_workers, vergence, wait_for_step
 
 from vergence.pipelines import cli
 from vergence.pipelines.attempt import fork
@@ -60,9 +64,15 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(place):
-    """A finished run: (state folder, final state, what was said)."""
-    home = place / "home"
-    done = vergence(home, "pretrain", str(place / "tiny.yaml"))
+    """A finished run: (state folder, final state, what was said).
+
+    Its current folder holds what must not be imported from there, by the driver or by a worker.
+    """
+    home, traps = place / "home", place / "traps"
+    for name in ("timm/__init__.py", "ray/__init__.py", "deepspeed/__init__.py", "random.py", "csv.py"):
+        (traps / name).parent.mkdir(parents=True, exist_ok=True)
+        (traps / name).write_text("raise ImportError('imported from the current folder')")
+    done = vergence(home, "pretrain", str(place / "tiny.yaml"), cwd=traps)
     assert done.returncode == 0, done.stderr
     return home, final_state(home / "tiny"), done.stderr
 
@@ -397,6 +407,82 @@ def test_a_store_that_refuses_ends_the_command_before_the_first_step(place):
     )
     assert refused.stderr.count("refuses") == 1
     assert not (home / "tiny" / "logs" / "metrics.jsonl").exists()
+
+
+CALLER = """
+import sys, threading, time
+from pathlib import Path
+import ray
+from vergence.pipelines.pretrain import pretrain
+
+recipe, release = sys.argv[1], Path(sys.argv[2])
+ray.init(
+    address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="error",
+    object_store_memory=300 << 20,
+)
+
+@ray.remote(num_cpus=2)
+class Holder:
+    def ready(self):
+        return True
+
+holder, mine, codes = Holder.remote(), ray.put("mine"), []
+ray.get(holder.ready.remote())
+settings = ["epochs=1", "scale.workers=1", "batch.micro=32", "track.register=null"]
+thread = threading.Thread(target=lambda: codes.append(pretrain(recipe, settings)))
+thread.start()
+while not release.exists():
+    time.sleep(0.1)
+ray.kill(holder)
+thread.join()
+assert codes == [0], codes
+assert ray.get(mine) == "mine"  # the session is the same one
+print("still open", ray.is_initialized())
+"""
+
+
+def test_a_run_in_the_callers_session_says_what_it_waits_for_and_leaves_the_session_open(place):
+    """As in a notebook: the session is the caller's, the run is not on the main thread, others hold CPUs."""
+    home, log, release = place / "caller", place / "caller.log", place / "release"
+    command = [sys.executable, "-c", CALLER, str(place / "tiny.yaml"), str(release)]
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command, env=environment(home), stdout=file, stderr=file, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while "waiting for Ray" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        release.touch()
+        assert process.wait(240) == 0, log.read_text()
+    finally:
+        if process.poll() is None:
+            kill_everything(process)
+    said = log.read_text()
+    assert "1 workers x 1 CPUs + 1 readers x 1 CPUs = 2 CPUs on the Ray session of this process" in said
+    assert (
+        "others hold what this run needs: 1 workers x 1 CPUs + 1 readers x 1 CPUs = 2 CPUs, got 1 free"
+        in said
+    )
+    assert "still open True" in said
+    assert commits.newest(home / "tiny" / "commits").step == 9
+
+
+def test_a_cluster_that_does_not_answer_is_one_line_within_15_s(place, capsys, monkeypatch):
+    monkeypatch.setenv("VERGENCE_HOME", str(place / "unreachable"))
+    importlib.import_module(
+        "vergence.pipelines.attempt"
+    )  # the imports on a busy machine are not what is measured
+    with socket.create_server(("0.0.0.0", 0)) as silent:  # takes connections and says nothing
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{silent.getsockname()[1]}")
+        begin = time.monotonic()
+        assert cli.main(["pretrain", str(place / "tiny.yaml")]) == 2
+    assert time.monotonic() - begin < 15
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert "no Ray cluster answers there (no answer within 5 s)" in lines[0]
 
 
 @pytest.mark.parametrize(

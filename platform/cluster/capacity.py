@@ -1,0 +1,118 @@
+"""What a run needs of a machine or cluster, and whether that fits."""
+
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt
+
+from vergence.platform.errors import UserError
+
+
+class ScaleConfig(BaseModel, frozen=True, extra="forbid", strict=True):
+    workers: PositiveInt = Field(1, description="Ray Train workers (ranks)")
+    cpus_per_worker: PositiveInt = Field(1, description="CPUs, and torch threads, of each worker")
+    gpus_per_worker: int = Field(0, ge=0, le=1, description="GPUs of each worker")
+    zero: int = Field(0, ge=0, le=3, description="DeepSpeed ZeRO stage: 0, 1 or 2")
+    max_failures: NonNegativeInt = Field(3, description="restarts of the worker group before the run fails")
+
+
+class Node(NamedTuple):
+    """Logical CPUs and GPUs of one machine: all of them, or those that are free."""
+
+    cpus: float
+    gpus: float = 0.0
+
+
+class Need(NamedTuple):
+    """Logical CPUs and GPUs of a run."""
+
+    scale: ScaleConfig
+    readers: int
+    reader_cpus: float
+
+    @property
+    def num_readers(self) -> int:
+        """Reader tasks that run at the same time: as many for each rank, and at least one."""
+        return self.scale.workers * max(1, self.readers // self.scale.workers)
+
+    @property
+    def cpus(self) -> float:
+        return self.scale.workers * self.scale.cpus_per_worker + self.num_readers * self.reader_cpus
+
+    @property
+    def gpus(self) -> int:
+        return self.scale.workers * self.scale.gpus_per_worker
+
+    def arithmetic(self) -> str:
+        workers = f"{self.scale.workers} workers x {self.scale.cpus_per_worker} CPUs"
+        return f"{workers} + {self.num_readers} readers x {self.reader_cpus:g} CPUs = {self.cpus:g} CPUs"
+
+
+def fits(need: Need, nodes: Sequence[Node]) -> str | None:
+    """What `need` lacks on `nodes`, with the arithmetic; None if it fits.
+
+    A worker, and a reader, must find all its CPUs and GPUs on one node.
+    """
+    scale, cpus, gpus = need.scale, sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    largest = max((node.cpus for node in nodes), default=0.0)
+    if need.gpus > gpus:
+        return f"{need.gpus} GPUs needed, got {gpus:g}"
+    if need.cpus > cpus:
+        return f"{need.arithmetic()}, got {cpus:g}"
+    for what, each in ("worker", float(scale.cpus_per_worker)), ("reader", need.reader_cpus):
+        if each > largest:
+            return f"a {what} needs {each:g} CPUs on one node, got at most {largest:g}"
+    room = [min(int(node.cpus / scale.cpus_per_worker), _gpu_places(scale, node)) for node in nodes]
+    if sum(room) < scale.workers:
+        gpu = f" and {scale.gpus_per_worker} GPU" if scale.gpus_per_worker else ""
+        each_node = ", ".join(f"{node.cpus:g}" for node in nodes)
+        return (
+            f"{scale.workers} workers of {scale.cpus_per_worker} CPUs{gpu} on one node each, "
+            f"got room for {sum(room)} on nodes of {each_node} CPUs"
+        )
+    left = _left(scale, nodes, room)
+    if sum(int(cpus / need.reader_cpus + 1e-9) for cpus in left) < need.num_readers:
+        each_node = ", ".join(f"{cpus:g}" for cpus in left)
+        return (
+            f"{need.num_readers} readers of {need.reader_cpus:g} CPUs beside the workers, "
+            f"got nodes with {each_node} CPUs left"
+        )
+    return None
+
+
+def _gpu_places(scale: ScaleConfig, node: Node) -> int:
+    return int(node.gpus / scale.gpus_per_worker) if scale.gpus_per_worker else scale.workers
+
+
+def _left(scale: ScaleConfig, nodes: Sequence[Node], room: Sequence[int]) -> list[float]:
+    """CPUs that are left on each node when the workers fill one node after the other."""
+    left, workers = [], scale.workers
+    for node, places in zip(nodes, room):
+        placed = min(places, workers)
+        workers -= placed
+        left.append(node.cpus - placed * scale.cpus_per_worker)
+    return left
+
+
+def physical_cpus() -> int:
+    """CPUs this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def check_local(need: Need) -> None:
+    """UserError if a session of our own would have to over-declare this machine too far."""
+    limit = max(8, 4 * physical_cpus())
+    if need.cpus > limit:
+        raise UserError(
+            f"scale: {need.arithmetic()}, but this machine has {physical_cpus()} and a local run may declare "
+            f"at most {limit}; lower scale.workers, scale.cpus_per_worker or data.reader_cpus, or set RAY_ADDRESS"
+        )
+    if need.gpus:
+        import torch
+
+        if need.gpus > torch.cuda.device_count():
+            raise UserError(
+                f"scale: {need.scale.workers} workers x {need.scale.gpus_per_worker} GPUs = {need.gpus} GPUs, "
+                f"but this machine has {torch.cuda.device_count()}; set scale.gpus_per_worker=0 to train on CPUs"
+            )
