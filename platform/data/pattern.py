@@ -8,9 +8,8 @@ from typing import NamedTuple
 import braceexpand
 
 from vergence.platform.data.formats import IMAGE_EXTENSIONS
-from vergence.platform.data.walk import NAMED, LeftOut, folders
+from vergence.platform.data.walk import LeftOut, few, folders
 from vergence.platform.errors import UserError
-from vergence.platform.text import printable
 
 _COMPRESSED_NAMES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
@@ -27,7 +26,13 @@ def expand(pattern: str | Path) -> Shards:
     Raises UserError naming the part that matches nothing, or links to nothing.
     """
     text, found, notes = os.fspath(pattern), list[Path](), list[str]()
-    for part, names in match(text).items():
+    matches = match(text)
+    missing = [part for part, names in matches.items() if not names]
+    if missing:
+        count = f"{len(missing):,} of {len(matches):,}: " if len(missing) > 1 else ""
+        where = f" ({count}{few(missing)} does not exist)" if len(matches) > 1 else ""
+        raise UserError(f"{pattern}: matches no shard{where}; relative paths start at {os.getcwd()}")
+    for part, names in matches.items():
         if names == [part] and os.path.isdir(part):
             files, left_out = _tars(text, part)
         else:
@@ -35,13 +40,10 @@ def expand(pattern: str | Path) -> Shards:
             for name in names:
                 if os.path.isdir(name):
                     left_out.add("folders that match", name)
-        if names and not files:
+        if not files:
             raise UserError(
                 f"{pattern}: matches no file, only {names[0]}; give a folder of tars, or FOLDER/*.tar"
             )
-        if not files:
-            where = "" if part == text else f" ({part} does not exist)"
-            raise UserError(f"{pattern}: matches no shard{where}; relative paths start at {os.getcwd()}")
         found += [Path(name).absolute() for name in files]
         notes += [f"{part}: {line}" for line in left_out.lines()]
     shards, repeated = _once(sorted(set(found)), text)
@@ -77,11 +79,10 @@ def _tars(pattern: str, folder: str) -> tuple[list[str], LeftOut]:
 
 def _once(paths: list[Path], pattern: str) -> tuple[list[Path], LeftOut]:
     """Each real file once, by its own name if there is one; the others are counted. Raises UserError: dead links."""
-    dead = [printable(path.name) for path in paths if not path.exists()]
+    dead = [path.name for path in paths if not path.exists()]
     if dead:
-        names = ", ".join(dead[:NAMED] + (["..."] if len(dead) > NAMED else []))
         raise UserError(
-            f"{pattern}: {len(dead)} of {len(paths)} shards are links to nothing ({names}); mend or remove them"
+            f"{pattern}: {len(dead)} of {len(paths)} shards are links to nothing ({few(dead)}); mend or remove them"
         )
     seen, kept, repeated = set[tuple[int, int]](), list[Path](), LeftOut()
     for path in sorted(paths, key=lambda path: (path.is_symlink(), path)):

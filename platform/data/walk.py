@@ -8,7 +8,7 @@ import errno
 import heapq
 import os
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,12 @@ from vergence.platform.text import printable
 NAMED = 3  # of those left out for a reason that is worth a name
 REASONS = 8  # of those that are listed
 _DEAD = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # what a link that leads nowhere ends in
+
+
+def few(names: Sequence[str], total: int | None = None) -> str:
+    """The first few of some names, for a message; total: how many there are, if `names` is cut already."""
+    more = (total or len(names)) > NAMED
+    return ", ".join([*map(printable, names[:NAMED]), *(["..."] if more else [])])
 
 
 class ImageFile(NamedTuple):
@@ -38,7 +44,7 @@ class LeftOut:
         self.counts[reason] += count
         names = self.names.setdefault(reason, [])
         if name and len(names) < NAMED:
-            names.append(printable(name))
+            names.append(name)
 
     def merge(self, other: "LeftOut") -> None:
         self.counts.update(other.counts)
@@ -54,8 +60,8 @@ class LeftOut:
         return [f"{what}: {', '.join(parts)}"] if parts else []
 
     def _part(self, reason: str, count: int) -> str:
-        names = self.names[reason] + (["..."] if 0 < len(self.names[reason]) < count else [])
-        return f"{reason} ({count:,}" + (f": {', '.join(names)})" if names else ")")
+        names = self.names[reason]
+        return f"{reason} ({count:,}" + (f": {few(names, count)})" if names else ")")
 
 
 def image_files(root: Path) -> tuple[list[ImageFile], LeftOut]:

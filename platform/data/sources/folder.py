@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vergence.platform.data.formats import IMAGE_EXTENSIONS
 from vergence.platform.data.sources.source import Packed, digest, numbered, only_none, unique_keys
-from vergence.platform.data.walk import NAMED, image_files
+from vergence.platform.data.walk import few, image_files
 from vergence.platform.errors import UserError
 from vergence.platform.text import printable
 
@@ -37,10 +37,9 @@ class Folder:
         """Whether folders can be classes; if images beside them are the reason why not, a note says so."""
         direct = [image.path for image in self.images if "/" not in image.path]
         if 0 < len(direct) < self.num:
-            names = [printable(path) for path in direct[:NAMED]] + (["..."] if len(direct) > NAMED else [])
             self.notes.append(
                 f"no classes: {len(direct):,} of {self.num:,} images {'lies' if len(direct) == 1 else 'lie'} directly "
-                f"in {self.root} ({', '.join(names)}); move what lies there into a class folder, or away, and the "
+                f"in {self.root} ({few(direct)}); move what lies there into a class folder, or away, and the "
                 "folders are classes"
             )
         return not direct

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -29,14 +29,15 @@ class Pictures:
     """Items of a data set: a picture, or a picture and its class."""
 
     def __init__(
-        self, dataset: Any, name: str, classes: list[str] | None, size: int | None, labelled: bool
+        self, dataset: Any, name: str, classes: Sequence[Any] | None, size: int | None, labelled: bool
     ) -> None:
         if size is not None and not (isinstance(size, int) and 0 < size <= MAX_SIDE):
             raise UserError(f"size={size}: the side of a packed picture is 1 to {MAX_SIDE:,} pixels")
         self.dataset, self.num, self.size, self.labelled = dataset, len(dataset), size, labelled
         if not self.num:
             raise UserError(f"{name}: the data set has no samples")
-        self.classes, self.notes = classes if labelled else None, list[str]()
+        self.classes = [_word(name) for name in classes] if labelled and classes is not None else None
+        self.notes = list[str]()
         self.fingerprint = digest([(name, self.num)], size if labelled else [size, "no classes"])
 
     def samples(self, start: int, stop: int) -> Iterator[Packed]:
@@ -102,6 +103,11 @@ def _torchvision(name: str, options: dict[str, Any], size: int | None, labelled:
         ) from None
     classes = getattr(dataset, "classes", None)
     return Pictures(dataset, f"torchvision:{name}:{sorted(options.items())}", classes, size, labelled)
+
+
+def _word(name: Any) -> str:
+    """ImageNet's classes are tuples of synonyms."""
+    return ", ".join(map(str, name)) if isinstance(name, tuple) else str(name)
 
 
 def _value(text: str) -> Any:

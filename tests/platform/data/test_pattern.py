@@ -98,7 +98,9 @@ def test_expand_names_the_pattern_that_matches_nothing(folder, pattern):
         expand(pattern)
     assert str(error.value).startswith(f"{pattern}: matches no shard")
     if ".." in pattern:
-        assert "train-000012.tar does not exist" in str(error.value)
+        assert "(s/train-000012.tar does not exist)" in str(error.value)
+    with pytest.raises(UserError, match=r"\(4 of 6: s/train-000012\.tar, .*, \.\.\. does not exist\)"):
+        expand("s/train-{000010..000015}.tar")
 
 
 def test_expand_folder_without_tars(tmp_path):

@@ -34,6 +34,14 @@ def test_classes_that_are_no_numbers_are_refused_with_the_cure():
     assert sample.label is None
 
 
+def test_names_of_classes_are_words():
+    data = [(Image.new("L", (4, 4)), 0)]
+    assert Pictures(data, "a", [("tench", "Tinca tinca"), "cat"], None, labelled=True).classes == [
+        "tench, Tinca tinca",
+        "cat",
+    ]
+
+
 def test_a_data_set_without_samples_is_refused():
     with pytest.raises(UserError, match=r"torchvision:FakeData.*no samples"):
         open_pictures("torchvision", "FakeData?size=0", None, None)
