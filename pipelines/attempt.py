@@ -58,6 +58,7 @@ def fork(old: Run, new: Run) -> None:
                 "run": {"id": secrets.token_hex(8)},  # another run: its MLflow run and version are its own
                 "step": 0,
                 "score": None,
+                "monitor_due": False,
                 "holdout_rule": HOLDOUT_RULE,
                 "counts": dict.fromkeys(source.manifest["counts"], 0),
                 "forked_from": {"run": old.name, "step": source.step},
