@@ -7,8 +7,8 @@ MOCO, BYOL, SIMCLR = (f"{_STEPS}[{method}]" for method in ("mocov2", "byol", "si
 RECORDS = f"{WIRING}::test_records_are_those_of_the_plain_run"
 COMMITS = f"{WIRING}::test_commits_hold_what_the_ranks_had_after_so_many_steps[mocov2]"
 ENDS = f"{WIRING}::test_ends_are_the_same_on_all_ranks"
-LOOP, EXACT, NORMS, ENGINE, SCHEDULE = (
-    f"{_TRAIN}/test_{part}.py" for part in ("loop", "exact", "norms", "engine", "schedule")
+LOOP, EXACT, NORMS, ENGINE, RECORD, SCHEDULE = (
+    f"{_TRAIN}/test_{part}.py" for part in ("loop", "exact", "norms", "engine", "record", "schedule")
 )
 PLAN, STREAM = (f"{_DATA}/test_{part}.py" for part in ("plan", "stream"))
 VIEWS, OPS, RNG = (f"{_AUGMENT}/test_{part}.py" for part in ("views", "ops", "rng"))

@@ -1,6 +1,6 @@
 """What outlives a step: commits, teachers, queues."""
 
-from .names import COMMIT, MOCO, MONITOR, PARTS, SIMCLR, Faults
+from .names import COMMIT, MOCO, MONITOR, PARTS, RECORD, SIMCLR, Faults
 
 _PRUNES = f"{COMMIT}::test_prune_keeps_newest_and_best"
 
@@ -44,6 +44,16 @@ _RECORD: Faults = {
         'record["step"] < start_step and',
         'record["step"] <= start_step and',
         "tests/platform/runs/test_records.py::test_cut_drops_later_steps_and_a_half_line",
+    ),
+    "ranks-may-differ": (
+        "for other in everyone}) > 1]",
+        "for other in everyone}) > 2]",
+        f"{RECORD}::test_ranks_commit_what_they_hold_alike_a_bank_in_bf16_too_and_nothing_else",
+    ),
+    "who-lost-the-run-prunes": (
+        "            if owns(job.run, job.attempt):\n",
+        "            if True:\n",
+        f"{RECORD}::test_who_has_lost_the_run_while_committing_does_not_prune",
     ),
 }
 

@@ -196,6 +196,7 @@ _ENGINE: Faults = {
         "                    pass\n",
         f"{_PAIRS}[sgd]",
     ),
+    "piece-of-rank-0": ("dist.broadcast(piece, rank)", "dist.broadcast(piece, 0)", f"{_PAIRS}[sgd]"),
     "slice-of-rank-0": (
         ".chunk(dist.get_world_size())[dist.get_rank()])",
         ".chunk(dist.get_world_size())[0])",
