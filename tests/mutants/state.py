@@ -20,7 +20,7 @@ _COMMIT: Faults = {
     "damaged-commits-are-kept-for-whole-ones": (
         "if (commit := read(path))]",
         'if (commit := Commit(path, {"step": 0}))]',
-        f"{COMMIT}::test_a_damaged_newest_commit_costs_no_whole_one[1-no_manifest]",
+        f"{COMMIT}::test_a_damaged_commit_is_replaced_when_the_run_gets_there_and_else_deleted",
     ),
     "damaged-bytes-are-loaded": (
         " and not is_intact(commit):",
