@@ -29,6 +29,10 @@ CURES = (
         r"HTTP 40[13]|UNAUTHENTICATED|PERMISSION_DENIED",
         "check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, and what they may do",
     ),
+    (
+        r"not a database|malformed",
+        "move it away: the same command makes a new one and sends all records again",
+    ),
     (r"No module named", "install it, or set MLFLOW_TRACKING_URI to another store"),
     (r"", "mend that, or set MLFLOW_TRACKING_URI to another store"),
 )

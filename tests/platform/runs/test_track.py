@@ -24,11 +24,19 @@ def state_folder(tmp_path, monkeypatch, empty_store):
     shutil.copy(empty_store, tmp_path / "mlflow.db")
 
 
+@pytest.fixture(params=["sqlite", "server"])
+def either_store(request, monkeypatch):
+    """SQLite, or a server, whose answers are of other types; both keep what other tests left."""
+    if request.param == "server":
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", request.getfixturevalue("mlflow_server"))
+    return request.param
+
+
 def begun(name: str = "r") -> Run:
     """A run with its identity and five records."""
     run = Run(name)
     run.logs.mkdir(parents=True)
-    run.remember(id=f"identity-of-{name}")
+    run.remember(id=f"{name}-{run.path.parent.name}")
     records = [{"step": step, "time": 1e9 + step, "loss": 1 / (step + 1)} for step in range(5)]
     (run.logs / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     return run
@@ -52,25 +60,27 @@ def mlflow_runs() -> list:
 
 
 def test_records_arrive_once_and_the_run_ends_with_its_status():
-    run_id = track(begun())
+    run = begun()
+    run_id = track(run)
     assert losses(run_id) == [0, 1, 2, 3, 4]
     [made] = mlflow_runs()
     assert made.info.status == "FINISHED"
     assert made.info.run_name == "r"
     assert made.data.params == {"lr": "0.1"}
-    assert made.data.tags["vergence.run"] == "identity-of-r"
+    assert made.data.tags["vergence.run"] == run.facts()["id"]
     assert made.data.tags["code"] == "1"
 
 
-def test_a_folder_that_forgot_its_mlflow_run_goes_on_with_it():
+def test_a_folder_that_forgot_its_mlflow_run_goes_on_with_it(either_store):
     """As after a power cut: run.json is made anew, with the identity alone."""
     run = begun()
+    others = len(mlflow_runs())
     first = track(run, "KILLED")
-    (run.path / "run.json").write_text(json.dumps({"id": "identity-of-r"}))
+    (run.path / "run.json").write_text(json.dumps({"id": run.facts()["id"]}))
     with (run.logs / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 5, "time": 1e9 + 5, "loss": 0.1}) + "\n")
     assert track(run) == first
-    assert len(mlflow_runs()) == 1
+    assert len(mlflow_runs()) == others + 1
     assert losses(first) == [0, 1, 2, 3, 4, 5]
     assert run.facts()["mlflow_run"] == first
 
@@ -108,11 +118,12 @@ def test_a_store_that_refuses_ends_the_command_before_it_trains(tmp_path):
     assert said == []  # once is enough
 
 
-def test_a_deleted_experiment_refuses():
+def test_a_deleted_experiment_refuses(either_store):
     with store(tracking_uri()) as client:
-        client.delete_experiment(client.create_experiment(EXPERIMENT))
-    tracker = Tracker(begun(), EXPERIMENT, {}, {}, print)
-    with pytest.raises(UserError, match="mlflow experiments restore --experiment-id 1"):
+        deleted = client.create_experiment(f"deleted {EXPERIMENT}")
+        client.delete_experiment(deleted)
+    tracker = Tracker(begun(), f"deleted {EXPERIMENT}", {}, {}, print)
+    with pytest.raises(UserError, match=f"mlflow experiments restore --experiment-id {deleted}`"):
         tracker.check()
 
 
@@ -127,11 +138,16 @@ def test_a_server_that_turns_us_away_refuses_at_once(monkeypatch, status):
         tracker.close("FAILED", {})
 
 
-def test_a_damaged_database_refuses_at_once(tmp_path):
+def test_a_damaged_database_refuses_at_once_and_can_be_put_aside(tmp_path, empty_store):
+    run = begun()
+    track(run)
     (tmp_path / "mlflow.db").write_bytes(bytes(range(256)) * 99)
-    tracker = Tracker(begun(), EXPERIMENT, {}, {}, print)
-    with pytest.raises(UserError, match="file is not a database"):
+    tracker = Tracker(run, EXPERIMENT, {}, {}, print)
+    with pytest.raises(UserError, match="file is not a database; move it away"):
         tracker.check()
+    tracker.close("FAILED", {})
+    shutil.copy(empty_store, tmp_path / "mlflow.db")  # what MLflow makes where there is none
+    assert losses(track(run)) == [0, 1, 2, 3, 4]
 
 
 def test_an_absent_server_stops_nothing_and_gets_everything_when_it_comes(
