@@ -9,6 +9,7 @@ import importlib
 import json
 import platform
 import sys
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def main() -> int:
     for name in options.sections or SECTIONS:
         console.print(f"== {name}: {SECTIONS[name]}")
         results[name] = importlib.import_module(f"benchmarks.{name}").run(options.rounds, console.print)
-    report = {"machine": machine(), "rounds": options.rounds, "sections": results}
+    report = {"date": f"{date.today()}", "machine": machine(), "rounds": options.rounds, "sections": results}
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
     return show(report)

@@ -42,27 +42,27 @@ def pack_parquet(split: str) -> str:
     return pack(f"{cifar10()}/{split}-*.parquet", CACHE / "cifar10", split)
 
 
-def folder_of(num_images: int) -> Path:
-    """class/NAME.webp of the first images of the training set."""
+def folder_of(num_images: int, first: int = 0) -> Path:
+    """class/NAME.webp of `num_images` images of the training set from the `first` on."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    target = CACHE / f"images-{num_images}"
+    target = CACHE / (f"images-{num_images}" if not first else f"images-{first}-{num_images}")
     if (target / "done").exists():
         return target / "train"
-    left = num_images
-    for file in sorted(cifar10().glob("train-*.parquet")):
-        for row in pq.read_table(file).slice(0, left).to_pylist():
-            path = target / "train" / str(row["label"]) / Path(row["img"]["path"]).name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(row["img"]["bytes"])
-            left -= 1
+    table = pa.concat_tables([pq.read_table(file) for file in sorted(cifar10().glob("train-*.parquet"))])
+    for row in table.slice(first, num_images).to_pylist():
+        path = target / "train" / str(row["label"]) / Path(row["img"]["path"]).name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(row["img"]["bytes"])
     (target / "done").touch()
     return target / "train"
 
 
-def shards_of(num_images: int) -> str:
+def shards_of(num_images: int, first: int = 0) -> str:
     """The same files as shards; a pattern."""
-    return pack(str(folder_of(num_images)), CACHE / f"shards-{num_images}")
+    folder = folder_of(num_images, first)
+    return pack(str(folder), CACHE / folder.parent.name.replace("images", "shards"))
 
 
 def training_part(num_images: int, holdout: float) -> Path:
@@ -70,9 +70,9 @@ def training_part(num_images: int, holdout: float) -> Path:
     import numpy as np
 
     from vergence.platform.data.index import open_index
-    from vergence.platform.data.plan import Plan
+    from vergence.platform.data.plan import HOLDOUT_RULE, Plan
 
-    target = CACHE / f"training-{num_images}-{holdout}"
+    target = CACHE / f"training-{num_images}-{holdout}-{HOLDOUT_RULE}"
     index = open_index(shards_of(num_images), CACHE / "index")
     plan = Plan(len(index), holdout, 0, 1)
     for i in plan.training_ids(np.arange(plan.num_training)):

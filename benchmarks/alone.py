@@ -1,0 +1,45 @@
+"""Train a run in this process alone, without Ray; `vergence pretrain` then finds its last commit and exports it.
+
+VERGENCE_HOME=HOME python -m benchmarks.alone NAME RECIPE SETTING=VALUE ...
+
+The weights are those of `vergence pretrain` on one worker; where the machine is busy with other things, one process
+of low priority is served, and a Ray session is not. It goes on from the run's newest commit.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from vergence.pipelines.recipe import build_method, load_recipe
+from vergence.pipelines.resolve import Resolved, resolve
+from vergence.platform.data.index import open_index
+from vergence.platform.home import home
+from vergence.platform.runs import commit as commits
+from vergence.platform.runs.run import Run, locked
+from vergence.platform.train.loop import RankLoop
+
+
+def rows(resolved: Resolved, start_step: int) -> Iterator[Mapping[str, np.ndarray]]:
+    stream, size = resolved.stream(), resolved.plan.global_batch
+    for step in range(resolved.steps - start_step):
+        yield stream.rows(np.arange(step * size, (step + 1) * size), 0, 1, start_step)
+
+
+def main() -> int:
+    name, recipe_name, *settings = sys.argv[1:]
+    recipe, run = load_recipe(recipe_name, settings), Run(name)
+    resolved = resolve(recipe, open_index(recipe.data.train, home() / "index"), build_method(recipe), {})
+    with locked(run):
+        run.logs.mkdir(parents=True, exist_ok=True)
+        commit = commits.newest(run.commits)
+        start_step = commit.step if commit else 0
+        if start_step == resolved.steps:
+            return 0
+        outcome = RankLoop(resolved.job(run, {}), start_step, commit).run(rows(resolved, start_step))
+    print(outcome)
+    return 0 if outcome.status == "finished" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
