@@ -36,7 +36,7 @@ def main() -> int:
         start_step = commit.step if commit else 0
         if start_step == resolved.steps:
             return 0
-        outcome = RankLoop(resolved.job(run, {}), start_step, commit).run(rows(resolved, start_step))
+        outcome = RankLoop(resolved.job(run, {}), commit).run(rows(resolved, start_step))
     print(outcome)
     return 0 if outcome.status == "finished" else 1
 
