@@ -76,7 +76,8 @@ SRC:
   FILE.parquet or a glob    as on the Hugging Face hub: img or image = {bytes, path}, label = a whole number or a
                             word (words are numbered in sorted order)
   torchvision:NAME?KEY=VALUE&...   a torchvision data set with these arguments
-  sklearn:digits?split=train&size=16   scikit-learn's digits; split train, test or all
+  sklearn:digits?split=train&size=16   scikit-learn's digits; split train, test or all; &shift=1 moves each by up to
+                            that many of its 8 pixels
 
 Bytes are copied, never re-encoded; PNG where the source has none. Key = relative path without extension,
 dots become _, a repeated key gets -2, -3. Files without an ending that we know are images if their first

@@ -9,12 +9,15 @@ from urllib.parse import parse_qsl
 import numpy as np
 from PIL import Image
 
+from vergence.platform.augment import rng
 from vergence.platform.data.depth import NoRange, to_rgb
 from vergence.platform.data.sources.source import Packed, digest, only_none
 from vergence.platform.errors import UserError, nearest
 
 MAX_SIDE = 4096  # pixels of a picture that is resized
 DIGITS_TEST = 5  # every fifth digit is a test image
+MAX_SHIFT = 4
+_MOVED = 0x4D4F5645  # "MOVE", the use of the draws
 
 
 def open_pictures(kind: str, spec: str, size: int | None, label: str | None) -> "Pictures":
@@ -69,13 +72,17 @@ def _label(i: int, label: Any) -> int | None:
 
 
 def _digits(name: str, options: dict[str, Any], size: int | None, labelled: bool) -> Pictures:
-    """scikit-learn's 1,797 handwritten digits; split=train|test, size=PIXELS."""
-    unknown = set(options) - {"split", "size"}
+    """scikit-learn's 1,797 handwritten digits of 8 x 8; split=train|test, size=PIXELS, shift=PIXELS (see _moved)."""
+    unknown = set(options) - {"split", "size", "shift"}
     if name != "digits" or unknown:
-        raise UserError(f"sklearn:{name}: only sklearn:digits[?split=train|test][&size=PIXELS] can be packed")
-    split, size = options.get("split", "all"), size or options.get("size")
+        raise UserError(
+            f"sklearn:{name}: only sklearn:digits[?split=train|test][&size=PIXELS][&shift=PIXELS] can be packed"
+        )
+    split, size, shift = options.get("split", "all"), size or options.get("size"), options.get("shift", 0)
     if split not in ("all", "train", "test"):
         raise UserError(f"sklearn:digits: split={split}; valid: all, test, train")
+    if shift not in range(MAX_SHIFT + 1):
+        raise UserError(f"sklearn:digits: shift={shift}; valid: 0 to {MAX_SHIFT} of the 8 pixels")
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -83,8 +90,17 @@ def _digits(name: str, options: dict[str, Any], size: int | None, labelled: bool
     test = numbers % DIGITS_TEST == DIGITS_TEST - 1
     kept = numbers[{"all": np.ones_like(test), "train": ~test, "test": test}[split]]
     grays = np.rint(digits.images[kept] * (255 / 16)).astype(np.uint8)  # pixels are 0 ... 16
-    items = [(Image.fromarray(gray), int(label)) for gray, label in zip(grays, digits.target[kept])]
-    return Pictures(items, f"sklearn:digits:{split}", [str(digit) for digit in range(10)], size, labelled)
+    moved = [_moved(gray, number, shift) for gray, number in zip(grays, kept)]
+    items = [(Image.fromarray(gray), int(label)) for gray, label in zip(moved, digits.target[kept])]
+    name = f"sklearn:digits:{split}" + (f":shift={shift}" if shift else "")
+    return Pictures(items, name, [str(digit) for digit in range(10)], size, labelled)
+
+
+def _moved(gray: np.ndarray, number: int, shift: int) -> np.ndarray:
+    """The picture moved by -shift ... shift whole pixels down and right, both drawn; what comes in is black."""
+    down, right = (int(draw) % (2 * shift + 1) for draw in rng.mix(_MOVED, number, np.arange(2)))
+    height, width = gray.shape
+    return np.pad(gray, shift)[down : down + height, right : right + width]
 
 
 def _torchvision(name: str, options: dict[str, Any], size: int | None, labelled: bool) -> Pictures:

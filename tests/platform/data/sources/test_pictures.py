@@ -53,3 +53,27 @@ def test_label_none_leaves_the_classes_out():
     assert first(source).label is None
     with pytest.raises(UserError, match="--label digit: sklearn:digits has no columns"):
         open_pictures("sklearn", "digits", None, "digit")
+
+
+def test_digits_are_moved_by_whole_pixels_in_every_direction_and_the_same_way_each_time():
+    def pack(spec):
+        source = open_pictures("sklearn", spec, None, None)
+        return [np.array(Image.open(io.BytesIO(each.data)))[..., 0] for each in source.samples(0, source.num)]
+
+    still, moved = pack("digits?split=test"), pack("digits?split=test&shift=1")
+    found = []
+    for before, after in zip(still, moved, strict=True):
+        framed = np.pad(before, 1)
+        fits = [
+            (down, right)
+            for down in range(3)
+            for right in range(3)
+            if np.array_equal(framed[down : down + 8, right : right + 8], after)
+        ]
+        assert len(fits) == 1
+        found += fits
+    counts = [found.count((down, right)) for down in range(3) for right in range(3)]
+    assert min(counts) > 359 / 9 / 2
+    np.testing.assert_array_equal(moved, pack("digits?split=test&shift=1"))
+    with pytest.raises(UserError, match="shift=5; valid: 0 to 4"):
+        open_pictures("sklearn", "digits?shift=5", None, None)
