@@ -33,12 +33,15 @@ optim:    {name: sgd, lr: 0.1, per: 16}
 
 @pytest.fixture
 def make_loop(tmp_path, monkeypatch):
-    """A loop at step 0 over 40 images, with overrides of the recipe's text."""
+    """A loop at step 0 over 40 images, with overrides of the recipe's text; classes: bytes of each .cls, or None."""
     monkeypatch.setenv("VERGENCE_HOME", str(tmp_path / "home"))
     pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
-    shard = write_shard(tmp_path / "t-000000.tar", ((f"{i}", {"png": png(p)}) for i, p in enumerate(pixels)))
 
-    def make(method="simclr", extra="", commit=None, stops_after=None, holdout=0.0):
+    def make(method="simclr", extra="", commit=None, stops_after=None, holdout=0.0, classes=(None,) * 40):
+        samples = [
+            {"png": png(p)} | ({} if text is None else {"cls": text}) for p, text in zip(pixels, classes)
+        ]
+        shard = write_shard(tmp_path / "t-000000.tar", ((f"{i}", sample) for i, sample in enumerate(samples)))
         text = RECIPE.replace("METHOD", method).replace("SHARDS", str(shard)) + extra
         text = text.replace("HOLDOUT", str(holdout))
         recipe = Recipe.parse(yaml.parse(text, "recipe"), "recipe")
@@ -143,6 +146,19 @@ def test_a_stop_at_the_end_of_an_epoch_commits_first_and_evaluates_later(make_lo
     assert [record for record in without_time(run) if record.get("event") == "monitor"] == monitored
     assert commits.read(commit.path).score == scores[stop // 2 - 1]
     assert not commits.read(commit.path).monitor_due
+
+
+@alone
+def test_a_held_out_sample_without_a_class_is_told_and_the_score_stays_the_knn(make_loop):
+    classes = [(b"cat", b"dog")[i % 2] for i in range(40)]
+    held_out = make_loop(holdout=0.25)[0].job.plan.holdout_ids()
+    classes[held_out[0]] = None
+    loop, rows, run = make_loop(holdout=0.25, classes=classes)
+    with locked(run):
+        assert loop.run(rows).status == "finished"
+    record = [record for record in without_time(run) if record.get("event") == "monitor"][-1]
+    assert record["warning"].endswith("kNN over 9 of 10 held-out samples: the others have no class")
+    assert commits.newest(run.commits).score == record["knn"]
 
 
 @alone
