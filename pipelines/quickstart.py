@@ -1,12 +1,14 @@
 """`make quickstart`: real images to a registered encoder in minutes; interrupt it anywhere, run it again.
 
 Shards from scikit-learn's handwritten digits -> pretrain -> evaluate -> a map of the embeddings. Each step
-that is done is not done again.
+that is done is not done again. The test digits are classified as they are, where comparing pixels is hard to beat
+since every digit fills its frame, and moved by up to one of their eight pixels, where it is not.
 """
 
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from vergence.pipelines import cli
@@ -15,6 +17,8 @@ from vergence.platform.masking import masked
 from vergence.platform.mlflow_store import tracking_uri
 
 RUN = "quickstart"
+DIGITS = "sklearn:digits?size=16"
+PARTS = {"train": "&split=train", "test": "&split=test", "moved": "&split=test&shift=1"}
 MODEL = "models:/digits-encoder@champion"
 
 
@@ -22,26 +26,26 @@ def main() -> int:
     """All steps; the exit code of the first that fails."""
     started_s = time.monotonic()
     folder = home() / "digits"
-    train, test = f"{folder}/train-*.tar", f"{folder}/test-*.tar"
-    report, picture = home() / RUN / "knn.json", home() / RUN / "map.png"
-    for split in ("train", "test"):
-        _say(f"shards: {split} part of the digits")
-        if code := cli.main(
-            ["shards", "pack", f"sklearn:digits?split={split}&size=16", str(folder), "--name", split]
-        ):
+    shards = {part: f"{folder}/{part}-*.tar" for part in PARTS}
+    reports = {part: home() / RUN / f"knn-{part}.json" for part in ("test", "moved")}
+    picture = home() / RUN / "map.png"
+    for part, options in PARTS.items():
+        _say(f"shards: {part} digits")
+        if code := cli.main(["shards", "pack", DIGITS + options, str(folder), "--name", part]):
             return code
     _say("pretrain: SimCLR without labels (2 Ray workers, DeepSpeed)")
-    if code := cli.main(["pretrain", "digits", f"data.train={train}", "--name", RUN]):
+    if code := cli.main(["pretrain", "digits", f"data.train={shards['train']}", "--name", RUN]):
         return code
-    if not report.exists():
-        _say("evaluate: kNN of the registered encoder on the test digits")
-        arguments = ["--train", train, "--test", test, "--baselines", "--json", str(report)]
-        if code := cli.main(["evaluate", MODEL, *arguments]):
-            return code
+    for part, report in reports.items():
+        if not report.exists():
+            _say(f"evaluate: kNN of the registered encoder on the {part} digits")
+            command = ["evaluate", MODEL, "--train", shards["train"], "--test", shards[part], "--baselines"]
+            if code := cli.main([*command, "--json", str(report)]):
+                return code
     if not picture.exists():
         _say("draw: the test digits as the encoder sees them, before and after")
-        draw_map(test, picture)
-    _summary(report, picture, time.monotonic() - started_s)
+        draw_map(shards["test"], picture)
+    _summary(reports, picture, time.monotonic() - started_s)
     return 0
 
 
@@ -80,18 +84,24 @@ def draw_map(test: str, path: Path) -> None:
     path.with_suffix(".tmp.png").replace(path)
 
 
-def _summary(report: Path, picture: Path, seconds: float) -> None:
-    results = json.loads(report.read_text())["results"]
-    trained, initial, raw = (results[name]["top1"] for name in ("encoder", "as initialised", "raw pixels"))
+def _summary(reports: Mapping[str, Path], picture: Path, seconds: float) -> None:
+    test, moved = (_figures(reports[part]) for part in ("test", "moved"))
     print(
         f"\nThe quickstart is complete ({seconds:.0f} s this time).\n"
-        f"  kNN on the test digits  {trained:.3f}   (as initialised {initial:.3f}, raw pixels {raw:.3f})\n"
+        f"  kNN on the test digits  {test}\n"
+        f"  the same digits, moved  {moved}\n"
         f"  map of the embeddings   {picture}\n"
         f"  use the encoder         mlflow.set_tracking_uri({masked(tracking_uri())!r})\n"
         f"                          mlflow.pyfunc.load_model({MODEL!r}).predict(images)\n"
         f"  next                    .venv/bin/vergence pretrain simclr-cifar10 --help\n"
         f"  your own images         .venv/bin/vergence shards pack FOLDER shards/"
     )
+
+
+def _figures(report: Path) -> str:
+    results = json.loads(report.read_text())["results"]
+    trained, initial, raw = (results[name]["top1"] for name in ("encoder", "as initialised", "raw pixels"))
+    return f"{trained:.3f}   (as initialised {initial:.3f}, raw pixels {raw:.3f})"
 
 
 def _say(line: str) -> None:

@@ -22,8 +22,10 @@ def test_quickstart_survives_a_kill_and_is_quick_when_done(tmp_path):
     )
     assert second.returncode == 0, second.stderr
     assert "run quickstart (goes on at step" in second.stderr
-    results = json.loads((home / "quickstart" / "knn.json").read_text())["results"]
-    assert results["encoder"]["top1"] > results["as initialised"]["max"]
+    for part in ("test", "moved"):
+        results = json.loads((home / "quickstart" / f"knn-{part}.json").read_text())["results"]
+        assert results["encoder"]["top1"] > results["as initialised"]["max"]
+    assert results["encoder"]["top1"] > results["raw pixels"]["top1"] + 0.1  # moved
     assert Image.open(home / "quickstart" / "map.png").width > 800
 
     begin = time.monotonic()
@@ -33,10 +35,11 @@ def test_quickstart_survives_a_kill_and_is_quick_when_done(tmp_path):
     assert third.returncode == 0, third.stderr
     assert time.monotonic() - begin < 60
     assert "nothing to do" in third.stderr
-    assert figure(third.stdout) == figure(second.stdout)
+    assert figures(third.stdout) == figures(second.stdout)
 
 
-def figure(said: str) -> str:
-    """The line of the summary with the kNN."""
-    (line,) = [line for line in said.splitlines() if line.startswith("  kNN on the test digits")]
-    return line
+def figures(said: str) -> list[str]:
+    """The two lines of the summary with the kNN."""
+    lines = [line for line in said.splitlines() if "as initialised" in line]
+    assert len(lines) == 2
+    return lines
