@@ -77,6 +77,20 @@ NAMES = [
     ("timm.models.resnet", "BasicBlock.zero_init_last", "methods/parts/backbones.py", "zero_init_residual"),
     ("timm.models.resnet", "Bottleneck.zero_init_last", "methods/parts/backbones.py", "zero_init_residual"),
     ("deepspeed.ops", "__compatible_ops__", ENGINE, "the compiler runs, and its lock hangs later runs"),
+    *(
+        (
+            f"mlflow.store.{module}.dbmodels.models",
+            name,
+            "platform/mlflow_moved.py",
+            "a store that moved loses its files",
+        )
+        for module, name in (
+            ("tracking", "SqlExperiment.artifact_location"),
+            ("tracking", "SqlRun.artifact_uri"),
+            ("tracking", "SqlLoggedModel.artifact_location"),
+            ("model_registry", "SqlModelVersion.storage_location"),
+        )
+    ),
 ]
 ENGINE_NAMES = {
     # of a DeepSpeed engine at stage 2: expression -> what breaks
