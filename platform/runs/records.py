@@ -28,9 +28,7 @@ class Tail:
 
     def __init__(self, logs: Path, after: float = -1.0) -> None:
         self.path, self.position = logs / "metrics.jsonl", after
-        self._file: BinaryIO | None = (
-            None  # kept open: as long as it is, no other file can have its inode number
-        )
+        self._file: BinaryIO | None = None  # kept open, so that no other file gets its inode number
         self._offset = 0
 
     def read(self) -> list[dict[str, Any]]:

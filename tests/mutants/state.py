@@ -57,6 +57,81 @@ _RECORD: Faults = {
     ),
 }
 
+_RUN = "tests/platform/runs/test_run.py"
+
+_LOCK: Faults = {
+    "holders-out-of-sight-are-dead": (
+        "    if _is_near(holder):\n",
+        "    if True:\n",
+        f"{_RUN}::test_a_holder_in_another_pid_namespace_of_this_host_keeps_its_lock",
+    ),
+    "boots-are-alike": (
+        '        "boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),\n',
+        "",
+        f"{_RUN}::test_a_holder_out_of_sight_holds_while_its_heart_beats",
+    ),
+    "any-process-with-the-pid": (
+        'return _started(holder["pid"]) == holder["started"]',
+        'return _started(holder["pid"]) is not None',
+        f"{_RUN}::test_a_reused_pid_is_not_the_holder",
+    ),
+    "heart-beats-for-anybody": (
+        'if json.load(file)["attempt"] == attempt:',
+        "if True:",
+        f"{_RUN}::test_a_displaced_attempt_touches_its_successors_lock_no_more",
+    ),
+    "heart-stops-at-a-failure": (
+        "suppress(OSError, ValueError), lock.open()",
+        "suppress(ValueError), lock.open()",
+        f"{_RUN}::test_the_heart_beats_on_after_a_touch_that_failed",
+    ),
+    "lost-facts-stay-lost": (
+        'commits.newest(path / "commits") if facts is None else None',
+        "None",
+        f"{_RUN}::test_lost_facts_are_those_that_the_newest_whole_commit_knew",
+    ),
+}
+
+_FILES: Faults = {
+    "text-not-on-the-disk": ("        sync(temporary)\n", "", "tests/platform/test_files.py"),
+    "name-not-on-the-disk": ("        sync(path.parent)\n", "", "tests/platform/test_files.py"),
+}
+
+_RECORDS = "tests/platform/runs/test_records.py"
+
+_TAIL: Faults = {
+    "another-file-is-read-on": (
+        "if not same or now.st_size < self._offset:",
+        "if now.st_size < self._offset:",
+        f"{_RECORDS}::test_a_cut_file_that_gets_the_number_of_an_old_one_is_read_from_its_start",
+    ),
+    "cut-in-place-unnoticed": (
+        "if not same or now.st_size < self._offset:",
+        "if not same:",
+        f"{_RECORDS}::test_a_file_cut_in_place_is_read_from_its_start",
+    ),
+}
+
+_CACHE = "tests/platform/data/test_index_cache.py"
+
+_INDEX_CACHE: Faults = {
+    "indexes-in-use-go": (
+        "fcntl.LOCK_EX | fcntl.LOCK_NB",
+        "fcntl.LOCK_SH",
+        f"{_CACHE}::test_a_superseded_index_stays_as_long_as_a_process_lives_that_reads_it",
+    ),
+    "old-indexes-stay": (
+        "_shards(path) in (shards, None)",
+        "_shards(path) is None",
+        f"{_CACHE}::test_an_index_goes_when_one_of_the_same_shards_takes_its_place",
+    ),
+    "uses-do-not-count": (
+        "        os.utime(path)\n",
+        "        pass\n",
+        f"{_CACHE}::test_an_index_that_nobody_has_used_for_a_month_goes",
+    ),
+}
+
 _MODE = f"{MONITOR}::test_an_encoder_is_scored_in_eval_mode_and_goes_on_in_its_own[True]"
 
 _MONITOR: Faults = {
@@ -118,7 +193,11 @@ _COLLECTIVES: Faults = {
 }
 
 FAULTS = {
+    "platform/files.py": _FILES,
+    "platform/data/index_cache.py": _INDEX_CACHE,
     "platform/runs/commit.py": _COMMIT,
+    "platform/runs/records.py": _TAIL,
+    "platform/runs/run.py": _LOCK,
     "platform/runs/monitor.py": _MONITOR,
     "platform/train/record.py": _RECORD,
     "methods/parts/queue.py": _QUEUE,
