@@ -1,6 +1,6 @@
 """From a recipe to a job: sizes, steps, batch regime and precision, checked before anything starts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
@@ -19,7 +19,7 @@ from vergence.platform.data.plan import HOLDOUT_RULE, Plan
 from vergence.platform.data.stream import Stream
 from vergence.platform.errors import UserError
 from vergence.platform.runs.run import Run
-from vergence.platform.train import memory, norms
+from vergence.platform.train import memory, norm_check, norms
 from vergence.platform.train.engine import check_support, resolve_precision
 from vergence.platform.train.exact import BatchConfig
 from vergence.platform.train.job import Job
@@ -140,17 +140,27 @@ def resolve(recipe: Recipe, index: Index, method: Any, kept: dict[str, Any]) -> 
     precision = kept.get("precision") or resolve_precision(recipe.precision, device)
     norm = recipe.norm.for_method(method.shuffles)
     span = norm.span or kept.get("span")
+    unknown = norm_check.unknown(method)
+    if unknown:
+        raise UserError(
+            f"encoder.name={recipe.encoder.name}: {unknown}, whose statistics would depend on micro-batch and "
+            f"number of workers; use an encoder with {norm_check.KNOWN}"
+        )
+    with norm_check.recorded(method) as forwards:
+        bytes_per_sample = _bytes_per_sample(recipe, method, precision)
     choice = memory.choose(
         _as_before(recipe.batch, kept, share),
         share=share,
         group=norm.group if isinstance(norm.group, int) else plan.global_batch,
-        bytes_per_sample=_bytes_per_sample(recipe, method, precision),
+        bytes_per_sample=bytes_per_sample,
         budget=0 if blind else int(MEMORY_SHARE * memory.available_bytes(device, recipe.scale.workers)),
         span=span or 1,
     )
     if method.shuffles:
         norm = norm.model_copy(update={"span": span or choice.micro})
     norms.validate(norm, share=share, micro=choice.micro, global_batch=plan.global_batch)
+    if isinstance(norm.group, int) and norm.group < choice.micro:
+        _check_rows(recipe, norm.group, forwards)
     parameter_groups(method, recipe.optim, effective_lr(recipe.optim, plan.global_batch))
     return Resolved(recipe, index, plan, share, choice, norm, precision, need)
 
@@ -187,6 +197,18 @@ def _check_lengths(recipe: Recipe, method: Any) -> None:
         )
 
 
+def _check_rows(recipe: Recipe, group: int, forwards: Sequence[norm_check.Rows]) -> None:
+    """Raises UserError if several groups would share a forward and a norm layer cannot tell their rows apart."""
+    small, large = forwards
+    layer = norm_check.misplaced(small, large, memory.SIZES[0])
+    if layer:
+        raise UserError(
+            f"encoder.name={recipe.encoder.name}: what {layer} normalises are not the samples in order (it folds or "
+            f"permutes them), so that norm.group {group} would mix rows of other samples; use norm.group=global, "
+            "where their order does not matter, or another encoder"
+        )
+
+
 def _bytes_per_sample(recipe: Recipe, method: Any, precision: str) -> int:
     """What a forward keeps for its backward, per sample, measured on a tiny batch.
 
@@ -195,7 +217,7 @@ def _bytes_per_sample(recipe: Recipe, method: Any, precision: str) -> int:
     sides = [spec.size for spec in recipe.views for _ in range(spec.count)]
 
     def example(n: int) -> Batch:
-        views = [torch.zeros(n, 3, side, side).to(memory_format=torch.channels_last) for side in sides]
+        views = [_distinct_images(n, side) for side in sides]
         return Batch(views=views, ids=torch.arange(n))
 
     def autocast() -> Any:
@@ -208,6 +230,13 @@ def _bytes_per_sample(recipe: Recipe, method: Any, precision: str) -> int:
             f"views: {recipe.method.name} on {recipe.encoder.name} cannot take views of "
             f"{', '.join(map(str, sides))} pixels: {(str(error).splitlines() or ['no reason given'])[0]}"
         ) from None
+
+
+def _distinct_images(n: int, side: int) -> torch.Tensor:
+    """Noise of another mean and spread for every sample, the same whatever n; (n, 3, side, side) channels_last."""
+    generator = torch.Generator().manual_seed(0)
+    noise = [torch.randn(3, side, side, generator=generator) * (1 + i) + i for i in range(n)]
+    return torch.stack(noise).to(memory_format=torch.channels_last)
 
 
 @cache

@@ -14,6 +14,8 @@ from vergence.platform.errors import UserError
 from vergence.platform.train.exact import BatchConfig, Regime
 from vergence.platform.train.norms import divisors, nearest_of
 
+SIZES = (2, 4)  # samples of the forwards that are measured
+
 
 class Choice(NamedTuple):
     micro: int  # samples per forward
@@ -29,17 +31,17 @@ def activation_bytes_per_sample(
 ) -> int:
     """Bytes that autograd saves per sample in `method.forward`, views included.
 
-    batch_fn(n) makes a batch of n samples of the run's shapes. The difference between 2 and 4 samples is
-    taken, so that what does not grow with them (weights, their bf16 copies) drops out. Runs in eval mode:
-    nothing is drawn and no statistics are touched.
+    batch_fn(n) makes a batch of n samples of the run's shapes. The difference between the two SIZES is taken, so
+    that what does not grow with them (weights, their bf16 copies) drops out. Runs in eval mode: nothing is drawn
+    and no statistics are touched.
     """
     training = method.training
     method.eval()
     try:
-        small, large = (_saved_bytes(method, batch_fn(n), autocast) for n in (2, 4))
+        small, large = (_saved_bytes(method, batch_fn(n), autocast) for n in SIZES)
     finally:
         method.train(training)
-    return max(0, large - small) // 2
+    return max(0, large - small) // (SIZES[1] - SIZES[0])
 
 
 def _saved_bytes(method: nn.Module, batch: Batch, autocast: Callable[[], AbstractContextManager[Any]]) -> int:

@@ -1,8 +1,15 @@
-"""What an attempt takes over from the ones before it."""
+"""What is decided before a run starts: what it takes over from earlier attempts, and which encoders it refuses."""
 
+import numpy as np
 import pytest
+from shard_files import png, write_shard
+from torch import nn
 
-from vergence.pipelines.resolve import _as_before
+from vergence.pipelines import cli
+from vergence.pipelines.recipe import build_method, load_recipe
+from vergence.pipelines.resolve import _as_before, resolve
+from vergence.platform.data.index import open_index
+from vergence.platform.errors import UserError
 from vergence.platform.train.exact import BatchConfig
 
 TWO_PASS = {"regime": "two-pass", "micro": 16}
@@ -23,3 +30,36 @@ TWO_PASS = {"regime": "two-pass", "micro": 16}
 def test_regime_and_micro_batch_stay_where_they_fit(given, kept, share, expected):
     config = _as_before(BatchConfig(global_batch=128, **given), kept, share)
     assert (config.regime, config.micro) == expected
+
+
+@pytest.fixture
+def shard(tmp_path, monkeypatch):
+    monkeypatch.setenv("VERGENCE_HOME", str(tmp_path / "home"))
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), dtype=np.uint8)
+    return write_shard(tmp_path / "t-000000.tar", ((f"{i}", {"png": png(p)}) for i, p in enumerate(pixels)))
+
+
+def settings(shard, *more):
+    return [f"data.train={shard}", "batch.global=32", "scale.workers=1", "precision=fp32", *more]
+
+
+def test_an_encoder_that_folds_tokens_into_the_batch_is_refused_where_groups_would_mix_them(shard, capsys):
+    levit = settings(
+        shard, "encoder.name=levit_128s", "views.0.size=224", "encoder.stem=default", "encoder.width=1"
+    )
+    assert cli.main(["pretrain", "simclr-cifar10", "--dry-run", *levit, "norm.group=8"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "encoder.name=levit_128s" in line
+    assert "encoder.backbone.stages.0.blocks.0.attn.qkv.bn" in line
+    assert cli.main(["pretrain", "simclr-cifar10", "--dry-run", *levit, "norm.group=global"]) == 0
+
+
+def test_an_encoder_with_an_unknown_norm_is_refused_by_name(shard, tmp_path):
+    recipe = load_recipe("simclr-cifar10", settings(shard))
+    method = build_method(recipe)
+    method.encoder.backbone.bn1 = nn.SyncBatchNorm(16)
+    with pytest.raises(
+        UserError, match=r"resnet18: encoder\.backbone\.bn1 is a torch.*SyncBatchNorm"
+    ) as caught:
+        resolve(recipe, open_index(str(shard), tmp_path / "index"), method, {})
+    assert caught.value.exit_code == 2
