@@ -99,6 +99,8 @@ class ProgressLine:
                 self._monitored(record)
             elif "loss" in record:
                 self._stepped(record)
+            if record.get("warning"):
+                say(f"  {record['warning']}")
 
     def _stepped(self, record: dict[str, Any]) -> None:
         self.facts |= {
@@ -121,8 +123,6 @@ class ProgressLine:
         )
         self.facts["knn"] = score
         say(f"epoch {record['epoch']} · {score} · effective rank of h {record['h_effective_rank']:.1f}")
-        if record.get("warning"):
-            say(f"  {record['warning']}")
 
 
 def start_up(stages: dict[str, float]) -> str:

@@ -73,6 +73,7 @@ class RankLoop:
             self.counts = dict(commit.manifest["counts"])
         self.score: float | None = None
         self.skipped_in_a_row, self.lr_factor = 0, 0.0
+        self.num_alike = 0  # samples of this rank without a gradient since the last record
         self.views = Views(
             job.views,
             seed=job.plan.seed,
@@ -139,6 +140,7 @@ class RankLoop:
             proceed=proceed,
         )
         _, stop, num_bad, loss = agreed
+        self._report_alike(row)
         due = (step + 1) % job.metrics_every == 0 or step == 0
         grad_norms = self.engine.grad_norms() if due and result is not None else None
         taken = result is not None and self.engine.step()
@@ -214,6 +216,7 @@ class RankLoop:
     def _record(self, result: Result | None, loss: float, grad_norms: tuple[Any, Any] | None) -> None:
         """Metrics of this step, without a loss where no rank has one; collective."""
         metrics: dict[str, float] = {"lr": self.engine.lr * self.lr_factor, **self.counts}
+        warning = self._alike_message()
         if math.isfinite(loss):
             metrics["loss"] = loss
         if result is not None and grad_norms is not None:
@@ -223,7 +226,7 @@ class RankLoop:
                 metrics |= zip(names, collectives.mean(torch.stack(values)).tolist())
             metrics["grad_norm"], metrics["grad_norm_first"] = float(grad_norms[0]), float(grad_norms[1])
             metrics |= embedding_metrics(result.out[0])
-        self.recorder.metrics(self.step, metrics)
+        self.recorder.metrics(self.step, metrics, warning)
 
     def _monitor(self) -> Monitor | None:
         ids = self.job.plan.holdout_ids()
@@ -285,6 +288,25 @@ class RankLoop:
                 "unreadable sample %s (%s), %s takes its place", name, reason, self.reader.index.where(used)
             )
         return len(rows)
+
+    def _report_alike(self, row: Mapping[str, np.ndarray]) -> None:
+        """Log the samples of this share that gave no gradient: their norm group is one image again and again."""
+        places = self.norms.alike_samples()
+        if places:
+            names = ", ".join(self.reader.index.where(int(sample)) for sample in row["id"][places])
+            log.warning("step %d: no gradient from a norm group of one image: %s", self.step, names)
+        self.num_alike += len(places)
+
+    def _alike_message(self) -> str | None:
+        """How many samples gave no gradient since the last record, on all ranks, if there are any; collective."""
+        total = int(collectives.sum(torch.tensor(float(self.num_alike), device=self.device)))
+        self.num_alike = 0
+        if not total:
+            return None
+        return (
+            f"{total} samples gave no gradient: all images of their norm group are the same (blank frames?); they "
+            f"are named in {self.job.run / 'logs'}/rank-*.log"
+        )
 
     def _describe(self, position: int) -> tuple[str, str]:
         plan = self.job.plan

@@ -7,7 +7,7 @@ forward: they are collected in scratch buffers and applied once per optimiser st
 Shape suffixes: V views, n samples, R = V * n rows (view-major), C channels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
@@ -20,9 +20,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vergence.methods import collectives
 from vergence.platform.errors import UserError
+from vergence.platform.train.batch_norm import Normalise, over_ranks, statistics
+from vergence.platform.train.norm_check import KNOWN, is_groupable, unknown
 
 Group = int | Literal["global"]
 SHUFFLING_GROUP = 32  # samples a GPU of MoCo's own runs (8 GPUs, batch 256)
+# Rows of a group that agree to a thousandth of their size, where the usual spread is over 30 times theirs, are
+# one image again and again (blank frames): in variances.
+ALIKE, UNUSUAL = 1e-6, 1e-3
 
 
 class NormConfig(BaseModel, frozen=True, extra="forbid", strict=True):
@@ -90,59 +95,6 @@ def nearest_of(value: int, valid: list[int]) -> str:
     return ", ".join(str(v) for v in dict.fromkeys((below, above)) if v is not None)
 
 
-class _SynchronisedBatchNorm(torch.autograd.Function):
-    """y = (x - mean) / sqrt(var + eps) * weight + bias, statistics over the rows of all ranks of `peers`.
-
-    Ioffe & Szegedy 2015, arXiv:1502.03167, section 3 (forward and gradient). Every rank has as many rows.
-    Also returns mean and unbiased variance (C,). The gradients of weight and bias are this rank's part,
-    like those of any parameter; the gradient of x is that of the sum over ranks of the objective.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, peers: Any
-    ) -> Any:
-        dims, ranks = _all_but_channels(x), dist.get_world_size(peers)
-        rows = ranks * x.numel() // x.shape[1]
-        # Per-rank moments, combined about the common mean: E[x^2] - mean^2 would cancel.
-        var_r, mean_r = torch.var_mean(_wide(x), dims, correction=0)
-        mean = _sum(mean_r, peers) / ranks
-        var = _sum(var_r + (mean_r - mean).square(), peers) / ranks
-        ctx.save_for_backward(x, weight, mean, torch.rsqrt(var + eps))
-        ctx.peers, ctx.rows, ctx.has_bias = peers, rows, bias is not None
-        unbiased = var * (rows / max(rows - 1, 1))
-        ctx.mark_non_differentiable(mean, unbiased)
-        return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps), mean, unbiased
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        x, weight, mean, inverse_std = ctx.saved_tensors
-        dims, shape = _all_but_channels(x), (1, -1) + (1,) * (x.dim() - 2)
-        dy = _wide(grads[0])
-        normed = (_wide(x) - mean.view(shape)) * inverse_std.view(shape)
-        sums = torch.stack([dy.sum(dims), (dy * normed).sum(dims)])  # (2, C), this rank
-        mean_dy, mean_dy_normed = (_sum(sums, ctx.peers) / ctx.rows).unbind()
-        scale = inverse_std if weight is None else inverse_std * weight
-        dx = (dy - mean_dy.view(shape) - normed * mean_dy_normed.view(shape)) * scale.view(shape)
-        dweight = None if weight is None else sums[1].to(weight.dtype)
-        return dx.to(x.dtype), dweight, sums[0] if ctx.has_bias else None, None, None
-
-
-def _all_but_channels(x: Tensor) -> list[int]:
-    return [dim for dim in range(x.dim()) if dim != 1]
-
-
-def _wide(x: Tensor) -> Tensor:
-    """At least fp32: sums over many bf16 values lose digits."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-
-
-def _sum(x: Tensor, peers: Any) -> Tensor:
-    total = x.clone()
-    dist.all_reduce(total, group=peers)
-    return total
-
-
 class GroupedBatchNorm(_BatchNorm):
     """Batch norm over groups of samples; parameter, buffer and child names are those of what it replaces.
 
@@ -150,8 +102,6 @@ class GroupedBatchNorm(_BatchNorm):
     """
 
     def __init__(self, source: _BatchNorm, norms: "Norms") -> None:
-        if source.momentum is None:
-            raise ValueError("batch norm with momentum=None (a cumulative average) is not supported")
         super().__init__(
             source.num_features, source.eps, source.momentum, affine=False, track_running_stats=False
         )
@@ -185,37 +135,68 @@ class GroupedBatchNorm(_BatchNorm):
         norms, n = self.norms, self.norms.n
         assert n, "a batch norm in training mode runs only inside norms.samples(n)"
         assert len(x) % n == 0, f"{len(x)} rows are not whole views of {n} samples"
+        assert n % norms.group == 0, f"a forward of {n} samples is not a multiple of norm.group {norms.group}"
+        groups = _split(x, n, norms.group)
+        means, variances = statistics(groups)
+        rows = groups[0].numel() // groups[0].shape[1]
         if norms.peers is not None:
-            return self._synchronised(x)
-        group = norms.group
-        assert n % group == 0, f"a forward of {n} samples is not a multiple of norm.group {group}"
-        if n == group:
-            return self._normalise(x)
-        if len(x) == n:
-            return torch.cat([self._normalise(x_j) for x_j in x.split(group)])
-        # cat and split keep channels_last; a gather by index or a reshape would not
-        views = [x_v.split(group) for x_v in x.split(n)]  # V lists of n / group chunks
-        chunks = [self._normalise(torch.cat(x_j)).split(group) for x_j in zip(*views)]
-        return torch.cat([y_v for y_view in zip(*chunks) for y_v in y_view])
+            means, variances = over_ranks(means, variances, norms.peers)
+            rows *= dist.get_world_size(norms.peers)
+        if norms.collect:
+            self._collect(means, variances * (rows / max(rows - 1, 1)))
+        passes: Sequence[Tensor | None] = [None] * len(groups)
+        if torch.is_grad_enabled():
+            passes = norms.passing(self._are_alike(means, variances)).unbind()
+        ys = [
+            Normalise.apply(x_j, self.weight, self.bias, mean, var, passes_j, self.eps, norms.peers)
+            for x_j, mean, var, passes_j in zip(groups, means, variances, passes)
+        ]
+        return _join(ys, len(x) // n, n, norms.group)
 
-    def _normalise(self, x: Tensor) -> Tensor:
-        """One group; its statistics join the scratch buffers at no extra pass over x.
+    def _are_alike(self, means: Tensor, variances: Tensor) -> Tensor:
+        """(G,) bool: groups whose rows are all but equal, and vary far less than is usual in this layer.
 
-        F.batch_norm moves its running statistics by (1 - m) * old + m * new: with m = 1/k for the k-th group
-        they become the mean over the groups.
+        A function of the group and of the run's state, so the same on any rank and after a resume. means,
+        variances: (G, C).
         """
-        if not self.norms.collect or self.scratch is None:
-            return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
-        self.count += 1
-        return F.batch_norm(x, *self.scratch, self.weight, self.bias, True, 1 / self.count, self.eps)
+        spread = variances.sum(1)
+        alike = spread <= ALIKE * means.square().sum(1)
+        if self.running_var is None:
+            return alike
+        assert self.momentum is not None, "see norm_check.unknown"
+        assert self.num_batches_tracked is not None
+        # what the initial ones still weigh in the running variances; before the first update nothing is usual
+        initial = (1 - self.momentum) ** self.num_batches_tracked.double()
+        rounding = 1e-5 * initial
+        usual = ((self.running_var - initial - rounding).clamp(min=0) / (1 - initial)).sum()
+        return alike & ((spread < UNUSUAL * usual) | (initial == 1))
 
-    def _synchronised(self, x: Tensor) -> Tensor:
-        y, mean, var = _SynchronisedBatchNorm.apply(x, self.weight, self.bias, self.eps, self.norms.peers)
-        if self.norms.collect and self.scratch is not None:
-            self.count += 1
-            for scratch, value in zip(self.scratch, (mean, var)):
-                scratch.lerp_(value.to(scratch.dtype), 1 / self.count)
-        return y
+    def _collect(self, means: Tensor, variances: Tensor) -> None:
+        """Groups' statistics (G, C) join the scratch buffers, which hold the mean over all groups so far."""
+        if self.scratch is None:
+            return
+        self.count += len(means)
+        for scratch, values in zip(self.scratch, (means, variances)):
+            scratch.lerp_(values.mean(0).to(scratch.dtype), len(values) / self.count)
+
+
+def _split(x: Tensor, n: int, group: int) -> Sequence[Tensor]:
+    """The rows of each group: the same `group` consecutive samples of every view."""
+    if n == group:
+        return [x]
+    # cat and split keep channels_last; a gather by index or a reshape would not
+    views = [x_v.split(group) for x_v in x.split(n)]  # V lists of n / group chunks
+    return views[0] if len(views) == 1 else [torch.cat(x_j) for x_j in zip(*views)]
+
+
+def _join(ys: Sequence[Tensor], num_views: int, n: int, group: int) -> Tensor:
+    """The inverse of `_split`."""
+    if n == group:
+        return ys[0]
+    if num_views == 1:
+        return torch.cat(list(ys))
+    chunks = [y.split(group) for y in ys]
+    return torch.cat([y_v for y_view in zip(*chunks) for y_v in y_view])
 
 
 class Norms:
@@ -226,6 +207,8 @@ class Norms:
         self.group, self.peers = group, peers
         self.layers: list[Any] = []  # GroupedBatchNorm, whose buffers torch types as optional
         self.n, self.collect = 0, False
+        self._alike: Tensor | None = None  # (groups,) bool of the forward under way, over its layers so far
+        self._alikes: list[Tensor] = []  # of the step's forwards with graph
         self._flat: Tensor | None = None  # scratch of all layers, one storage
 
     @contextmanager
@@ -233,11 +216,28 @@ class Norms:
         """Around one forward of n samples; `collect`: its statistics count for the running ones."""
         if collect and self._flat is None:
             self._allocate()
-        self.n, self.collect = n, collect
+        self.n, self.collect, self._alike = n, collect, None
         try:
             yield
         finally:
             self.n, self.collect = 0, False
+            if self._alike is not None:
+                self._alikes.append(self._alike)
+
+    def passing(self, alike: Tensor) -> Tensor:
+        """(G,) bool: groups that gradient passes in a layer that found `alike`, and in the layers behind it.
+
+        What comes after a group without variance is rounding errors that batch norm has blown up, and so would
+        be their gradient.
+        """
+        self._alike = alike if self._alike is None else self._alike | alike
+        return ~self._alike
+
+    def alike_samples(self) -> list[int]:
+        """Places in the share of the samples that gave no gradient to the step under way."""
+        if not self._alikes:
+            return []
+        return torch.cat(self._alikes).repeat_interleave(self.group).nonzero().flatten().tolist()
 
     def _allocate(self) -> None:
         tracked = [layer for layer in self.layers if layer.running_mean is not None]
@@ -267,6 +267,7 @@ class Norms:
         """Forgets what was collected: the step is not taken."""
         if self._flat is not None:
             self._flat.zero_()  # a NaN in it would survive a momentum of 1
+        self._alikes = []
         for layer in self.layers:
             layer.count = 0
 
@@ -275,14 +276,20 @@ def install(method: nn.Module, group: Group, *, share: int) -> Norms:
     """Replaces every nn.BatchNorm1d/2d of `method` in place (frozen teachers too) and returns their Norms.
 
     group: samples that share statistics, as `validate` accepts it; share: samples per rank and step.
-    State dict keys do not change. Collective if the group is larger than the share.
+    State dict keys do not change. Collective if the group is larger than the share. Raises UserError: there is
+    a norm layer that would go on keeping statistics of its own.
     """
+    found = unknown(method)
+    if found:
+        raise UserError(
+            f"norm: {found}, whose statistics would depend on micro-batch and number of workers; use {KNOWN}"
+        )
     size = share * collectives.world_size() if group == "global" else group
     norms = Norms(min(size, share), _peers(size // share) if size > share else None)
     replaced: dict[_BatchNorm, GroupedBatchNorm] = {}  # a module used in two places stays one module
     for parent in list(method.modules()):
         for name, child in list(parent._modules.items()):
-            if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+            if is_groupable(child):
                 if child not in replaced:
                     replaced[child] = GroupedBatchNorm(child, norms)
                 setattr(parent, name, replaced[child])

@@ -56,12 +56,13 @@ class Recorder:
             self._append({"step": step, "event": "first_step", "stages": self.stages})
             self.stages = None
 
-    def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+    def metrics(self, step: int, metrics: Mapping[str, float], warning: str | None = None) -> None:
         """A record of the metrics after `step`, with the speed since the last one."""
         elapsed = time.perf_counter() - self.window_start
         images = self.window_steps * self.job.plan.global_batch
         speed = {"images_per_s": images / elapsed, "data_wait_share": self.waited_s / elapsed}
-        self._append({"step": step, "time": time.time(), **metrics, **speed})
+        told = {"warning": warning} if warning else {}
+        self._append({"step": step, "time": time.time(), **metrics, **speed, **told})
         self.window_start, self.window_steps, self.waited_s = time.perf_counter(), 0, 0.0
 
     def monitored(self, step: int, epoch: int, metrics: Mapping[str, float], warning: str | None) -> None:

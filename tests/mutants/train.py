@@ -1,6 +1,6 @@
 """Batches in micro-batches, norm groups, the engine, the schedule."""
 
-from .names import ENGINE, EXACT, MOCO, NORMS, RECORDS, SCHEDULE, Faults
+from .names import BATCH_NORM, ENGINE, EXACT, MOCO, NORM_CHECK, NORMS, RECORDS, SCHEDULE, Faults
 
 _EXACT: Faults = {
     "second-pass-draws-anew": (
@@ -97,30 +97,20 @@ _NORMS: Faults = {
     ),
     "batches-not-counted": ("                layer.num_batches_tracked += 1\n", "", MOCO),
     "last-group-counts-alone": (
-        "self.bias, True, 1 / self.count, self.eps)",
-        "self.bias, True, 1.0, self.eps)",
+        "len(values) / self.count)",
+        "1.0)",
         MOCO,
     ),
     "scratch-kept-after-the-step": ("        self.discard()\n\n", "\n", MOCO),
     "count-kept-after-the-step": ("            layer.count = 0\n", "            pass\n", MOCO),
     "views-apart": (
-        "if len(x) == n:\n",
-        "if True:\n",
+        "for x_v in x.split(n)]",
+        "for x_v in [x]]",
         f"{NORMS}::test_groups_are_runs_of_samples_over_all_views[2-2]",
     ),
     "biased-variance-over-ranks": (
         "rows / max(rows - 1, 1)",
         "1.0",
-        f"{NORMS}::test_groups_larger_than_a_share_equal_one_process[2-global]",
-    ),
-    "variance-within-ranks-only": (
-        "_sum(var_r + (mean_r - mean).square(), peers)",
-        "_sum(var_r, peers)",
-        f"{NORMS}::test_groups_larger_than_a_share_equal_one_process[2-global]",
-    ),
-    "gradient-of-this-rank": (
-        "(_sum(sums, ctx.peers) / ctx.rows)",
-        "(sums / ctx.rows)",
         f"{NORMS}::test_groups_larger_than_a_share_equal_one_process[2-global]",
     ),
     "everybody-is-a-peer": (
@@ -133,6 +123,96 @@ _NORMS: Faults = {
         "self.weight, self.bias, True, 0.0, self.eps",
         f"{NORMS}::test_installing_changes_neither_state_dict_nor_plain_results",
     ),
+}
+
+_ALIKE = f"{NORMS}::test_a_group_of_one_image_gives_no_gradient_and_the_others_give_theirs"
+_FLOAT64 = f"{BATCH_NORM}::test_statistics_and_gradient_equal_float64"
+_PEERS = f"{NORMS}::test_groups_larger_than_a_share_equal_one_process[2-global]"
+
+_NORMS |= {
+    "alike-by-itself": (
+        "return alike & ((spread < UNUSUAL * usual) | (initial == 1))",
+        "return alike",
+        f"{NORMS}::test_rows_that_vary_as_little_as_usual_are_not_alike",
+    ),
+    "initial-variances-are-usual": (
+        "(self.running_var - initial - rounding).clamp(min=0)",
+        "self.running_var",
+        f"{NORMS}::test_rows_that_vary_as_little_as_usual_are_not_alike",
+    ),
+    "never-alike": ("return ~self._alike\n", "return self._alike | True\n", f"{_ALIKE}[3]"),
+    "alike-is-forgotten-behind-a-layer": (
+        "self._alike = alike if self._alike is None else self._alike | alike",
+        "self._alike = alike",
+        f"{_ALIKE}[0]",
+    ),
+    "alike-of-the-step-before": (
+        "        self._alikes = []\n        for",
+        "        for",
+        f"{_ALIKE}[3]",
+    ),
+}
+
+_BATCH_NORM: Faults = {
+    "rows-one-by-one": (
+        "split(min(ROWS, math.isqrt(len(x))))",
+        "split(len(x))",
+        f"{_FLOAT64}[a projector]",
+    ),
+    "rows-not-side-by-side": (
+        "math.gcd(len(x), max(1, COLUMNS // C))",
+        "1",
+        f"{BATCH_NORM}::test_a_tile_holds_many_rows",
+    ),
+    "tiles-of-one-weight": (
+        "if lengths[0] == lengths[-1]:",
+        "if True:",
+        f"{_FLOAT64}[tiles of unequal length]",
+    ),
+    "contiguous-in-half": (
+        "tile if tile.dim() == 2 else tile.to(dtype)",
+        "tile",
+        f"{_FLOAT64}[contiguous, far from zero, bf16]",
+    ),
+    "variance-within-tiles-only": (
+        "(variances + (means - mean).square())",
+        "variances",
+        f"{_FLOAT64}[channels last]",
+    ),
+    "variance-within-ranks-only": (
+        "_sum(var + (mean - common).square(), peers)",
+        "_sum(var, peers)",
+        _PEERS,
+    ),
+    "gradient-of-this-rank": (
+        "dist.get_world_size(ctx.peers), _sum(sums, ctx.peers)",
+        "dist.get_world_size(ctx.peers), sums",
+        _PEERS,
+    ),
+    "gradient-in-one-pass": (
+        "if ctx.peers is None and (x.is_cuda or x.dtype in _HALF):",
+        "if ctx.peers is None:",
+        f"{_FLOAT64}[channels last]",
+    ),
+    "gradient-of-alike-groups": ("torch.where(passes, inverse_std, 0)", "inverse_std", f"{_ALIKE}[3]"),
+    "bias-of-alike-groups": ("torch.where(passes, dbias, 0)", "dbias", f"{_ALIKE}[3]"),
+}
+
+_CHECK = f"{NORM_CHECK}::test_rows_that_are_not_whole_views_of_the_samples_in_order_are_found"
+
+_NORM_CHECK: Faults = {
+    "norms-with-a-forward-of-their-own": (
+        " and type(layer).forward in _FORWARDS",
+        "",
+        f"{NORM_CHECK}::test_norms_with_statistics_that_we_do_not_replace_are_named",
+    ),
+    "first-sample-only": ("[:, :n]", "[:, :1]", f"{_CHECK}[reversed]"),
+    "rows-not-counted": (
+        "if len(rows) % n or len(more) != 2 * len(rows):",
+        "if False:",
+        f"{_CHECK}[half of the rows]",
+    ),
+    "rows-not-compared": ("> _ROUNDING *", "> 1e9 *", f"{_CHECK}[rolled]"),
 }
 
 _AS_IF = f"{ENGINE}::test_a_frozen_group_is_to_the_optimiser_as_if_it_had_no_gradient"
@@ -222,6 +302,8 @@ _SCHEDULE: Faults = {
 FAULTS = {
     "platform/train/exact.py": _EXACT,
     "platform/train/norms.py": _NORMS,
+    "platform/train/batch_norm.py": _BATCH_NORM,
+    "platform/train/norm_check.py": _NORM_CHECK,
     "platform/train/engine.py": _ENGINE,
     "platform/train/schedule.py": _SCHEDULE,
 }

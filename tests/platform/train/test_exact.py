@@ -25,6 +25,7 @@ from vergence.platform.train.norms import install
 G = 24  # global batch: shares of 24, 12, 8
 GROUP, SPAN = 2, 4  # samples that share statistics; samples that shuffling BN permutes
 MICRO = 8
+BLANK = range(4, 6)  # a norm group of blank frames, in the batches of toy-blank
 
 
 class Out(NamedTuple):
@@ -94,8 +95,10 @@ def global_batch() -> dict[str, Tensor]:
     return {"views": views, "weight": 1 + position.flatten(), "shuffle": shuffle}
 
 
-def micro_batches(rank: int, world_size: int, micro: int, shuffles: bool) -> list[Batch]:
+def micro_batches(rank: int, world_size: int, micro: int, shuffles: bool, blank: bool = False) -> list[Batch]:
     whole, share = global_batch(), G // world_size
+    if blank:
+        whole["views"][:, BLANK] = 1.0
     batches = []
     for start in range(rank * share, (rank + 1) * share, micro):
         rows = slice(start, start + micro)
@@ -138,7 +141,7 @@ def step(rank: int, world_size: int, name: str, group: Any, micro: int, regime: 
 
     result = accumulate(
         method,
-        micro_batches(rank, world_size, micro, shuffles=name == "mocov2"),
+        micro_batches(rank, world_size, micro, shuffles=name == "mocov2", blank=name == "toy-blank"),
         seeds=range(rank * share, (rank + 1) * share, micro),
         regime=regime,
         norms=norms,
@@ -148,6 +151,9 @@ def step(rank: int, world_size: int, name: str, group: Any, micro: int, regime: 
     )
     assert result is not None
     assert calls == [False] * (len(calls) - 1) + [True]
+    alike = [rank * share + place for place in norms.alike_samples()]
+    own = range(rank * share, (rank + 1) * share) if name == "toy-blank" and group == GROUP else ()
+    assert alike == [place for place in BLANK if place in own]
     norms.update()
     grads = {f"grad.{n}": p.grad for n, p in method.named_parameters() if p.requires_grad}
     loss = result.losses.loss.clone()
@@ -179,6 +185,7 @@ def assert_equal(got: dict[str, np.ndarray], expected: dict[str, np.ndarray], wh
 # each method with its own norm settings, and with groups that let the batch be cut
 SETTINGS: dict[str, list[Any]] = {
     "toy": [GROUP, "global"],
+    "toy-blank": [GROUP, "global"],
     "simclr": [GROUP, "global"],
     "mocov2": [GROUP],
     "byol": [GROUP, "global"],
@@ -196,7 +203,7 @@ def references() -> dict[tuple, dict[str, np.ndarray]]:
 def test_gradients_do_not_depend_on_the_number_of_ranks(references: Any, world_size: int) -> None:
     share = G // world_size
     todo = [(name, group, share, "one") for name, group in references]
-    todo += [("toy", GROUP, 4, "kept"), ("toy", GROUP, 4, "two-pass")]
+    todo += [(name, GROUP, 4, regime) for name in ("toy", "toy-blank") for regime in ("kept", "two-pass")]
     for rank, results in enumerate(run_ranks(cases, world_size, todo)):
         for case, got in zip(todo, results):
             expected = references[case[:2]]

@@ -1,15 +1,19 @@
 """Norm groups against statistics written out by hand, and against torch's own batch norm."""
 
 import copy
+from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from ranks import run_ranks
 from torch import nn
 
 from vergence.methods.torchvision_shim import timm
 from vergence.platform.errors import UserError
+from vergence.platform.train import norms as norms_module
 from vergence.platform.train.norms import GroupedBatchNorm, NormConfig, install, validate
 
 
@@ -138,6 +142,82 @@ def test_timm_norm_with_activation_keeps_its_activation() -> None:
         y = grouped(x)
     torch.testing.assert_close(y, plain(x))
     assert y.min() == 0
+
+
+def projector() -> nn.Sequential:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4), nn.BatchNorm1d(4)
+    )
+    return net.double()
+
+
+def images(alike: slice) -> torch.Tensor:
+    """Eight rows; those of `alike` are the same to 1e-7, as the same image gives through other blocks of a product."""
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x[alike] = x[alike][:1] + 1e-7 * x[alike]
+    return x
+
+
+def gradients(net: nn.Sequential, x: torch.Tensor, norms: Any = None) -> dict[str, torch.Tensor]:
+    """Of a loss that knows directions only, like that of most methods; with `norms`, inside its samples."""
+    net.zero_grad()
+    x = x.clone().requires_grad_()
+    with norms.samples(len(x), collect=True) if norms else nullcontext():
+        z = F.normalize(net(x), dim=1)
+    towards = torch.randn(8, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)[: len(x)]
+    (z * towards).sum().backward()
+    return {"x": x.grad} | {name: p.grad for name, p in net.named_parameters()}
+
+
+@pytest.mark.parametrize("updates", [0, 3])
+def test_a_group_of_one_image_gives_no_gradient_and_the_others_give_theirs(updates: int) -> None:
+    net = projector()
+    expected = gradients(copy.deepcopy(net), images(slice(0, 0))[:4])
+    exploded = gradients(copy.deepcopy(net), images(slice(4, 8))[4:])
+    norms = install(net, 4, share=8)
+    for _ in range(updates):
+        gradients(net, images(slice(0, 0)), norms)
+        assert norms.alike_samples() == []
+        norms.update()
+    got = gradients(net, images(slice(4, 8)), norms)
+    assert norms.alike_samples() == [4, 5, 6, 7]
+    assert not got["x"][4:].any()
+    torch.testing.assert_close(got["x"][:4], expected["x"])
+    for name in ("0.weight", "1.weight", "1.bias"):
+        torch.testing.assert_close(got[name], expected[name])
+    assert exploded["1.bias"].norm() > 1000 * expected["1.bias"].norm()
+    norms.update()
+    assert norms.alike_samples() == []
+
+
+def test_rows_that_vary_as_little_as_usual_are_not_alike() -> None:
+    """A layer behind a collapsed one, or behind weights that start at zero, goes on learning."""
+    for spread in (1e-4, 0.0):
+        net = projector()
+        norms = install(net, 4, share=8)
+        x = images(slice(0, 8))[:1] * spread + images(slice(0, 0)) * spread * 1e-4
+        x = x + (1.0 if spread else 0.0)
+        for _ in range(2):
+            gradients(net, x, norms)
+            norms.update()
+        gradients(net, x, norms)
+        assert norms.alike_samples() == [], spread
+
+
+def test_other_groups_get_the_same_bits_as_without_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    for share_of_rows in (norms_module.ALIKE, -1.0):
+        monkeypatch.setattr(norms_module, "ALIKE", share_of_rows)
+        net = network()
+        norms = install(net, 2, share=6)
+        for step in range(3):
+            x = rows(2, 6).float().to(memory_format=torch.channels_last) + step
+            with norms.samples(6, collect=True):
+                net(x).square().mul(torch.arange(x.numel() // 3 * 4).view(12, 4, 5, 5)).sum().backward()
+            norms.update()
+        results.append({**{n: p.grad for n, p in net.named_parameters()}, **dict(net.named_buffers())})
+    assert all(torch.equal(results[1][name], value) for name, value in results[0].items())
 
 
 def _synchronised(rank: int, world_size: int, group: int | str) -> dict[str, np.ndarray]:
