@@ -23,6 +23,7 @@ test: lint
 test-all: test
 	$(BIN)/python tests/mutations.py
 	$(BIN)/python -m pytest -m slow
+	$(BIN)/python tests/kill_campaign.py
 
 bench: setup
 	@sh benchmarks/setup.sh
