@@ -44,7 +44,7 @@ commit:   {every_steps: 10, keep: 3}
 track:    {experiment: campaign, register: campaign, every_steps: 1}
 """
 NUM_IMAGES, EPOCHS = 1000, 110
-READY_S = 240.0  # within which a started command must take a new step
+READY_S = 600.0  # within which a started command must take a new step
 
 
 def main() -> int:
