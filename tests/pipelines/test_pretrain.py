@@ -516,7 +516,8 @@ def test_a_cluster_that_does_not_answer_is_one_line_within_15_s(place, capsys, m
 def test_mistakes_are_one_line_that_names_the_place(place, arguments, message, capsys, monkeypatch):
     monkeypatch.setenv("VERGENCE_HOME", str(place / "mistakes"))
     assert cli.main(["pretrain", str(place / "tiny.yaml"), *arguments, "--dry-run"]) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
+    said = capsys.readouterr().err.strip().splitlines()
+    lines = [line for line in said if not line.startswith("scanning shards: ")]  # told on a slow machine
     assert len(lines) == 1
     assert message in lines[0]
 
