@@ -285,8 +285,7 @@ def left_over(home: Path) -> list[str]:
         with contextlib.suppress(psutil.Error):
             if process.pid != os.getpid() and process.environ().get("VERGENCE_HOME") == str(home):
                 found.append(f"process {process.pid} is left: {' '.join(process.cmdline())[:100]}")
-    drafts = [str(path) for path in (home / "campaign" / "commits").glob(".step-*")]
-    return found + [f"draft {path} is left" for path in drafts]
+    return found
 
 
 if __name__ == "__main__":
