@@ -344,12 +344,12 @@ def test_a_disk_that_fills_up_with_metrics_is_told_after_one_attempt(place, smal
 
 def test_a_shard_that_is_cut_off_during_the_run_is_told_after_one_attempt(place):
     """By the reader tasks, whichever rank they work for."""
-    shards, home, log = write_shards(place / "cut"), place / "cut-home", place / "cut.log"
+    shards, home, log = write_shards(place / "shrunk"), place / "shrunk-home", place / "shrunk.log"
     process = start(
         home, "pretrain", str(place / "tiny.yaml"), f"data.train={shards}", "epochs=1000", log=log
     )
     wait_for_step(home / "tiny", 1, process)
-    for path in (place / "cut").glob("*.tar"):
+    for path in (place / "shrunk").glob("*.tar"):
         os.truncate(path, 4096)
     assert process.wait(120) == 1, log.read_text()
     said = log.read_text()
