@@ -492,7 +492,7 @@ def test_a_cluster_that_does_not_answer_is_one_line_within_15_s(place, capsys, m
         (["batch.globl=64"], "batch.globl is not a setting (did you mean global?"),
         (["epochs=three"], "epochs: input should be a valid integer"),
         (["method.name=simcrl"], "did you mean simclr?"),
-        (["scale.workers=5"], "64 does not divide by 5 workers; nearest: 60, 65"),
+        (["scale.workers=3"], "64 does not divide by 3 workers; nearest: 63, 66"),
         (["batch.micro=24"], "batch.micro 24 does not divide a worker's share of 32 samples"),
         (["norm.group=24"], "norm.group 24 does not divide"),
         (["batch.global=640", "scale.workers=1"], "576"),
