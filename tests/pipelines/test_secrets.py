@@ -63,5 +63,5 @@ def test_the_quickstart_tells_where_the_encoder_is_without_the_secret(place, cap
     report = place / "knn.json"
     figures = {name: {"top1": 0.5} for name in ("encoder", "as initialised", "raw pixels")}
     report.write_text(json.dumps({"results": figures}))
-    quickstart._summary(report, place / "map.png", 1.0)
+    quickstart._summary({"test": report, "moved": report}, place / "map.png", 1.0)
     assert_nowhere(capfd.readouterr(), place)
