@@ -108,9 +108,14 @@ _NORMS: Faults = {
         "for x_v in [x]]",
         f"{NORMS}::test_groups_are_runs_of_samples_over_all_views[2-2]",
     ),
-    "biased-variance-over-ranks": (
+    "biased-running-variance": (
         "rows / max(rows - 1, 1)",
         "1.0",
+        f"{NORMS}::test_groups_are_runs_of_samples_over_all_views[2-2]",
+    ),
+    "rows-of-this-rank": (
+        "            rows *= dist.get_world_size(norms.peers)\n",
+        "",
         f"{NORMS}::test_groups_larger_than_a_share_equal_one_process[2-global]",
     ),
     "everybody-is-a-peer": (
