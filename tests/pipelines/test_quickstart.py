@@ -40,6 +40,6 @@ def test_quickstart_survives_a_kill_and_is_quick_when_done(tmp_path):
 
 def figures(said: str) -> list[str]:
     """The two lines of the summary with the kNN."""
-    lines = [line for line in said.splitlines() if "as initialised" in line]
+    lines = [line for line in said.splitlines() if "(as initialised" in line]
     assert len(lines) == 2
     return lines
