@@ -17,6 +17,8 @@ from vergence.platform.data.stream import Stream
 from vergence.platform.train.job import Job, Outcome, read_outcome, reserve_outcome
 from vergence.platform.train.worker import work
 
+IDLE_S = 30.0  # without a record of a step
+
 
 class Interrupt:
     """The first SIGINT or SIGTERM asks the ranks to commit and return; a second one ends at once."""
@@ -80,15 +82,19 @@ def fit(
 
 
 def _delay(job: Job, session: Session, started: bool) -> str | None:
-    """What keeps the ranks from starting or going on; None while they take steps."""
-    pending = session.pending()
-    if pending or started:
-        return pending
-    workers = session.need.scale.workers
+    """What the ranks wait for, before the first step or when Ray has to start them anew; None if for nothing."""
+    logs, workers = job.run / "logs", session.need.scale.workers
+    if started:
+        idle_s = time.time() - (logs / "metrics.jsonl").stat().st_mtime
+        return session.pending() if idle_s > IDLE_S else None
     mark = f"attempt {job.attempt}, "
-    begun = sum(mark in path.read_text(errors="replace") for path in (job.run / "logs").glob("rank-*.log"))
-    doing = "their processes start" if begun < workers else "they build the model and read the first batch"
-    return f"no step yet: {begun} of {workers} workers have begun; {doing}"
+    begun = sum(mark in path.read_text(errors="replace") for path in logs.glob("rank-*.log"))
+    if begun == workers:
+        return f"no step yet: {workers} workers build the model and read the first batch"
+    return (
+        session.pending()
+        or f"no step yet: {begun} of {workers} workers have begun, Ray starts their processes"
+    )
 
 
 def _fit(job: Job, stream: Stream, scale: ScaleConfig, name: str) -> str:

@@ -11,10 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vergence.methods.torchvision_shim import timm
 
 KNOWN = "torch.nn.BatchNorm1d or 2d, timm's BatchNormAct2d, or norms without running statistics"
-_FORWARDS = (
-    nn.BatchNorm2d.forward,
-    timm.layers.norm_act.BatchNormAct2d.forward,
-)  # BatchNorm1d has that of 2d
+# BatchNorm1d has the forward of 2d
+_FORWARDS = (nn.BatchNorm2d.forward, timm.layers.norm_act.BatchNormAct2d.forward)
 _VALUES = 4096  # of a row that are compared, about
 _ROUNDING = 0.05  # of the rows' norm: between forwards of two sizes, in bf16 through a deep network
 
@@ -70,6 +68,8 @@ def misplaced(small: Rows, large: Rows, n: int) -> str | None:
     moved them.
     """
     for name, calls in small.items():
+        if len(large.get(name, ())) != len(calls):
+            return name
         for rows, more in zip(calls, large[name]):
             if len(rows) % n or len(more) != 2 * len(rows):
                 return name
