@@ -480,7 +480,8 @@ def test_a_cluster_that_does_not_answer_is_one_line_within_15_s(place, capsys, m
         begin = time.monotonic()
         assert cli.main(["pretrain", str(place / "tiny.yaml")]) == 2
     assert time.monotonic() - begin < 15
-    lines = capsys.readouterr().err.strip().splitlines()
+    said = capsys.readouterr().err.strip().splitlines()
+    lines = [line for line in said if not line.startswith("scanning shards: ")]  # told on a slow machine
     assert len(lines) == 1
     assert "no Ray cluster answers there (no answer within 5 s)" in lines[0]
 
