@@ -114,6 +114,7 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "one view repeated by sample": lambda x: x[: len(x) // 2].repeat_interleave(2, 0),
     "samples mixed": lambda x: x - x.mean(0),
     "half of the rows": lambda x: x[::2],
+    "a row left out": lambda x: x[1:],
 }
 
 

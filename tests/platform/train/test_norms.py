@@ -184,11 +184,24 @@ def test_a_group_of_one_image_gives_no_gradient_and_the_others_give_theirs(updat
     assert norms.alike_samples() == [4, 5, 6, 7]
     assert not got["x"][4:].any()
     torch.testing.assert_close(got["x"][:4], expected["x"])
-    for name in ("0.weight", "1.weight", "1.bias"):
+    for name in ("0.weight", "1.weight", "1.bias", "4.weight", "4.bias"):
         torch.testing.assert_close(got[name], expected[name])
     assert exploded["1.bias"].norm() > 1000 * expected["1.bias"].norm()
     norms.update()
     assert norms.alike_samples() == []
+
+
+def test_a_group_of_one_image_gives_none_behind_a_norm_that_has_blown_its_rounding_up() -> None:
+    net, x = projector(), 1e6 * images(slice(4, 8))  # the differences are large beside eps
+    expected = gradients(copy.deepcopy(net), x[:4])
+    norms = install(net, 4, share=8)
+    with norms.samples(8, collect=True):
+        assert net[:3](x)[4:].std() > 0.1
+    norms.discard()
+    got = gradients(net, x, norms)
+    assert norms.alike_samples() == [4, 5, 6, 7]
+    assert not got["x"][4:].any()
+    torch.testing.assert_close(got["4.bias"], expected["4.bias"])
 
 
 def test_rows_that_vary_as_little_as_usual_are_not_alike() -> None:
