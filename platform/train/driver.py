@@ -127,7 +127,7 @@ def _fit(job: Job, stream: Stream, scale: ScaleConfig, name: str) -> str:
     try:
         trainer.fit()
     except Exception as error:
-        with (job.run / "logs" / "driver.log").open("a") as file:
+        with contextlib.suppress(OSError), (job.run / "logs" / "driver.log").open("a") as file:  # a full disk
             traceback.print_exc(file=file)
         return f"training failed: {_cause(error)}; the whole story is in {job.run / 'logs'}"
     return ""
