@@ -105,8 +105,8 @@ def run(rounds: int, says: Callable[[str], None]) -> dict[str, Any]:
 
 def _waits(stream: Any) -> tuple[list[float], list[float]]:
     """Seconds that a consumer of 500 images/s waits for each share: inside stretches, and at their seams."""
+    from vergence.platform.cluster.feed import Feed
     from vergence.platform.data.config import DataConfig
-    from vergence.platform.train.feed import Feed
 
     within, at_seams = [], []
     length, share = stream.stretch_steps(stream.plan.global_batch), stream.plan.global_batch

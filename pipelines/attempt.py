@@ -219,7 +219,7 @@ class Attempt:
         self, resolved: Resolved, cluster: session.Session, stages: dict[str, float], start_step: int
     ) -> tuple[Outcome, int]:
         """How the ranks ended, and the signal that stopped them, or 0."""
-        from vergence.platform.train.driver import Interrupt, fit
+        from vergence.platform.cluster.driver import Interrupt, fit
 
         job = resolved.job(self.run, stages)
         interrupt = Interrupt(job, show.say)

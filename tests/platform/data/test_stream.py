@@ -8,11 +8,11 @@ import pytest
 import ray
 from PIL import Image
 
+from vergence.platform.cluster.feed import Feed
 from vergence.platform.data.config import DataConfig
 from vergence.platform.data.index import open_index
 from vergence.platform.data.plan import Plan
 from vergence.platform.data.stream import Stream, stack
-from vergence.platform.train.feed import Feed
 
 NUM, BATCH, EPOCHS, BROKEN = 83, 12, 2, (4, 30)
 

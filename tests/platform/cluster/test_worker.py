@@ -5,8 +5,8 @@ import errno
 import pytest
 import ray
 
+from vergence.platform.cluster.worker import beyond_mending
 from vergence.platform.errors import UserError, VergenceError
-from vergence.platform.train.worker import beyond_mending
 
 
 @pytest.mark.parametrize(

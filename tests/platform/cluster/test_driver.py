@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from vergence.platform.cluster.capacity import Need, ScaleConfig
-from vergence.platform.train.driver import _delay
+from vergence.platform.cluster.driver import _delay
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 
+from vergence.platform.cluster.feed import Feed
 from vergence.platform.data.config import DataConfig
 from vergence.platform.data.plan import Plan
 from vergence.platform.data.stream import STRETCH_BLOCKS, Stream
-from vergence.platform.train.feed import Feed
 
 DATA = DataConfig(train="")
 

@@ -70,7 +70,7 @@ def beyond_mending(error: BaseException, run: Path) -> str | None:
 
 
 def _train(job: "Job", stream: "Stream", rank: int, world_size: int, entered_s: float) -> "Outcome":
-    from vergence.platform.train.feed import Feed
+    from vergence.platform.cluster.feed import Feed
 
     commit = _agreed_commit(job, rank)
     shares = iter(Feed(stream, job.data, rank, world_size, commit.step if commit else 0))

@@ -13,9 +13,9 @@ from typing import Any
 from vergence.platform.cluster.capacity import ScaleConfig
 from vergence.platform.cluster.session import Session
 from vergence.platform.cluster.waiting import Waiting
+from vergence.platform.cluster.worker import work
 from vergence.platform.data.stream import Stream
 from vergence.platform.train.job import Job, Outcome, read_outcome, reserve_outcome
-from vergence.platform.train.worker import work
 
 IDLE_S = 30.0  # without a record of a step
 
