@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vergence.platform.cluster.capacity import physical_cpus
 from vergence.platform.errors import UserError, VergenceError
 from vergence.platform.home import home
 from vergence.platform.text import printable
@@ -16,7 +17,7 @@ from vergence.platform.text import printable
 if TYPE_CHECKING:
     import numpy as np
 
-    from vergence.platform.encoders.embed import Source
+    from vergence.platform.encoders.images import ImageSource
     from vergence.platform.encoders.load import LoadedEncoder
 
 MANIFEST = "_MANIFEST.json"
@@ -156,7 +157,7 @@ class _Writer:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        from vergence.platform.encoders.embed import stream_images
+        from vergence.platform.encoders.images import stream_images
 
         images, dim = self.images, self.encoder.dim
         schema = pa.schema([("key", pa.string()), ("embedding", pa.list_(pa.float32()))])
@@ -168,7 +169,7 @@ class _Writer:
                 for ids in pieces:
                     good, parts = [np.empty(0, np.int64)], [np.empty((0, dim), np.float32)]
                     for some, batch in stream_images(
-                        images.open, ids, self.encoder.size, progress=self.advance
+                        images.open, ids, self.encoder.size, threads=physical_cpus(), progress=self.advance
                     ):
                         good.append(some)
                         parts.append(self.encoder(batch))
@@ -204,7 +205,7 @@ class Images:
     """Images by id, from shards or from a folder."""
 
     pieces: "list[tuple[str, np.ndarray]]"  # name -> ids: a shard, or a run of files
-    open: "Callable[[], Source]"  # a reader for one thread
+    open: "Callable[[], ImageSource]"  # a reader for one thread
     key: Callable[[int], str]
     where: Callable[[int], str]
     digest: str
@@ -223,7 +224,7 @@ def _open_shards(pattern: str) -> Images:
     import numpy as np
 
     from vergence.platform.data.index import open_index
-    from vergence.platform.encoders.embed import shard_source
+    from vergence.platform.encoders.images import shard_source
 
     index = open_index(pattern, home() / "index", progress=True)
     ids = np.arange(len(index), dtype=np.int64)
@@ -235,7 +236,7 @@ def _open_shards(pattern: str) -> Images:
 
 
 class _Files:
-    """The Source of a folder."""
+    """The ImageSource of a folder."""
 
     def __init__(self, paths: list[Path]) -> None:
         self.paths = paths

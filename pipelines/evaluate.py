@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from vergence.platform.cluster.capacity import physical_cpus
 from vergence.platform.errors import UserError
 from vergence.platform.home import home
 from vergence.platform.text import printable
@@ -186,13 +187,15 @@ def _features(data: Labelled, embedders: Mapping[str, Embedder], size: int) -> F
     import numpy as np
 
     from vergence.platform.data.progress import Bar
-    from vergence.platform.encoders.embed import shard_source, stream_images
+    from vergence.platform.encoders.images import shard_source, stream_images
 
     index, pattern = data.index, data.pattern
     good: list[np.ndarray] = []
     parts: dict[str, list[np.ndarray]] = {name: [] for name in embedders}
     with Bar(f"embedding {pattern}", len(data.ids), enabled=True) as advance:
-        for some, images in stream_images(shard_source(index), data.ids, size, progress=advance):
+        for some, images in stream_images(
+            shard_source(index), data.ids, size, threads=physical_cpus(), progress=advance
+        ):
             good.append(some)
             for name, embedder in embedders.items():
                 parts[name].append(embedder(images))
@@ -214,7 +217,7 @@ def _features(data: Labelled, embedders: Mapping[str, Embedder], size: int) -> F
 
 
 def _top1(bank: Features, queries: Features, name: str) -> float:
-    from vergence.platform.encoders.knn import knn_predict
+    from vergence.platform.evaluate.knn import knn_predict
 
     predicted = knn_predict(
         bank.rows[name],

@@ -18,9 +18,9 @@ from vergence.platform.augment.presets import ViewSpec
 from vergence.platform.cluster.capacity import ScaleConfig
 from vergence.platform.data.config import DataConfig
 from vergence.platform.errors import UserError, nearest
+from vergence.platform.evaluate.config import MonitorConfig
 from vergence.platform.runs import commit as commits
 from vergence.platform.runs.commit import CommitConfig
-from vergence.platform.runs.monitor import MonitorConfig
 from vergence.platform.runs.run import Run
 from vergence.platform.runs.track import TrackConfig
 from vergence.platform.text import printable

@@ -12,8 +12,8 @@ from torch import nn
 from vergence.platform.augment.presets import ViewSpec
 from vergence.platform.data.config import DataConfig
 from vergence.platform.data.plan import Plan
+from vergence.platform.evaluate.config import MonitorConfig
 from vergence.platform.runs.commit import CommitConfig
-from vergence.platform.runs.monitor import MonitorConfig
 from vergence.platform.train.optim.config import OptimConfig
 from vergence.platform.train.schedule import ScheduleConfig
 

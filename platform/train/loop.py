@@ -20,8 +20,10 @@ from vergence.platform.augment import rng
 from vergence.platform.augment.views import Views
 from vergence.platform.data.index import Index
 from vergence.platform.data.read import Reader
+from vergence.platform.evaluate.monitor import Monitor, remarks
+from vergence.platform.evaluate.spread import effective_rank, embedding_std
+from vergence.platform.evaluate.sweep import Sweep
 from vergence.platform.runs import commit as commits
-from vergence.platform.runs.monitor import Monitor, remarks
 from vergence.platform.train import norms
 from vergence.platform.train.engine import Engine
 from vergence.platform.train.exact import Result, accumulate
@@ -232,15 +234,20 @@ class RankLoop:
         ids = self.job.plan.holdout_ids()
         if len(ids) < 2:
             return None
-        return Monitor(
-            self.job.monitor,
-            ids=ids,
-            reader=self.reader,
+        return Monitor(self.job.monitor, self._sweep(ids, keep=True))
+
+    def _sweep(self, ids: np.ndarray, *, keep: bool) -> Sweep:
+        """Passes over these samples as the encoder takes them; keep: held in memory."""
+        return Sweep(
+            self.reader.index,
+            ids,
             size=self.job.size,
             mean=self.job.data.mean,
             std=self.job.data.std,
             device=self.device,
             threads=self.job.threads,
+            max_pixels=self.job.data.max_pixels,
+            keep=keep,
         )
 
     def _evaluate(self, epoch: int) -> None:
@@ -333,14 +340,12 @@ def embedding_metrics(z: Tensor) -> dict[str, float]:
 
     z: (n, ..., d) on this rank; of several views the first. The first rows of each rank enter, 256 in all.
     """
-    from vergence.platform.encoders import knn
-
     own = z.detach()[: math.ceil(EMBEDDING_ROWS / collectives.world_size())].float()
     rows = collectives.gather(own.flatten(1, -2)[:, 0] if own.dim() > 2 else own)
     if collectives.rank():
         return {}
     features = rows[:EMBEDDING_ROWS].cpu().numpy()
     return {
-        "embedding_std": float(knn.embedding_std(features)),
-        "effective_rank": float(knn.effective_rank(features)),
+        "embedding_std": embedding_std(features),
+        "effective_rank": effective_rank(features),
     }

@@ -1,6 +1,5 @@
-"""Images in, embeddings out: reading, decoding and resizing overlap with the model."""
+"""Images as an encoder takes them: read, decoded and resized by threads, while the model is at work."""
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -23,27 +22,26 @@ AHEAD_BYTES = 256 << 20  # of resized images read before they are wanted, whatev
 Ids = NDArray[np.int64]
 
 
-class Source(Protocol):
+class ImageSource(Protocol):
     """Anything that gives images by id; used by one thread."""
 
     def images(self, ids: Ids) -> list[NDArray[np.uint8] | BadSample]: ...
 
 
 def stream_images(
-    open_source: Callable[[], Source],
+    open_source: Callable[[], ImageSource],
     ids: Ids,
     size: int,
     *,
+    threads: int,
     batch: int = 256,
-    threads: int | None = None,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Iterator[tuple[Ids, NDArray[np.uint8]]]:
     """Batches of (ids, images uint8 (n, size, size, 3)) in the order of `ids`; bad samples are left out.
 
-    open_source is called once in each of the reading threads; threads: how many, default one for each CPU that
-    this process may use; progress gets the number of samples just read.
+    open_source is called once in each of the reading threads; threads: how many; progress gets the number of samples
+    just read.
     """
-    threads = threads or len(os.sched_getaffinity(0))
     own = threading.local()
 
     def load(piece: Ids) -> tuple[int, Ids, list[NDArray[np.uint8]]]:
@@ -92,7 +90,7 @@ def _pieces(ids: Ids, batch: int) -> Iterator[tuple[Ids, bool]]:
             yield whole[first : first + PIECE], first + PIECE >= len(whole)
 
 
-def shard_source(index: Index, max_pixels: int = MAX_PIXELS) -> Callable[[], Source]:
+def shard_source(index: Index, max_pixels: int = MAX_PIXELS) -> Callable[[], ImageSource]:
     """open_source of shards. The columns are loaded here, once: parquet files are not for several threads."""
     index.members("image", np.empty(0, np.int64))
     return lambda: Reader(index, max_pixels)

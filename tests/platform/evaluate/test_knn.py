@@ -1,4 +1,4 @@
-"""kNN, RankMe and the spread against naive float64 loops and closed forms."""
+"""kNN against a naive float64 loop."""
 
 import math
 
@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vergence.platform.encoders import knn
-from vergence.platform.encoders.knn import effective_rank, embedding_std, knn_predict
+from vergence.platform.evaluate import knn
+from vergence.platform.evaluate.knn import knn_predict
 
 
 def naive(bank, labels, queries, k, temperature, num_classes, exclude_self=False):
@@ -107,21 +107,3 @@ def test_products_stay_exact_where_training_chose_bfloat16():
     finally:
         torch.set_float32_matmul_precision("highest")
     assert got.tolist() == list(range(200))  # bf16 keeps 3 digits: it would find others
-
-
-def test_effective_rank_equals_its_definition_and_known_values():
-    features = np.random.default_rng(0).normal(size=(64, 12)) @ np.diag(np.arange(1.0, 13.0))
-    eigenvalues = np.clip(np.linalg.eigvalsh(features.T @ features), 0, None)  # another road to the spectrum
-    p = np.sqrt(eigenvalues) / np.sqrt(eigenvalues).sum() + 1e-7
-    assert effective_rank(features) == pytest.approx(math.exp(-(p * np.log(p)).sum()), rel=1e-5)
-    gaussian = torch.randn(4096, 128, generator=torch.Generator().manual_seed(0))
-    assert effective_rank(gaussian) == pytest.approx(127.5, abs=0.2)  # the reference's measurement
-    assert effective_rank(torch.ones(100, 16)) == pytest.approx(1, abs=1e-3)
-    assert effective_rank(torch.zeros(100, 16)) == pytest.approx(1, abs=1e-3)
-    assert math.isnan(effective_rank(torch.full((4, 2), float("nan"))))
-
-
-def test_std_is_zero_when_collapsed_and_one_over_root_d_when_spread():
-    gaussian = torch.randn(4096, 128, generator=torch.Generator().manual_seed(0))
-    assert embedding_std(gaussian * 9) == pytest.approx(128**-0.5, rel=0.01)
-    assert embedding_std(torch.arange(1.0, 9)[:, None] * torch.ones(8, 4)) == pytest.approx(0, abs=1e-7)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from vergence.platform.data.decode import BadSample
-from vergence.platform.encoders import embed
-from vergence.platform.encoders.embed import PIECE, stream_images
+from vergence.platform.encoders import images as module
+from vergence.platform.encoders.images import PIECE, stream_images
 
 SIZE, BATCH = 2, 2 * PIECE + 5
 IDS = np.arange(1000, 1000 + 3 * BATCH + 7)
@@ -34,7 +34,7 @@ class Counting:
         return [BadSample("bad") if i % 10 == 0 else image for i, image in zip(ids, whole)]
 
 
-@pytest.mark.parametrize("threads", [1, 3, None])
+@pytest.mark.parametrize("threads", [1, 3, 16])
 def test_batches_hold_what_was_asked_for_in_order_whatever_the_number_of_threads(threads):
     source, seen = Counting(), []
     batches = list(stream_images(source.open, IDS, SIZE, batch=BATCH, threads=threads, progress=seen.append))
@@ -54,7 +54,7 @@ def test_reads_with_as_many_threads_as_it_is_given():
 
 
 def test_reads_ahead_no_more_than_fits_its_bytes_whatever_the_number_of_threads(monkeypatch):
-    monkeypatch.setattr(embed, "AHEAD_BYTES", 3 * PIECE * SIZE * SIZE * 3)
+    monkeypatch.setattr(module, "AHEAD_BYTES", 3 * PIECE * SIZE * SIZE * 3)
     source = Counting()
     stream = stream_images(source.open, IDS, SIZE, batch=PIECE, threads=16)
     next(stream)

@@ -10,8 +10,9 @@ from torch import nn
 
 from vergence.platform.data.index import open_index
 from vergence.platform.data.plan import Plan
-from vergence.platform.data.read import Reader
-from vergence.platform.runs.monitor import Monitor, MonitorConfig, remarks, verdict
+from vergence.platform.evaluate.config import MonitorConfig
+from vergence.platform.evaluate.monitor import Monitor, remarks, verdict
+from vergence.platform.evaluate.sweep import Sweep
 
 NUM = 41
 
@@ -21,14 +22,6 @@ class Mean(nn.Module):
 
     def forward(self, x):
         return x.mean((2, 3))
-
-
-class Watched(Mean):
-    """Notes in which mode it is called."""
-
-    def forward(self, x):
-        self.mode = self.training
-        return super().forward(x)
 
 
 def pictures():
@@ -46,18 +39,17 @@ def make_shards(folder, labelled=True):
 
 
 def evaluate(rank, world_size, folder, ids=range(NUM), encoder=None):
-    reader = Reader(open_index(folder / "m-000000.tar", folder / f"index-{rank}-{world_size}"))
-    monitor = Monitor(
-        MonitorConfig(k=5),
-        ids=np.array(ids),
-        reader=reader,
+    sweep = Sweep(
+        open_index(folder / "m-000000.tar", folder / f"index-{rank}-{world_size}"),
+        np.array(ids),
         size=8,
         mean=(0.5, 0.5, 0.5),
         std=(0.2, 0.2, 0.2),
         device=torch.device("cpu"),
         threads=1,
+        keep=True,
     )
-    return monitor(encoder or Mean(), contextlib.nullcontext), monitor.num_bad
+    return Monitor(MonitorConfig(k=5), sweep)(encoder or Mean(), contextlib.nullcontext), sweep.num_bad
 
 
 def test_scores_are_the_same_on_1_and_2_ranks(tmp_path):
@@ -70,14 +62,6 @@ def test_scores_are_the_same_on_1_and_2_ranks(tmp_path):
     assert sum(bad for _, bad in two) == 1
     for metrics, _ in two:
         assert metrics == pytest.approx(one)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_an_encoder_is_scored_in_eval_mode_and_goes_on_in_its_own(tmp_path, training):
-    make_shards(tmp_path)
-    encoder = Watched().train(training)
-    evaluate(0, 1, tmp_path, encoder=encoder)
-    assert (encoder.mode, encoder.training) == (False, training)
 
 
 def test_fewer_samples_than_ranks_are_scored_and_give_no_verdict(tmp_path):
