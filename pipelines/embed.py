@@ -17,8 +17,8 @@ from vergence.platform.text import printable
 if TYPE_CHECKING:
     import numpy as np
 
+    from vergence.platform.encoders.encoder import LoadedEncoder
     from vergence.platform.encoders.images import ImageSource
-    from vergence.platform.encoders.load import LoadedEncoder
 
 MANIFEST = "_MANIFEST.json"
 FOLDER_PIECE = 5000  # images of a plain folder in one output file
@@ -39,6 +39,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="one file if it ends in .parquet; else a folder with one file a shard, which an interrupted "
         "command goes on with",
     )
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda or cuda:N (default: a GPU if there is one)"
+    )
     parser.epilog = """\
 columns: key (the sample's key, or the path inside the folder), embedding (list of float32, not normalised)
 
@@ -49,9 +52,11 @@ examples:
 
 
 def main(args: argparse.Namespace) -> int:
+    from vergence.platform.encoders.encoder import usable
     from vergence.platform.encoders.load import load_encoder
 
-    encoder = load_encoder(args.encoder)
+    device = usable(args.device)
+    encoder = load_encoder(args.encoder).to(device)
     written = embed(encoder, args.source, args.out)
     state = "exists already, nothing to do" if written.existed else "written"
     print(f"{args.out}: {state}: {written.rows:,} embeddings of {encoder.dim} numbers by {encoder.name}")
@@ -74,7 +79,7 @@ class Written:
 
 
 def embed(encoder: "LoadedEncoder", source: str, out: Path) -> Written:
-    """Write the embeddings of all readable images in `source` to `out`, atomically.
+    """Write the embeddings of all readable images in `source` to `out`, atomically, on the encoder's device.
 
     A file or folder that this encoder made from these data is kept; what is missing in a folder is added.
     Raises UserError: no images, or `out` holds something else; VergenceError: no image can be read.

@@ -1,20 +1,15 @@
 """Load an encoder by the name of its run, by file, or from the registry."""
 
-import hashlib
 import logging
 import re
 import tempfile
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
+from vergence.platform.encoders.encoder import LoadedEncoder, digest_of
 from vergence.platform.encoders.export import CARD, PROGRAM, EncoderCard
 from vergence.platform.errors import UserError, VergenceError, nearest
 from vergence.platform.home import home
@@ -23,29 +18,7 @@ from vergence.platform.mlflow_moved import local_path
 from vergence.platform.mlflow_store import database, store, tracking_uri
 from vergence.platform.text import printable
 
-BATCH = 256
 MODEL = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))")
-
-
-@dataclass(frozen=True)
-class LoadedEncoder:
-    """An exported encoder, ready to call."""
-
-    name: str  # a run, a file, or models:/NAME/VERSION (an alias is resolved once)
-    size: int  # input side S, pixels
-    dim: int
-    digest: str  # of weights and input size, 16 hex digits: the same wherever the encoder is kept
-    card: EncoderCard | None
-    program: Callable[[Tensor], Tensor]
-
-    @torch.inference_mode()
-    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """uint8 (n, S, S, 3) RGB -> float32 (n, dim), not normalised; any n, in batches of 256."""
-        rows = [
-            self.program(torch.from_numpy(np.array(images[start : start + BATCH])))
-            for start in range(0, len(images), BATCH)
-        ]
-        return torch.cat(rows).numpy() if rows else np.zeros((0, self.dim), np.float32)
 
 
 def load_encoder(ref: str) -> LoadedEncoder:
@@ -99,12 +72,8 @@ def _open(file: Path, name: str, card: Path | None = None) -> LoadedEncoder:
         read = EncoderCard.model_validate_json(card.read_text(encoding="utf-8")) if card.is_file() else None
     except ValueError as error:
         raise UserError(f"{card}: not the card of an encoder ({str(error).splitlines()[0]})") from None
-    digest = hashlib.sha256(str(side).encode())
-    for key, tensor in sorted(program.state_dict.items()):
-        digest.update(key.encode())
-        digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
-    dim = int(nodes[made].shape[-1])
-    return LoadedEncoder(printable(name), int(side), dim, digest.hexdigest()[:16], read, program.module())
+    size, dim = int(side), int(nodes[made].shape[-1])
+    return LoadedEncoder(printable(name), size, dim, digest_of(size, program.state_dict), read, program)
 
 
 def _from_registry(ref: str) -> LoadedEncoder:

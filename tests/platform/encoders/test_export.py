@@ -13,7 +13,7 @@ from torch import nn
 from vergence.methods.parts.backbones import build_encoder
 from vergence.platform.encoders.export import EncoderCard, export_encoder
 from vergence.platform.encoders.load import load_encoder
-from vergence.platform.errors import UserError, VergenceError
+from vergence.platform.errors import VergenceError
 
 
 def expected_embeddings(encoder, images):
@@ -76,18 +76,6 @@ def test_card_reads_back_and_its_lines_of_python_work(exported, monkeypatch):
     assert names["embeddings"].shape == (3, 128)
 
 
-def test_loaded_by_file_and_by_folder(exported):
-    _, folder = exported
-    images = np.random.default_rng(2).integers(0, 256, (300, 16, 16, 3), dtype=np.uint8)
-    loaded = [load_encoder(str(ref)) for ref in (folder / "encoder.pt2", folder, folder.parent)]
-    assert {encoder.digest for encoder in loaded} == {loaded[0].digest}
-    assert (loaded[0].size, loaded[0].dim, loaded[0].card) == (16, 128, make_card())
-    whole = loaded[0](images)
-    assert whole.dtype == np.float32
-    np.testing.assert_allclose(whole[290:], loaded[1](images[290:]), atol=1e-5)  # across batches
-    assert loaded[0](images[:0]).shape == (0, 128)
-
-
 def test_an_export_is_replaced_as_a_whole_and_leaves_nothing_beside(tmp_path):
     folder = tmp_path / "exports"
     export_encoder(make_encoder(), make_card(), folder)
@@ -124,28 +112,3 @@ def test_a_program_that_differs_is_refused_and_the_old_export_stays(tmp_path):
         export_encoder(make_encoder(), make_card(dim=64), folder)
     assert load_encoder(str(folder)).digest == before
     assert [p.name for p in tmp_path.iterdir()] == ["exports"]
-
-
-def test_a_file_that_is_no_encoder_is_named(tmp_path):
-    (tmp_path / "x.pt2").write_bytes(b"not a zip")
-    with pytest.raises(UserError, match=r"x\.pt2: not an exported encoder"):
-        load_encoder(str(tmp_path / "x.pt2"))
-
-    floats = torch.export.export(nn.Linear(3, 3), (torch.zeros(2, 3),))
-    torch.export.save(floats, tmp_path / "floats.pt2")
-    with pytest.raises(UserError, match=r"floats\.pt2: not an exported encoder"):
-        load_encoder(str(tmp_path / "floats.pt2"))
-
-
-def test_unknown_runs_and_files_name_what_exists(tmp_path, monkeypatch):
-    monkeypatch.setenv("VERGENCE_HOME", str(tmp_path))
-    with pytest.raises(UserError, match="no finished run yet"):
-        load_encoder("simclr")
-    (tmp_path / "simclr-digits" / "exports").mkdir(parents=True)
-    (tmp_path / "young").mkdir()
-    with pytest.raises(UserError, match=r"did you mean simclr-digits\? valid: simclr-digits"):
-        load_encoder("simclr-digit")
-    with pytest.raises(UserError, match="run young has no exported encoder yet"):
-        load_encoder("young")
-    with pytest.raises(UserError, match="no such encoder"):
-        load_encoder("nowhere/encoder.pt2")

@@ -1,0 +1,122 @@
+"""From a card and weights to a module that trains: to fine-tune, to probe, to look at feature maps."""
+
+import json
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from vergence.methods.parts.backbones import Encoder, EncoderConfig, build_encoder
+from vergence.methods.torchvision_shim import timm
+from vergence.platform.encoders.export import CARD, PROGRAM, EncoderCard
+from vergence.platform.errors import UserError
+
+if TYPE_CHECKING:
+    from vergence.platform.encoders.encoder import LoadedEncoder
+
+
+def trainable(name: str, card: EncoderCard | None, weights: Mapping[str, Tensor]) -> Encoder:
+    """The encoder that the card describes, in training mode, with a copy of these weights of its backbone.
+
+    Raises UserError: there is no card, or what it describes cannot be built here or does not take the weights.
+    """
+    try:
+        encoder = build_encoder(_config(name, card))
+    except ValueError as error:
+        raise UserError(f"{name}: {_line(error)}") from None
+    _fill(encoder.backbone, weights, name)
+    return encoder.train()
+
+
+def timm_backbone(encoder: "LoadedEncoder", num_classes: int = 0, **changes: Any) -> nn.Module:
+    """A timm model with the encoder's weights and a fresh classifier, in training mode: for fine-tuning.
+
+    Args:
+        encoder: what `load_encoder` gives.
+        num_classes: outputs of the new classifier; 0: none, it gives the (n, dim) representation.
+        changes: more arguments of timm.create_model, such as drop_path_rate.
+    Returns: (n, 3, H, W) float32, normalised by the card's mean and std, -> (n, num_classes or dim).
+    Raises UserError: there is no card; changes to a backbone that is not timm's own; what timm does not take.
+    """
+    config = _config(encoder.name, encoder.card)
+    own = _what_timm_lacks(config)
+    model: Any
+    if not own:
+        model = _create(encoder.name, config.name, num_classes, changes)
+        _fill(model, encoder.backbone_weights, encoder.name, fresh=_classifier(model))
+        return model.train().to(encoder.device)
+    if changes:
+        raise UserError(
+            f"{encoder.name}: its backbone is {config.name} with {own}, which timm.create_model cannot build, so it "
+            f"takes no {', '.join(changes)}; leave that out, or change the model that you get without"
+        )
+    model = trainable(encoder.name, encoder.card, encoder.backbone_weights).backbone
+    if num_classes:
+        model.reset_classifier(num_classes)
+    return model.train().to(encoder.device)
+
+
+def _config(name: str, card: EncoderCard | None) -> EncoderConfig:
+    if card is None:
+        raise UserError(
+            f"{name}: it cannot be built without its card {CARD}, which is not beside this encoder"
+        )
+    try:
+        return EncoderConfig.model_validate_json(json.dumps(card.backbone))
+    except ValidationError as error:
+        wrong = ", ".join(".".join(map(str, each["loc"])) for each in error.errors())
+        raise UserError(
+            f"{name}: its backbone {card.backbone.get('name')} was described by Vergence {card.code_version} with settings "
+            f"that this version does not know ({wrong}); the program {PROGRAM} works all the same, but does not train"
+        ) from None
+
+
+def _what_timm_lacks(config: EncoderConfig) -> str:
+    """Settings of the backbone that timm.create_model does not have, in words; none: it is timm's own model."""
+    first_weights = {"name", "zero_init_residual"}
+    return ", ".join(
+        f"{key}={value}"
+        for key, value in config.model_dump(exclude_defaults=True, exclude=first_weights).items()
+    )
+
+
+def _create(name: str, model: str, num_classes: int, changes: Mapping[str, Any]) -> Any:
+    try:
+        return timm.create_model(model, num_classes=num_classes, **changes)
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+        AssertionError,
+    ) as error:  # each model has its own way to refuse
+        given = ", ".join(f"{key}={value}" for key, value in changes.items())
+        raise UserError(
+            f"{name}: timm cannot build {model} with {given or 'its defaults'}: {_line(error)}"
+        ) from None
+
+
+def _classifier(model: Any) -> set[str]:
+    """Names of the parameters that a new classifier brings along."""
+    brought = {id(parameter) for parameter in model.get_classifier().parameters()}
+    return {key for key, parameter in model.named_parameters() if id(parameter) in brought}
+
+
+def _fill(module: nn.Module, state: Mapping[str, Tensor], name: str, fresh: Collection[str] = ()) -> None:
+    """Copy the weights, all of them and to all places but the fresh ones; UserError where they do not fit."""
+    try:
+        missing, unexpected = module.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # other shapes
+        lines = str(error).splitlines()
+        raise UserError(f"{name}: its weights do not fit what was built: {lines[-1].strip()}") from None
+    missing = [key for key in missing if key not in fresh]
+    if missing or unexpected:
+        shown = [*(f"none for {key}" for key in missing), *(f"no place for {key}" for key in unexpected)]
+        raise UserError(
+            f"{name}: its weights do not fit what timm {timm.__version__} builds: {', '.join(shown[:3])}"
+            f"{', ...' if len(shown) > 3 else ''}"
+        )
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
