@@ -123,7 +123,7 @@ def trained(side: str, setting: Setting, *, epochs: int, seed: int, judged: bool
         run = our_run if side == "ours" else lightly_run
         encoder, command = run(name, setting, epochs, seed)
         test = data.shards_of(NUM_JUDGES, first=NUM_IMAGES) if judged else None
-        top1 = evaluate(encoder, train, test=test)["results"]["encoder"]["top1"]
+        top1 = evaluate(encoder, train, test=test)["results"]["encoder"]["knn-v1"]["top1"]
         known.write_text(json.dumps({**setting._asdict(), "seed": seed, "top1": top1, "command": command}))
     row: dict[str, Any] = json.loads(known.read_text())
     return row

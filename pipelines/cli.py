@@ -24,7 +24,7 @@ from vergence.platform.text import never_fail_to_print, printable
 VERBS = {
     "shards": ("shards", "pack images into webdataset shards; index, check and preview them"),
     "pretrain": ("pretrain", "train an encoder from a recipe; the same command goes on after any stop"),
-    "evaluate": ("evaluate", "measure a frozen encoder by weighted kNN"),
+    "evaluate": ("evaluate", "measure frozen encoders by kNN and by a linear classifier"),
     "embed": ("embed", "write the embeddings of shards or a folder of images to parquet"),
     "runs": ("runs", "list and show runs"),
     "methods": ("methods", "list the methods and their settings"),

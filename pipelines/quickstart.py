@@ -27,7 +27,7 @@ def main() -> int:
     started_s = time.monotonic()
     folder = home() / "digits"
     shards = {part: f"{folder}/{part}-*.tar" for part in PARTS}
-    reports = {part: home() / RUN / f"knn-{part}.json" for part in ("test", "moved")}
+    reports = {part: home() / RUN / f"report-{part}.json" for part in ("test", "moved")}
     picture = home() / RUN / "map.png"
     for part, options in PARTS.items():
         _say(f"shards: {part} digits")
@@ -100,7 +100,9 @@ def _summary(reports: Mapping[str, Path], picture: Path, seconds: float) -> None
 
 def _figures(report: Path) -> str:
     results = json.loads(report.read_text())["results"]
-    trained, initial, raw = (results[name]["top1"] for name in ("encoder", "as initialised", "raw pixels"))
+    trained, initial, raw = (
+        results[name]["knn-v1"]["top1"] for name in ("encoder", "as initialised", "raw pixels")
+    )
     return f"{trained:.3f}   (as initialised {initial:.3f}, raw pixels {raw:.3f})"
 
 

@@ -11,9 +11,11 @@ from tiny_encoder import MEAN, STD, make_card, make_encoder
 from vergence.pipelines import cli
 from vergence.pipelines.evaluate import evaluate
 from vergence.pipelines.recipe import build_method, load_recipe
+from vergence.platform.encoders.encoder import LoadedEncoder
 from vergence.platform.encoders.export import export_encoder
 from vergence.platform.encoders.load import load_encoder
 from vergence.platform.errors import UserError
+from vergence.platform.evaluate.report import Report
 
 RECIPE = load_recipe("simclr-cifar10")
 
@@ -71,17 +73,38 @@ def naive_top1(bank, labels, queries, answers):
 def test_figures_equal_the_naive_protocol(work):
     _, encoder, train, test = work
     report = evaluate(encoder, train, test, seeds=2)
-    results = report["results"]
+    results = {who: figures["knn-v1"] for who, figures in report.results.items()}
     expected = naive_top1(encoder(TRAIN[0]), TRAIN[1], encoder(TEST[0]), TEST[1])
-    assert results["encoder"]["top1"] == expected
+    assert report.scores == {"knn-v1": expected}
     bank, queries = (((images / 255 - MEAN) / STD).reshape(len(images), -1) for images in (TRAIN[0], TEST[0]))
     pixels = naive_top1(bank, TRAIN[1], queries, TEST[1])
-    assert results["raw pixels"]["top1"] == pixels
+    assert results["raw pixels"].top1 == pixels
     initial = results["as initialised"]
-    assert initial["seeds"][0] == expected  # the exported encoder was never trained
-    assert initial["top1"] == np.mean(initial["seeds"])
-    assert (initial["min"], initial["max"]) == (min(initial["seeds"]), max(initial["seeds"]))
-    assert len({expected, pixels, initial["seeds"][1]}) > 1  # figures that could be told apart
+    assert initial.seeds[0] == expected  # the exported encoder was never trained
+    assert initial.top1 == np.mean(initial.seeds)
+    assert (initial.min, initial.max) == (min(initial.seeds), max(initial.seeds))
+    assert len({expected, pixels, initial.seeds[1]}) > 1  # figures that could be told apart
+
+
+def test_several_protocols_and_encoders_in_one_table_with_their_words(work, capsys):
+    folder, _, train, test = work
+    other = export_encoder(build_method(RECIPE, seed=1).encoder, make_card(), folder / "other")
+    command = ["evaluate", "run", str(other), "--train", train, "--test", test, "--protocol", "linear,knn"]
+    assert cli.main([*command, "--json", str(folder / "two.json"), "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    reports = [
+        Report.model_validate(each) for each in json.loads((folder / "two.json").read_text())["reports"]
+    ]
+    assert [report.encoder.name for report in reports] == ["run", str(other)]
+    assert reports[0].encoder.digest != reports[1].encoder.digest
+    for report in reports:
+        assert list(report.scores) == ["linear-v1", "knn-v1"]
+        (row,) = [line for line in out.splitlines() if report.encoder.name[:12] in line and "C " in line]
+        cells = [f"{report.scores[version]:.4f}" for version in report.scores]
+        assert [cell for cell in row.split() if cell in cells] == cells
+    words = " ".join(out.split())
+    for said in ("knn-v1: a test image gets", "linear-v1: logistic regression", "bank 80 images", "test 60"):
+        assert said in words
 
 
 def test_report_states_the_protocol(work, capsys):
@@ -99,16 +122,30 @@ def test_report_states_the_protocol(work, capsys):
         "as initialised",
     ):
         assert words in out
-    report = json.loads((folder / "knn.json").read_text())
-    protocol = report["protocol"]
-    assert (protocol["name"], protocol["k"], protocol["temperature"]) == ("knn-v1", 20, 0.1)
-    assert (protocol["bank"]["images"], protocol["test"]["images"]) == (80, 60)
-    assert f"{report['results']['encoder']['top1']:.4f}" in out
+    report = Report.model_validate_json((folder / "knn.json").read_text())
+    protocol = report.protocols["knn-v1"]
+    assert (protocol["k"], protocol["temperature"]) == (20, 0.1)
+    assert report.results["encoder"]["knn-v1"].settings == {"k": 20}
+    assert (report.data.bank.images, report.data.test.images) == (80, 60)
+    assert f"{report.scores['knn-v1']:.4f}" in out
 
 
 def test_without_baselines_there_is_the_encoder_alone(work):
+    *_, train, test = work
+    assert list(evaluate("run", train, test).results) == ["encoder"]
+
+
+def test_what_was_embedded_once_is_not_embedded_again(work, monkeypatch):
+    """By another protocol, and with the baselines: only what is new."""
     _, encoder, train, test = work
-    assert list(evaluate(encoder, train, test)["results"]) == ["encoder"]
+    first = evaluate(encoder, train, test)
+
+    def fails(self, images):
+        raise AssertionError("embedded again")
+
+    monkeypatch.setattr(LoadedEncoder, "__call__", fails)
+    again = evaluate(encoder, train, test, protocols=["knn", "linear"], seeds=1)
+    assert again.scores["knn-v1"] == first.scores["knn-v1"]
 
 
 def test_unreadable_images_are_left_out_with_their_labels(work, tmp_path):
@@ -119,8 +156,8 @@ def test_unreadable_images_are_left_out_with_their_labels(work, tmp_path):
     report = evaluate(encoder, train, str(write_shard(tmp_path / "test.tar", samples)))
     good = np.arange(60) != 7
     expected = naive_top1(encoder(TRAIN[0]), TRAIN[1], encoder(images[good]), labels[good])
-    assert report["results"]["encoder"]["top1"] == expected
-    assert report["protocol"]["test"]["unreadable"] == 1
+    assert report.scores["knn-v1"] == expected
+    assert report.data.test.unreadable == 1
 
 
 def relabelled(path, images, texts, names=None):
@@ -141,7 +178,7 @@ NAMES = ["ant", "bee", "cat"]
 def test_labels_of_two_label_maps_are_compared_by_name(work, tmp_path):
     """The numbers were compared: right answers counted as wrong ones, without a word."""
     _, encoder, *_ = work
-    right = evaluate(encoder, *work[2:])["results"]["encoder"]["top1"]
+    right = evaluate(encoder, *work[2:]).scores["knn-v1"]
     train = relabelled(tmp_path / "train", *TRAIN, NAMES)
     same = relabelled(tmp_path / "same", *TEST, NAMES)
     turned = relabelled(tmp_path / "turned", TEST[0], [2 - label for label in TEST[1]], NAMES[::-1])
@@ -152,14 +189,12 @@ def test_labels_of_two_label_maps_are_compared_by_name(work, tmp_path):
         (words, "compared by name"),
     ):
         report = evaluate(encoder, train, test)
-        assert report["results"]["encoder"]["top1"] == right
-        assert report["protocol"]["classes"] == compared
+        assert report.scores["knn-v1"] == right
+        assert report.data.classes == compared
     plain = relabelled(tmp_path / "plain", *TEST)
     report = evaluate(encoder, train, plain)
-    assert report["results"]["encoder"]["top1"] == right
-    assert (
-        report["protocol"]["classes"] == f"compared by number: only {train} has names for them (classes.json)"
-    )
+    assert report.scores["knn-v1"] == right
+    assert report.data.classes == f"compared by number: only {train} has names for them (classes.json)"
 
 
 def test_label_maps_that_cannot_be_compared_are_refused(work, tmp_path):
@@ -175,6 +210,10 @@ def test_label_maps_that_cannot_be_compared_are_refused(work, tmp_path):
     for pair in ((train, words), (words, test)):
         with pytest.raises(UserError, match=r"words: its classes are words \(ant, bee, cat, ...\), those of"):
             evaluate(encoder, *pair)
+    fewer = relabelled(tmp_path / "fewer", TEST[0], [min(label, 1) for label in TEST[1]], NAMES)
+    count = int((TRAIN[1] == 2).sum())
+    told = f"{fewer}: has no image of cat ({count} images) of {named}"
+    assert evaluate(encoder, named, fewer).data.apart == told
     with pytest.raises(UserError, match=r"few: holds class 2, its classes\.json names 2 classes"):
         evaluate(encoder, train, relabelled(tmp_path / "few", *TEST, NAMES[:2]))
 
@@ -186,9 +225,9 @@ def test_images_without_a_class_are_left_out_and_counted(work, tmp_path, capsys)
     report = evaluate(encoder, train, test)
     kept = np.array([text is not None for text in texts])
     expected = naive_top1(encoder(TRAIN[0]), TRAIN[1], encoder(TEST[0][kept]), TEST[1][kept])
-    assert report["results"]["encoder"]["top1"] == expected
-    about = report["protocol"]["test"]
-    assert (about["images"], about["unlabelled"], about["unreadable"]) == (58, 2, 0)
+    assert report.scores["knn-v1"] == expected
+    about = report.data.test
+    assert (about.images, about.unlabelled, about.unreadable) == (58, 2, 0)
     assert cli.main(["evaluate", "run", "--train", train, "--test", test]) == 0
     assert f"{test}: 2 of 60 samples have no class (.cls)" in capsys.readouterr().out
 
@@ -211,3 +250,15 @@ def test_what_cannot_be_evaluated_is_said_in_one_line(work, tmp_path, capsys):
     assert cli.main(["evaluate", "run", "--train", train, "--test", str(folder / "none-*.tar")]) == 2
     assert "none-*.tar" in capsys.readouterr().err
     assert cli.main(["evaluate", "run", "--train", train, "--test", test, "--seeds", "0"]) == 2
+    capsys.readouterr()
+    for option, value, message in (
+        ("--protocol", "knn,liner", "did you mean linear?"),
+        ("--device", "cuda:99", "device cuda:99: this machine has"),
+    ):
+        assert cli.main(["evaluate", "run", "--train", train, "--test", test, option, value]) == 2
+        said = capsys.readouterr().err
+        assert message in said
+        assert said.count("\n") == 1
+    broken = [("a", {"png": b"", "cls": b"1"})]
+    with pytest.raises(UserError, match=r"bad\.tar: none of its 1 images can be read"):
+        evaluate(encoder, train, str(write_shard(tmp_path / "bad.tar", broken)))

@@ -61,7 +61,7 @@ def test_no_verb_tells_a_secret_when_it_fails(command, place, capfd):
 
 def test_the_quickstart_tells_where_the_encoder_is_without_the_secret(place, capfd):
     report = place / "knn.json"
-    figures = {name: {"top1": 0.5} for name in ("encoder", "as initialised", "raw pixels")}
+    figures = {name: {"knn-v1": {"top1": 0.5}} for name in ("encoder", "as initialised", "raw pixels")}
     report.write_text(json.dumps({"results": figures}))
     quickstart._summary({"test": report, "moved": report}, place / "map.png", 1.0)
     assert_nowhere(capfd.readouterr(), place)
