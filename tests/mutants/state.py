@@ -1,6 +1,6 @@
 """What outlives a step: commits, teachers, queues."""
 
-from .names import COMMIT, MOCO, MONITOR, PARTS, RECORD, SIMCLR, SWEEP, Faults
+from .names import COMMIT, MOCO, PARTS, RECORD, SIMCLR, Faults
 
 _PRUNES = f"{COMMIT}::test_prune_keeps_newest_and_best"
 
@@ -132,36 +132,6 @@ _INDEX_CACHE: Faults = {
     ),
 }
 
-_MODE = f"{SWEEP}::test_each_part_is_in_eval_mode_for_a_batch_and_in_its_own_between"
-
-_SWEEP: Faults = {
-    "sweep-in-training-mode": ("    module.eval()\n", "", _MODE),
-    "sweep-leaves-eval-mode": ("            part.training = training\n", "            pass\n", _MODE),
-    "all-of-the-encoder-goes-on-as-its-top": (
-        "part.training = training",
-        "part.training = module.training",
-        _MODE,
-    ),
-    "sweep-of-this-rank": (
-        "[collectives.rank() :: collectives.world_size()]",
-        "[:: collectives.world_size()]",
-        f"{MONITOR}::test_scores_are_the_same_on_1_and_2_ranks",
-    ),
-    "kept-for-one-pass": (
-        "list(self._read())",
-        "[]",
-        f"{SWEEP}::test_every_readable_sample_comes_once_in_each_pass[True]",
-    ),
-}
-
-_MONITOR: Faults = {
-    "monitor-is-its-own-neighbour": (
-        "exclude_self=True",
-        "exclude_self=False",
-        f"{MONITOR}::test_classes_that_alternate_give_an_encoder_that_knows_nothing_no_score",
-    ),
-}
-
 _QUEUE: Faults = {
     "queue-pointer-stands": (
         "        self.pointer.add_(len(rows)).remainder_(size)\n",
@@ -211,8 +181,6 @@ FAULTS = {
     "platform/runs/commit.py": _COMMIT,
     "platform/runs/records.py": _TAIL,
     "platform/runs/run.py": _LOCK,
-    "platform/evaluate/monitor.py": _MONITOR,
-    "platform/evaluate/sweep.py": _SWEEP,
     "platform/train/record.py": _RECORD,
     "methods/parts/queue.py": _QUEUE,
     "methods/parts/ema.py": _EMA,
