@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from vergence.methods.parts.backbones import Encoder, EncoderConfig, build_encoder
+from vergence.methods.parts.backbones import EncoderConfig, build_encoder
 from vergence.methods.torchvision_shim import timm
 from vergence.platform.encoders.export import CARD, PROGRAM, EncoderCard
 from vergence.platform.errors import UserError
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vergence.platform.encoders.encoder import LoadedEncoder
 
 
-def trainable(name: str, card: EncoderCard | None, weights: Mapping[str, Tensor]) -> Encoder:
+def trainable(name: str, card: EncoderCard | None, weights: Mapping[str, Tensor]) -> nn.Module:
     """The encoder that the card describes, in training mode, with a copy of these weights of its backbone.
 
     Raises UserError: there is no card, or what it describes cannot be built here or does not take the weights.
@@ -25,7 +25,7 @@ def trainable(name: str, card: EncoderCard | None, weights: Mapping[str, Tensor]
         encoder = build_encoder(_config(name, card))
     except ValueError as error:
         raise UserError(f"{name}: {_line(error)}") from None
-    _fill(encoder.backbone, weights, name)
+    _fill(encoder.get_submodule("backbone"), weights, name)
     return encoder.train()
 
 
@@ -51,7 +51,7 @@ def timm_backbone(encoder: "LoadedEncoder", num_classes: int = 0, **changes: Any
             f"{encoder.name}: its backbone is {config.name} with {own}, which timm.create_model cannot build, so it "
             f"takes no {', '.join(changes)}; leave that out, or change the model that you get without"
         )
-    model = trainable(encoder.name, encoder.card, encoder.backbone_weights).backbone
+    model = trainable(encoder.name, encoder.card, encoder.backbone_weights).get_submodule("backbone")
     if num_classes:
         model.reset_classifier(num_classes)
     return model.train().to(encoder.device)
@@ -74,11 +74,9 @@ def _config(name: str, card: EncoderCard | None) -> EncoderConfig:
 
 def _what_timm_lacks(config: EncoderConfig) -> str:
     """Settings of the backbone that timm.create_model does not have, in words; none: it is timm's own model."""
-    first_weights = {"name", "zero_init_residual"}
-    return ", ".join(
-        f"{key}={value}"
-        for key, value in config.model_dump(exclude_defaults=True, exclude=first_weights).items()
-    )
+    same_network = {"name", "zero_init_residual", "image_size"}
+    own = config.model_dump(exclude_defaults=True, exclude=same_network)
+    return ", ".join(f"{key}={value}" for key, value in own.items())
 
 
 def _create(name: str, model: str, num_classes: int, changes: Mapping[str, Any]) -> Any:
