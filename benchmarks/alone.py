@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from vergence.pipelines.recipe import build_method, load_recipe
-from vergence.pipelines.resolve import Resolved, resolve
+from vergence.pipelines.resolve import Resolved, data_facts, resolve
 from vergence.platform.data.index import open_index
 from vergence.platform.home import home
 from vergence.platform.runs import commit as commits
@@ -29,7 +29,8 @@ def rows(resolved: Resolved, start_step: int) -> Iterator[Mapping[str, np.ndarra
 def main() -> int:
     name, recipe_name, *settings = sys.argv[1:]
     recipe, run = load_recipe(recipe_name, settings), Run(name)
-    resolved = resolve(recipe, open_index(recipe.data.train, home() / "index"), build_method(recipe), {})
+    index = open_index(recipe.data.train, home() / "index")
+    resolved = resolve(recipe, index, build_method(recipe, data_facts(recipe, index)), {})
     with locked(run):
         run.logs.mkdir(parents=True, exist_ok=True)
         commit = commits.newest(run.commits)

@@ -15,7 +15,7 @@ NUM_IMAGES, STEPS = 10_000, 12
 
 def run(rounds: int, says: Callable[[str], None]) -> dict[str, Any]:
     from vergence.pipelines.recipe import build_method, load_recipe
-    from vergence.pipelines.resolve import resolve
+    from vergence.pipelines.resolve import data_facts, resolve
     from vergence.platform.augment.views import Views
     from vergence.platform.data.index import open_index
     from vergence.platform.runs.run import Run, locked
@@ -30,7 +30,8 @@ def run(rounds: int, says: Callable[[str], None]) -> dict[str, Any]:
     ]  # fmt: skip
     recipe = load_recipe("simclr-cifar10", settings)
     index = open_index(recipe.data.train, data.CACHE / "index")
-    resolved = resolve(recipe, index, build_method(recipe), {})
+    facts = data_facts(recipe, index)
+    resolved = resolve(recipe, index, build_method(recipe, facts), {})
     stream = resolved.stream()
 
     run_folder = Run("step")
@@ -46,7 +47,7 @@ def run(rounds: int, says: Callable[[str], None]) -> dict[str, Any]:
             loop.step += 1
         return STEPS * 256 / (time.process_time() - begin)
 
-    method = build_method(recipe).to(memory_format=torch.channels_last).train()
+    method = build_method(recipe, facts).to(memory_format=torch.channels_last).train()
     parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=5e-4, fused=True)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32

@@ -9,11 +9,11 @@ Shape suffixes: b = images on this rank, v = views (2), d = embed_dim.
 from typing import ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, NonNegativeFloat, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import collectives
-from .method import Batch, Method
-from .parts.backbones import Encoder, ZeroInit
+from .method import Batch, DataFacts, Encoder, Method
+from .parts.backbones import ZeroInit
 from .parts.forwarding import ViewForward, embed_views
 from .parts.heads import mlp
 from .parts.precision import full
@@ -44,13 +44,11 @@ class Losses(NamedTuple):
     positive_correlation: Tensor  # mean of the diagonal of C
 
 
-class BarlowTwins(nn.Module, Method):
+class BarlowTwins(Method[BarlowTwinsConfig, Embeddings, tuple[()]]):
     """Encoder and three-layer projector."""
 
-    def __init__(self, config: BarlowTwinsConfig, encoder: Encoder) -> None:
-        super().__init__()
-        self.config = config
-        self.encoder = encoder
+    def __init__(self, config: BarlowTwinsConfig, encoder: Encoder, data: DataFacts) -> None:
+        super().__init__(config, encoder, data)
         dims = (encoder.dim, config.hidden_dim, config.hidden_dim, config.embed_dim)
         self.projector = mlp(dims, norm=True, hidden_bias=False, last_bias=False)
 

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from pydantic import BaseModel, Field, PositiveInt
 from torch import Tensor, nn
 
-from .method import Batch, Method
+from .method import Batch, DataFacts, Encoder, Method
 from .parts import ema
-from .parts.backbones import Encoder, ZeroInit
+from .parts.backbones import ZeroInit
 from .parts.forwarding import ViewForward, embed_views
 from .parts.heads import mlp
 from .parts.precision import full
@@ -50,13 +50,11 @@ class Losses(NamedTuple):
     )
 
 
-class BYOL(nn.Module, Method):
+class BYOL(Method[BYOLConfig, Embeddings, Targets]):
     """Student (encoder, projector, predictor) and teacher (encoder, projector)."""
 
-    def __init__(self, config: BYOLConfig, encoder: Encoder) -> None:
-        super().__init__()
-        self.config = config
-        self.encoder = encoder
+    def __init__(self, config: BYOLConfig, encoder: Encoder, data: DataFacts) -> None:
+        super().__init__(config, encoder, data)
         hidden, d = config.hidden_dim, config.embed_dim
         self.projector = mlp((encoder.dim, hidden, d), norm=True, hidden_bias=True, last_bias=False)
         self.predictor = mlp((d, hidden, d), norm=True, hidden_bias=True, last_bias=False)
@@ -81,7 +79,7 @@ class BYOL(nn.Module, Method):
         return Losses(loss, cosine.detach().mean(), z_bvd.std(dim=0, correction=0).mean())
 
     @torch.no_grad()
-    def after_step(self, out: Embeddings, targets: Targets, batch: Batch, progress: float) -> None:
+    def after_step(self, out: Embeddings, targets: Targets, batch: Batch) -> None:
         """Move the teacher towards the new student."""
-        momentum = ema.half_cosine(self.config.momentum, progress)
+        momentum = ema.half_cosine(self.config.momentum, batch.progress)
         ema.update(self.teacher, nn.Sequential(self.encoder, self.projector), momentum)

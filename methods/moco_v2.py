@@ -16,9 +16,9 @@ from pydantic import BaseModel, Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from . import collectives
-from .method import Batch, Method
+from .method import Batch, DataFacts, Encoder, Method, Needs
 from .parts import ema
-from .parts.backbones import Encoder, ZeroInit
+from .parts.backbones import ZeroInit
 from .parts.contrast import info_nce
 from .parts.heads import mlp
 from .parts.precision import full
@@ -51,15 +51,13 @@ class Losses(NamedTuple):
     positive_cosine: Tensor
 
 
-class MoCoV2(nn.Module, Method):
+class MoCoV2(Method[MoCoV2Config, Embeddings, Targets]):
     """Student (encoder, projector), teacher, and the queue of keys."""
 
-    shuffles: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(shuffle=True)
 
-    def __init__(self, config: MoCoV2Config, encoder: Encoder) -> None:
-        super().__init__()
-        self.config = config
-        self.encoder = encoder
+    def __init__(self, config: MoCoV2Config, encoder: Encoder, data: DataFacts) -> None:
+        super().__init__(config, encoder, data)
         dims = (encoder.dim, config.hidden_dim, config.embed_dim)
         self.projector = mlp(dims, norm=False, hidden_bias=True, last_bias=True)
         self.teacher = ema.teacher_of(nn.Sequential(encoder, self.projector))
@@ -91,7 +89,7 @@ class MoCoV2(nn.Module, Method):
         return Losses(loss, accuracy, positive.detach().mean())
 
     @torch.no_grad()
-    def after_step(self, out: Embeddings, targets: Targets, batch: Batch, progress: float) -> None:
+    def after_step(self, out: Embeddings, targets: Targets, batch: Batch) -> None:
         """Move the teacher (eq. 2), then enqueue the keys of all ranks in the order of the global batch."""
         ema.update(self.teacher, nn.Sequential(self.encoder, self.projector), self.config.momentum)
         self.queue.enqueue(collectives.gather(targets.k_bd))

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from . import collectives
-from .method import Batch, Method
-from .parts.backbones import Encoder, ZeroInit
+from .method import Batch, DataFacts, Encoder, Method
+from .parts.backbones import ZeroInit
 from .parts.contrast import info_nce
 from .parts.forwarding import ViewForward, embed_views
 from .parts.heads import mlp, scale_norm
@@ -46,13 +46,11 @@ class Losses(NamedTuple):
     positive_cosine: Tensor
 
 
-class SimCLR(nn.Module, Method):
+class SimCLR(Method[SimCLRConfig, Embeddings, tuple[()]]):
     """Encoder f and projector g (section 2.1; the head as in the official code)."""
 
-    def __init__(self, config: SimCLRConfig, encoder: Encoder) -> None:
-        super().__init__()
-        self.config = config
-        self.encoder = encoder
+    def __init__(self, config: SimCLRConfig, encoder: Encoder, data: DataFacts) -> None:
+        super().__init__(config, encoder, data)
         dims = (encoder.dim, config.hidden_dim, config.embed_dim)
         self.projector = nn.Sequential(
             mlp(dims, norm=True, hidden_bias=False, last_bias=False), scale_norm(config.embed_dim)

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import psutil
-from torch import nn
 
+from vergence.methods.method import Method
 from vergence.pipelines import show
 from vergence.pipelines.recipe import Recipe, build_method, recipe_of
-from vergence.pipelines.resolve import Resolved, resolve
+from vergence.pipelines.resolve import Resolved, data_facts, resolve
 from vergence.platform import yaml
 from vergence.platform.augment.sheet import contact_sheet
 from vergence.platform.augment.views import Views
@@ -97,10 +97,10 @@ class Attempt:
             sent = tracker.close(status, {"plots": self.run.logs / "plots", "": self.run.recipe_file})
             self.run.remember(tracked=sent)
 
-    def resolve(self, index: Index) -> tuple[Resolved, nn.Module]:
+    def resolve(self, index: Index) -> tuple[Resolved, Method]:
         """The checked plan of this attempt and the built method."""
         self._refuse_other_holdout()
-        method = build_method(self.recipe)
+        method = build_method(self.recipe, data_facts(self.recipe, index))
         return resolve(self.recipe, index, method, self._kept()), method
 
     def start_step(self) -> int:
@@ -165,7 +165,7 @@ class Attempt:
                 f"with --name {self.run.name} --fork NEW"
             )
 
-    def _refuse_other_state(self, method: nn.Module) -> None:
+    def _refuse_other_state(self, method: Method) -> None:
         """A fork may start from a run with other parameters or another optimiser."""
         start = commits.newest(self.run.commits)
         misfit = start and commits.misfit(start, expected_state(method, self.recipe.optim))
@@ -237,7 +237,7 @@ class Attempt:
             watch()
         return outcome, interrupt.signal
 
-    def _hand_over(self, resolved: Resolved, method: Any, tracker: Tracker) -> int:
+    def _hand_over(self, resolved: Resolved, method: Method, tracker: Tracker) -> int:
         """Export, plot and register what is missing."""
         final = commits.newest_intact(self.run.commits)
         if final is None or final.step < resolved.steps:
@@ -289,14 +289,14 @@ class Attempt:
         path = self.run.logs / "plots" / "views.png"
         contact_sheet([np.asarray(images[i]) for i in good], ids[good], views, path)
 
-    def _card(self, resolved: Resolved, method: Any, final: commits.Commit) -> EncoderCard:
+    def _card(self, resolved: Resolved, method: Method, final: commits.Commit) -> EncoderCard:
         recipe = self.recipe
         return EncoderCard(
             name=self.run.name,
             method=recipe.method.name,
             backbone=recipe.encoder.model_dump(),
             dim=method.encoder.dim,
-            size=recipe.views[0].size,
+            size=recipe.size,
             mean=recipe.data.mean,
             std=recipe.data.std,
             images_seen=final.step * recipe.batch.global_batch,

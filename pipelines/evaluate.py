@@ -4,7 +4,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vergence.platform.cluster.capacity import physical_cpus
 from vergence.platform.errors import UserError
@@ -151,7 +151,7 @@ def _baselines(encoder: "LoadedEncoder", seeds: int) -> "dict[str, Baseline]":
 
 def initialised(encoder: "LoadedEncoder", seed: int) -> "ModuleEncoder":
     """The encoder before training, in eval mode (running statistics 0 and 1), from its run's recipe."""
-    from vergence.pipelines.recipe import Recipe, build_method
+    from vergence.pipelines.recipe import Recipe, initial_encoder
     from vergence.platform.encoders.encoder import ModuleEncoder
 
     card = _card(encoder)
@@ -159,9 +159,9 @@ def initialised(encoder: "LoadedEncoder", seed: int) -> "ModuleEncoder":
         raise UserError(
             f"{encoder.name}: its card holds no recipe, so --baselines cannot build it as initialised"
         )
-    method: Any = build_method(Recipe.parse(card.recipe, f"the recipe of {encoder.name}"), seed)
+    untrained = initial_encoder(Recipe.parse(card.recipe, f"the recipe of {encoder.name}"), seed)
     return ModuleEncoder.of(
-        method.encoder, f"{encoder.name}, seed {seed}", size=card.size, mean=card.mean, std=card.std
+        untrained, f"{encoder.name}, seed {seed}", size=card.size, mean=card.mean, std=card.std
     )
 
 

@@ -3,15 +3,16 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError
-from torch import nn
 
 from vergence.methods.catalog import METHODS
+from vergence.methods.method import DataFacts, Encoder, Method
 from vergence.methods.parts.backbones import EncoderConfig, build_encoder
 from vergence.platform import yaml
 from vergence.platform.augment.presets import ViewSpec
@@ -58,7 +59,7 @@ class Recipe(BaseModel, frozen=True, extra="forbid", strict=True):
     method: MethodConfig
     encoder: EncoderConfig = EncoderConfig()
     data: DataConfig
-    views: tuple[ViewSpec, ...] = Field(min_length=1)
+    views: tuple[ViewSpec, ...] = ()
     norm: NormConfig = NormConfig()
     batch: BatchConfig
     optim: OptimConfig
@@ -67,6 +68,11 @@ class Recipe(BaseModel, frozen=True, extra="forbid", strict=True):
     monitor: MonitorConfig = MonitorConfig()
     commit: CommitConfig = CommitConfig()
     track: TrackConfig = TrackConfig()
+
+    @property
+    def size(self) -> int:
+        """Side in pixels at which the encoder is monitored and exported: its own, or that of the largest view."""
+        return self.encoder.image_size or max((spec.size for spec in self.views), default=0)
 
     def dump(self) -> dict[str, Any]:
         """Every setting, defaults included, as plain values that `Recipe.parse` reads back."""
@@ -250,14 +256,30 @@ def recipe_of(run: Run) -> Recipe | None:
         return None
 
 
-def build_method(recipe: Recipe, seed: int | None = None) -> nn.Module:
-    """The method with its encoder, initialised from the recipe's seed (or another one)."""
+def build_method(recipe: Recipe, data: DataFacts) -> Method:
+    """The method with its encoder, initialised from the recipe's seed; UserError for what cannot be built."""
+    with _seeded(recipe.seed):
+        _, method = METHODS[recipe.method.name]
+        return method.build(recipe.method, _encoder(recipe), data)
+
+
+def initial_encoder(recipe: Recipe, seed: int) -> Encoder:
+    """The encoder before training: with the recipe's own seed, that of `build_method`."""
+    with _seeded(seed):
+        return _encoder(recipe)
+
+
+def _encoder(recipe: Recipe) -> Encoder:
+    return build_encoder(recipe.encoder, recipe.method.zero_init_residual)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
     import torch
 
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed if seed is None else seed)
-            _, method = METHODS[recipe.method.name]
-            return method(recipe.method, build_encoder(recipe.encoder, recipe.method.zero_init_residual))
+            torch.manual_seed(seed)
+            yield
     except (ValueError, RuntimeError, MemoryError) as error:  # torch: sizes that are too large
         raise UserError(f"recipe: {(str(error).splitlines() or ['not enough memory'])[0]}") from None

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from vergence.methods.method import Batch
+from vergence.methods.method import Batch, DataFacts, Method, num_large
 from vergence.pipelines.recipe import Recipe, build_method
 from vergence.platform.cluster import session
 from vergence.platform.cluster.capacity import Need, check_local
@@ -65,11 +65,12 @@ class Resolved:
         return Job(
             run=run.path,
             attempt=run.attempt,
-            build=partial(build_method, recipe),
+            build=partial(build_method, recipe, data_facts(recipe, self.index)),
             index=self.index.path,
             plan=self.plan,
             epochs=recipe.epochs,
             views=recipe.views,
+            size=recipe.size,
             data=recipe.data,
             norm_group=self.norm.group or "global",
             norm_span=self.norm.span,
@@ -120,7 +121,7 @@ def decoded_bytes(resolved: "Resolved") -> int:
     return sum(sizes) // len(sizes) if sizes else 1 << 20
 
 
-def resolve(recipe: Recipe, index: Index, method: Any, kept: dict[str, Any]) -> Resolved:
+def resolve(recipe: Recipe, index: Index, method: Method, kept: dict[str, Any]) -> Resolved:
     """Check the recipe against the data and the machine.
 
     method: the built method, on which memory is estimated; kept: facts of an earlier attempt of the run,
@@ -130,7 +131,7 @@ def resolve(recipe: Recipe, index: Index, method: Any, kept: dict[str, Any]) -> 
     if session.place() == "own":
         check_local(need)
     _check_lengths(recipe, method)
-    plan = Plan(len(index), recipe.data.holdout, recipe.seed, recipe.batch.global_batch)
+    plan = plan_of(recipe, index)
     share = share_of(recipe.batch, recipe.scale.workers)
     check_support(recipe.optim, recipe.scale.zero)
     device = torch.device("cuda" if recipe.scale.gpus_per_worker else "cpu")
@@ -138,7 +139,7 @@ def resolve(recipe: Recipe, index: Index, method: Any, kept: dict[str, Any]) -> 
     if blind:
         _check_nothing_is_measured(recipe)
     precision = kept.get("precision") or resolve_precision(recipe.precision, device)
-    norm = recipe.norm.for_method(method.shuffles)
+    norm = recipe.norm.for_method(method.needs.shuffle)
     span = norm.span or kept.get("span")
     unknown = norm_check.unknown(method)
     if unknown:
@@ -156,7 +157,7 @@ def resolve(recipe: Recipe, index: Index, method: Any, kept: dict[str, Any]) -> 
         budget=0 if blind else int(MEMORY_SHARE * memory.available_bytes(device, recipe.scale.workers)),
         span=span or 1,
     )
-    if method.shuffles:
+    if method.needs.shuffle:
         norm = norm.model_copy(update={"span": span or choice.micro})
     norms.validate(norm, share=share, micro=choice.micro, global_batch=plan.global_batch)
     if isinstance(norm.group, int) and norm.group < choice.micro:
@@ -183,18 +184,33 @@ def _as_before(config: BatchConfig, kept: Mapping[str, Any], share: int) -> Batc
     return config
 
 
-def _check_lengths(recipe: Recipe, method: Any) -> None:
+def _check_lengths(recipe: Recipe, method: Method) -> None:
     """Of the warm-up, and of the list of views."""
     if recipe.schedule.warmup_epochs > recipe.epochs:
         raise UserError(
             f"schedule.warmup_epochs={recipe.schedule.warmup_epochs:g} is longer than the run of {recipe.epochs} "
             f"epochs; at most {recipe.epochs}"
         )
-    count = sum(spec.count for spec in recipe.views)
-    if count != method.num_views:
-        raise UserError(
-            f"views: {recipe.method.name} takes {method.num_views} views, got {count} (the sum of views.*.count)"
-        )
+    sizes, rule = sizes_of(recipe), method.needs.views
+    if rule is None and sizes:
+        raise UserError(f"views: {recipe.method.name} takes no views, got {len(sizes)}; leave views out")
+    if rule is not None and not rule.allows(sizes):
+        got = ", ".join(f"{spec.count} x {spec.size} px" for spec in recipe.views) or "none"
+        raise UserError(f"views: {recipe.method.name} takes {rule}, got {got}")
+
+
+def sizes_of(recipe: Recipe) -> list[int]:
+    """Side in pixels of each view."""
+    return [spec.size for spec in recipe.views for _ in range(spec.count)]
+
+
+def plan_of(recipe: Recipe, index: Index) -> Plan:
+    return Plan(len(index), recipe.data.holdout, recipe.seed, recipe.batch.global_batch)
+
+
+def data_facts(recipe: Recipe, index: Index) -> DataFacts:
+    """What the method is built from; UserError: fewer training samples than one global batch."""
+    return DataFacts(plan_of(recipe, index).num_training, len(index), recipe.epochs)
 
 
 def _check_rows(recipe: Recipe, group: int, forwards: Sequence[norm_check.Rows]) -> None:
@@ -209,16 +225,16 @@ def _check_rows(recipe: Recipe, group: int, forwards: Sequence[norm_check.Rows])
         )
 
 
-def _bytes_per_sample(recipe: Recipe, method: Any, precision: str) -> int:
+def _bytes_per_sample(recipe: Recipe, method: Method, precision: str) -> int:
     """What a forward keeps for its backward, per sample, measured on a tiny batch.
 
     Raises UserError: the network cannot take such views.
     """
-    sides = [spec.size for spec in recipe.views for _ in range(spec.count)]
+    sides = sizes_of(recipe)
 
     def example(n: int) -> Batch:
         views = [_distinct_images(n, side) for side in sides]
-        return Batch(views=views, ids=torch.arange(n))
+        return Batch(views=views, ids=torch.arange(n), num_large=num_large(sides))
 
     def autocast() -> Any:
         return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")

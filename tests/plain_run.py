@@ -15,12 +15,14 @@ import torch.nn.functional as F
 from plain_rng import chain, permutation, uniform
 from torch import Tensor, nn
 
+from vergence.methods.method import Encoder
+
 DROPOUT = 0.2
 ORDER, SHUFFLE, DRAWS = 0x504C414E, 0x5B, 0xD2
 FLIP, FACTORS = 2, 4  # operations of a view
 
 
-class TinyEncoder(nn.Module):
+class TinyEncoder(Encoder):
     """(n, 3, 8, 8) -> (n, 8), with a batch norm and with dropout."""
 
     def __init__(self) -> None:

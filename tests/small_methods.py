@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from vergence.methods.catalog import METHODS
-from vergence.methods.method import Batch
+from vergence.methods.method import Batch, DataFacts, Encoder
 
 SIDE = 4  # pixels
+FACTS = DataFacts(num_samples=100, num_ids=100, epochs=10)
 SMALL: dict[str, dict[str, Any]] = {
     "simclr": {"hidden_dim": 7, "embed_dim": 5},
     "mocov2": {"hidden_dim": 7, "embed_dim": 5, "queue_size": 16, "momentum": 0.9},
@@ -17,7 +18,7 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 
-class ToyEncoder(nn.Module):
+class ToyEncoder(Encoder):
     """(n, 3, SIDE, SIDE) -> (n, dim), each sample on its own."""
 
     def __init__(self, dim: int = 6) -> None:
@@ -41,7 +42,7 @@ def without_norms(module: nn.Module) -> nn.Module:
 def small_method(name: str, seed: int = 0, **overrides: Any) -> Any:
     torch.manual_seed(seed)
     config, method = METHODS[name]
-    return method(config(**{**SMALL[name], **overrides}), ToyEncoder()).double()
+    return method.build(config(**{**SMALL[name], **overrides}), ToyEncoder(), FACTS).double()
 
 
 def two_views(n: int, seed: int = 0, skew: float = 0.0) -> Batch:

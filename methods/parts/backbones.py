@@ -4,9 +4,10 @@ import difflib
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, Field, PositiveFloat
+from pydantic import BaseModel, Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from ..method import Encoder
 from ..torchvision_shim import timm
 
 resnet = timm.models.resnet
@@ -28,6 +29,10 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid", strict=True):
     width: PositiveFloat = Field(
         1.0, description="Factor on all channel counts (ResNets); 0.25 gives 16, 32, 64, 128."
     )
+    image_size: PositiveInt | None = Field(
+        None,
+        description="side in pixels at which it is monitored and exported; default: that of the largest view",
+    )
     zero_init_residual: bool | None = Field(
         None,
         description="Start every residual branch of a ResNet at zero (gain of its last norm); "
@@ -35,8 +40,8 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid", strict=True):
     )
 
 
-class Encoder(nn.Module):
-    """Images (n, 3, H, W) -> representations (n, dim): what is exported."""
+class TimmEncoder(Encoder):
+    """A backbone of timm; its parameters are called `backbone.NAME`."""
 
     def __init__(self, backbone: nn.Module, dim: int) -> None:
         super().__init__()
@@ -68,7 +73,7 @@ def build_encoder(config: EncoderConfig, zero_init: ZeroInit = "all") -> Encoder
     else:
         _refuse(config, "is not a ResNet of timm", "stem", "width", "zero_init_residual")
         backbone = timm.create_model(config.name, num_classes=0)
-    return Encoder(backbone, int(backbone.head_hidden_size))
+    return TimmEncoder(backbone, int(backbone.head_hidden_size))
 
 
 def _refuse(config: EncoderConfig, reason: str, *fields: str) -> None:

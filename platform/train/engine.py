@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from vergence.methods.method import Method
 from vergence.platform.errors import UserError
 from vergence.platform.train.optim.config import OptimConfig, effective_lr
 from vergence.platform.train.optim.groups import build_optimizer, slots
@@ -51,7 +52,7 @@ class Engine:
 
     def __init__(
         self,
-        method: nn.Module,
+        method: Method,
         optim: OptimConfig,
         *,
         global_batch: int,
@@ -78,7 +79,7 @@ class Engine:
         optimizer = build_optimizer(method, optim, self.lr)
         optimizer.register_step_pre_hook(_drop_frozen)
         groups = [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
-        self._first = next(p for p in method.encoder.parameters() if p.requires_grad)  # type: ignore[union-attr]
+        self._first = next(p for p in method.encoder.parameters() if p.requires_grad)
         self._deepspeed = _initialize(method, optimizer, zero, optim.clip, device)
         for buffer in method.buffers():  # DeepSpeed broadcasts parameters only
             dist.broadcast(buffer, 0)

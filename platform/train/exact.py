@@ -6,13 +6,13 @@ gradient of the criterion with respect to the embeddings, then the chain rule on
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from pydantic import BaseModel, Field, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
-from vergence.methods.method import Batch
+from vergence.methods.method import Batch, Losses, Method, Tensors
 from vergence.platform.train.norms import Norms
 
 Regime = Literal["one", "kept", "two-pass"]
@@ -36,14 +36,14 @@ class BatchConfig(BaseModel, frozen=True, extra="forbid", strict=True, populate_
 class Result(NamedTuple):
     """A step's outcome, everything detached; `out`, `targets` and `batch` hold the rank's whole share."""
 
-    losses: Any
-    out: Any
-    targets: Any
+    losses: Losses
+    out: Tensors
+    targets: Tensors
     batch: Batch
 
 
 def accumulate(
-    method: nn.Module,
+    method: Method,
     micros: Sequence[Batch],
     *,
     seeds: Sequence[int],
@@ -64,14 +64,14 @@ def accumulate(
     assert regime != "one" or len(micros) == 1, f"regime one takes a single micro-batch, got {len(micros)}"
     two_pass = regime == "two-pass"
 
-    def forward(micro: Batch, seed: int, graph: bool) -> Any:
+    def forward(micro: Batch, seed: int, graph: bool) -> Tensors:
         torch.manual_seed(seed)
         with torch.set_grad_enabled(graph), norms.samples(len(micro.ids), collect=graph), autocast():
-            return method(micro)
+            return cast(Tensors, method(micro))
 
-    def targets_of(micro: Batch) -> Any:
+    def targets_of(micro: Batch) -> Tensors:
         with torch.no_grad(), norms.samples(len(micro.ids), collect=True), autocast():
-            return method.targets(micro)  # type: ignore[operator]
+            return method.targets(micro)
 
     outs, teachers = [], []
     for micro, seed in zip(micros, seeds, strict=True):
@@ -80,7 +80,7 @@ def accumulate(
     out, targets, batch = _cat(outs), _cat(teachers), share_batch(micros)
     if two_pass:
         out = _make(out, [_leaf(x) for x in out])
-    losses = method.criterion(out, targets, batch)  # type: ignore[operator]
+    losses = method.criterion(out, targets, batch)
     if not proceed(losses.loss.detach()):
         norms.discard()
         return None
@@ -94,9 +94,15 @@ def accumulate(
 
 
 def share_batch(micros: Sequence[Batch]) -> Batch:
-    """What the criterion sees of a share: ids and fields of all micro-batches, no views."""
-    fields = {name: torch.cat([micro.fields[name] for micro in micros]) for name in micros[0].fields}
-    return Batch(views=(), ids=torch.cat([micro.ids for micro in micros]), fields=fields)
+    """What the criterion sees of a share: ids, fields and geometry of all micro-batches, no views."""
+    first = micros[0]
+    return first._replace(
+        views=(),
+        ids=torch.cat([micro.ids for micro in micros]),
+        fields={name: torch.cat([micro.fields[name] for micro in micros]) for name in first.fields},
+        geometry=[torch.cat(of_view) for of_view in zip(*(micro.geometry for micro in micros))],
+        shuffle=None,  # of a micro-batch
+    )
 
 
 def _chunked_gradients(loss: Tensor, out: Any, micros: Sequence[Batch]) -> list[list[Tensor | None]]:

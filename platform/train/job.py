@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from torch import nn
-
+from vergence.methods.method import Method
 from vergence.platform.augment.presets import ViewSpec
 from vergence.platform.data.config import DataConfig
 from vergence.platform.data.plan import Plan
@@ -22,11 +21,12 @@ from vergence.platform.train.schedule import ScheduleConfig
 class Job:
     run: Path
     attempt: str
-    build: Callable[[], nn.Module]  # the method, initialised from the recipe's seed
+    build: Callable[[], Method]  # the method, initialised from the recipe's seed
     index: Path
     plan: Plan
     epochs: int
     views: tuple[ViewSpec, ...]
+    size: int  # side in pixels at which the encoder is monitored and swept
     data: DataConfig
     norm_group: int | Literal["global"]
     norm_span: int | None
@@ -48,11 +48,6 @@ class Job:
     def steps(self) -> int:
         """Global batches of the whole run."""
         return self.epochs * self.plan.batches_per_epoch
-
-    @property
-    def size(self) -> int:
-        """Side in pixels at which the encoder is monitored and exported: that of the first view."""
-        return self.views[0].size
 
     @property
     def stop_file(self) -> Path:

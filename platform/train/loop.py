@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vergence.methods import collectives
-from vergence.methods.method import Batch
+from vergence.methods.method import Batch, Method, num_large
 from vergence.platform.augment import rng
 from vergence.platform.augment.views import Views
 from vergence.platform.data.index import Index
@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 
 MAX_SKIPPED_IN_A_ROW = 10
 EMBEDDING_ROWS = 256  # of the global batch, whose spread and rank are told
-SHUFFLE, DRAWS = 0x5B, 0xD2  # streams of random words: for shuffling BN, for dropout and its like
+# streams of random words: for shuffling BN, for dropout and its like, for what is done before an epoch
+SHUFFLE, DRAWS, SWEEP = 0x5B, 0xD2, 0x5E
 
 
 class RankLoop:
@@ -59,7 +60,7 @@ class RankLoop:
         self.share = job.plan.global_batch // self.world_size
         self.device = torch.device(job.device)
         torch.set_num_threads(job.threads)
-        self.method: Any = job.build().train()
+        self.method: Method = job.build().train()
         self.norms = norms.install(self.method, job.norm_group, share=self.share)
         self.engine = Engine(
             self.method,
@@ -86,6 +87,7 @@ class RankLoop:
         )
         self.reader = Reader(Index(job.index), max_pixels=job.data.max_pixels)
         self.monitor = self._monitor()
+        self.looks_ahead = type(self.method).before_epoch is not Method.before_epoch
         self.recorder = Recorder(job, commit, speaks=self.rank == 0)
         self.recorder.stage("workers", entered_s)
 
@@ -95,6 +97,8 @@ class RankLoop:
         if self.commit is not None and self.commit.monitor_due:
             self._evaluate_late(self.commit)
         while self.step < job.steps:
+            if self.looks_ahead and self.step % per_epoch == 0:
+                self._before_epoch(self.step // per_epoch)
             with self.recorder.waiting():
                 row = next(rows)
             stop = self._train_step(row)
@@ -116,13 +120,25 @@ class RankLoop:
                 return Outcome("interrupted")
         return Outcome("finished")
 
+    def _before_epoch(self, epoch: int) -> None:
+        """What the method does with the whole set; its draws depend on seed and epoch."""
+        plan = self.job.plan
+        sweep = self._sweep(plan.training_ids(np.arange(plan.num_training)), keep=False)
+        torch.manual_seed(int(rng.mix(SWEEP, plan.seed, epoch) >> np.uint64(1)))
+        self.method.before_epoch(epoch, lambda: sweep(self.method.encoder, self.engine.autocast))
+
+    @property
+    def progress(self) -> float:
+        """Of the step under way, in [0, 1)."""
+        return self.step / self.job.steps
+
     def _train_step(self, row: Mapping[str, np.ndarray]) -> bool:
         """One global batch; True if a stop is wanted. A step that is not finite anywhere is skipped."""
         job, step = self.job, self.step
         expected = step * job.plan.global_batch + self.rank * self.share
         assert row["position"][0] == expected, f"stream is at {row['position'][0]}, loop at {expected}"
         bad = self._report_bad(row)
-        progress = step / job.steps
+        progress = self.progress
         self.lr_factor = factor(job.schedule, progress, job.epochs)
         self.engine.set_lr(self.lr_factor, epoch=progress * job.epochs)
         agreed: list[float] = []
@@ -148,7 +164,7 @@ class RankLoop:
         taken = result is not None and self.engine.step()
         if result is not None and taken:
             self.norms.update()
-            self.method.after_step(result.out, result.targets, result.batch, progress)
+            self.method.after_step(result.out, result.targets, result.batch)
         else:
             self.engine.zero_grad()
             self.norms.discard()
@@ -180,6 +196,8 @@ class RankLoop:
                     ids=torch.from_numpy(ids).to(self.device),
                     geometry=geometry,
                     shuffle=self._shuffle(self.rank * self.share + start),
+                    num_large=num_large([view.shape[-1] for view in views]),
+                    progress=self.progress,
                 )
             )
         return micros
@@ -222,10 +240,10 @@ class RankLoop:
         if math.isfinite(loss):
             metrics["loss"] = loss
         if result is not None and grad_norms is not None:
-            names = [name for name in result.losses._fields if name != "loss"]
-            values = [getattr(result.losses, name).detach().float() for name in names]
-            if names:
-                metrics |= zip(names, collectives.mean(torch.stack(values)).tolist())
+            told = {name: value for name, value in result.losses._asdict().items() if name != "loss"}
+            if told:
+                values = torch.stack([value.float() for value in told.values()])
+                metrics |= zip(told, collectives.mean(values).tolist())
             metrics["grad_norm"], metrics["grad_norm_first"] = float(grad_norms[0]), float(grad_norms[1])
             metrics |= embedding_metrics(result.out[0])
         self.recorder.metrics(self.step, metrics, warning)

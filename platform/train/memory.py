@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vergence.methods.method import Batch
+from vergence.methods.method import Batch, Method
 from vergence.platform.errors import UserError
 from vergence.platform.train.exact import BatchConfig, Regime
 from vergence.platform.train.norms import divisors, nearest_of
@@ -25,7 +25,7 @@ class Choice(NamedTuple):
 
 
 def activation_bytes_per_sample(
-    method: nn.Module,
+    method: Method,
     batch_fn: Callable[[int], Batch],
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> int:
@@ -44,7 +44,7 @@ def activation_bytes_per_sample(
     return max(0, large - small) // (SIZES[1] - SIZES[0])
 
 
-def _saved_bytes(method: nn.Module, batch: Batch, autocast: Callable[[], AbstractContextManager[Any]]) -> int:
+def _saved_bytes(method: Method, batch: Batch, autocast: Callable[[], AbstractContextManager[Any]]) -> int:
     """Bytes of all distinct storages saved for backward in one forward."""
     storages: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address is used twice
 

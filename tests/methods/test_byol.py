@@ -79,12 +79,12 @@ def test_teacher_follows_the_new_student_by_the_scheduled_momentum() -> None:
         for p in student:
             p.add_(1)
     out, targets = method(batch), method.targets(batch)
-    method.after_step(out, targets, batch, progress=0.5)
+    method.after_step(out, targets, batch._replace(progress=0.5))
     m = 1 - 0.1 * (1 + math.cos(math.pi / 2)) / 2  # .95
     for t, before, s in zip(method.teacher.parameters(), old, student, strict=True):
         torch.testing.assert_close(t, m * before + (1 - m) * s)
     still = [p.clone() for p in method.teacher.parameters()]
-    method.after_step(out, targets, batch, progress=1.0)
+    method.after_step(out, targets, batch._replace(progress=1.0))
     assert all(torch.equal(a, b) for a, b in zip(method.teacher.parameters(), still, strict=True))
 
 

@@ -72,13 +72,13 @@ def test_state_has_every_tensor_that_training_changes(name: str) -> None:
     """Going on from the state equals going on undisturbed: nothing lives outside the state dict."""
 
     def step(method: torch.nn.Module, seed: int) -> torch.Tensor:
-        batch = two_views(6, seed)
+        batch = two_views(6, seed)._replace(progress=seed / 6)
         out, targets = method(batch), method.targets(batch)
         loss = method.criterion(out, targets, whole(6)).loss
         trained = [p for p in method.parameters() if p.requires_grad]
         for p, g in zip(trained, torch.autograd.grad(loss, trained), strict=True):
             p.data -= 0.5 * g
-        method.after_step(out, targets, batch, seed / 6)
+        method.after_step(out, targets, batch)
         return loss.detach()
 
     undisturbed = small_method(name)

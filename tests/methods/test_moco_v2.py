@@ -92,7 +92,7 @@ def test_steps_equal_the_published_order() -> None:
         loss = ours.criterion(out, targets, whole(5)).loss
         for p, g in zip(trained, torch.autograd.grad(loss, trained), strict=True):
             p.data -= 0.5 * g
-        ours.after_step(out, targets, batch, step / 7)
+        ours.after_step(out, targets, batch._replace(progress=step / 7))
         expected = published_step(state, list(batch.views), lr=0.5, m=0.9, T=0.2)
         assert loss.item() == pytest.approx(expected, abs=1e-10)
     oldest = int(ours.queue.pointer)
@@ -108,7 +108,7 @@ def test_own_key_is_scored_before_it_enters_the_queue() -> None:
 
     method.criterion(out, targets, whole(5))
     assert own_keys_in_queue() == 0
-    method.after_step(out, targets, batch, 0.0)
+    method.after_step(out, targets, batch)
     assert own_keys_in_queue() == 5
 
 

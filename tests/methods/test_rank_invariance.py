@@ -28,7 +28,7 @@ def train_one(rank: int, world_size: int, name: str) -> dict[str, Any]:
     method = without_norms(small_method(name))
     losses, gradients = [], {}
     for step in range(STEPS):
-        batch = two_views(SAMPLES, seed=step, skew=5.0)
+        batch = two_views(SAMPLES, seed=step, skew=5.0)._replace(progress=step / STEPS)
         share = slice(rank * SAMPLES // world_size, (rank + 1) * SAMPLES // world_size)
         batch = batch._replace(views=[view[share] for view in batch.views], ids=batch.ids[share])
         out, targets = method(batch), method.targets(batch)
@@ -41,7 +41,7 @@ def train_one(rank: int, world_size: int, name: str) -> dict[str, Any]:
                 p.grad = mean_over_ranks(p.grad)
                 gradients[f"{step}.{key}"] = p.grad.numpy().copy()
                 p.data -= 0.5 * p.grad
-        method.after_step(out, targets, batch, step / STEPS)
+        method.after_step(out, targets, batch)
     state = {key: value.numpy().copy() for key, value in method.state_dict().items()}
     return {"losses": losses, "gradients": gradients, "state": state}
 

@@ -2,7 +2,7 @@
 
 from .names import BYOL, COMMITS, ENDS, LOOP, MOCO, RECORDS, SIMCLR, WIRING, Faults
 
-_AFTER = "self.method.after_step(result.out, result.targets, result.batch, progress)"
+_AFTER = "self.method.after_step(result.out, result.targets, result.batch)"
 _TAKEN = "        taken = result is not None and self.engine.step()\n"
 _UPDATE = f"        if result is not None and taken:\n            self.norms.update()\n            {_AFTER}\n"
 _DRAWS = "rng.mix(DRAWS, self.job.plan.seed, self.step, first)"
@@ -15,8 +15,12 @@ _LOOP: Faults = {
         f"        if result is not None:\n            {_AFTER}\n{_TAKEN}{_UPDATE.replace(_AFTER, 'pass')}",
         BYOL,
     ),
-    "ema-at-progress-0": ("result.batch, progress)", "result.batch, 0.0)", BYOL),
-    "ema-at-the-next-progress": ("result.batch, progress)", "result.batch, progress + 1 / job.steps)", BYOL),
+    "ema-at-progress-0": ("progress=self.progress,", "progress=0.0,", BYOL),
+    "ema-at-the-next-progress": (
+        "progress=self.progress,",
+        "progress=self.progress + 1 / self.job.steps,",
+        BYOL,
+    ),
     "no-after-step": (_AFTER, "pass", MOCO),
     "running-statistics-never": (
         "            self.norms.update()\n",
@@ -28,10 +32,14 @@ _LOOP: Faults = {
         "            self.norms.update()\n",
         MOCO,
     ),
-    "progress-a-step-ahead": ("progress = step / job.steps", "progress = (step + 1) / job.steps", BYOL),
+    "progress-a-step-ahead": (
+        "return self.step / self.job.steps",
+        "return (self.step + 1) / self.job.steps",
+        BYOL,
+    ),
     "progress-within-the-epoch": (
-        "progress = step / job.steps",
-        "progress = step % job.plan.batches_per_epoch / job.steps",
+        "return self.step / self.job.steps",
+        "return self.step % self.job.plan.batches_per_epoch / self.job.steps",
         BYOL,
     ),
     "lr-of-the-step-before": (
@@ -87,6 +95,16 @@ _LOOP: Faults = {
         "seeds=[self._draws(start) for",
         "seeds=[self._draws(0) for",
         MOCO,
+    ),
+    "no-pass-before-the-first-epoch": (
+        "if self.looks_ahead and self.step % per_epoch == 0:",
+        "if self.looks_ahead and self.step and self.step % per_epoch == 0:",
+        f"{LOOP}::test_a_method_sees_the_training_samples_once_before_each_epoch[2]",
+    ),
+    "a-pass-at-every-resume": (
+        "if self.looks_ahead and self.step % per_epoch == 0:",
+        "if self.looks_ahead and (self.step % per_epoch == 0 or self.commit is not None):",
+        f"{LOOP}::test_a_method_sees_the_training_samples_once_before_each_epoch[3]",
     ),
     "counts-not-restored": (
         '            self.counts = dict(commit.manifest["counts"])\n',
@@ -163,8 +181,8 @@ _LOOP: Faults = {
         RECORDS + "[byol]",
     ),
     "metrics-of-this-rank": (
-        "collectives.mean(torch.stack(values))",
-        "torch.stack(values)",
+        "collectives.mean(values)",
+        "values",
         RECORDS + "[mocov2]",
     ),
     "lr-without-the-schedule": ("self.engine.lr * self.lr_factor", "self.engine.lr", RECORDS + "[byol]"),

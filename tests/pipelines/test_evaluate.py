@@ -10,7 +10,7 @@ from tiny_encoder import MEAN, STD, make_card, make_encoder
 
 from vergence.pipelines import cli
 from vergence.pipelines.evaluate import evaluate
-from vergence.pipelines.recipe import build_method, load_recipe
+from vergence.pipelines.recipe import initial_encoder, load_recipe
 from vergence.platform.encoders.encoder import LoadedEncoder
 from vergence.platform.encoders.export import export_encoder
 from vergence.platform.encoders.load import load_encoder
@@ -44,9 +44,8 @@ def write(path, images, labels):
 def work(tmp_path_factory):
     """(folder, encoder, train, test): an export that is the recipe's method as initialised by seed 0."""
     folder = tmp_path_factory.mktemp("work")
-    method = build_method(RECIPE, seed=0)
     card = make_card(recipe=RECIPE.dump())
-    export_encoder(method.encoder, card, folder / "home" / "run" / "exports")
+    export_encoder(initial_encoder(RECIPE, 0), card, folder / "home" / "run" / "exports")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VERGENCE_HOME", str(folder / "home"))
         yield (
@@ -88,7 +87,7 @@ def test_figures_equal_the_naive_protocol(work):
 
 def test_several_protocols_and_encoders_in_one_table_with_their_words(work, capsys):
     folder, _, train, test = work
-    other = export_encoder(build_method(RECIPE, seed=1).encoder, make_card(), folder / "other")
+    other = export_encoder(initial_encoder(RECIPE, seed=1), make_card(), folder / "other")
     command = ["evaluate", "run", str(other), "--train", train, "--test", test, "--protocol", "linear,knn"]
     assert cli.main([*command, "--json", str(folder / "two.json"), "--device", "cpu"]) == 0
     out = capsys.readouterr().out

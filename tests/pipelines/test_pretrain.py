@@ -504,7 +504,7 @@ def test_a_cluster_that_does_not_answer_is_one_line_within_15_s(place, capsys, m
         (["epochs"], "not an override"),
         (["encoder.name=resnet19"], "resnet"),
         (["views.0.recipe=simclr-cifr"], "simclr-cifar"),
-        (["views.0.count=3"], "simclr takes 2 views, got 3"),
+        (["views.0.count=3"], "simclr takes exactly 2 views of one size, got 3 x 32 px"),
         (
             ["encoder.name=vit_tiny_patch16_224", "encoder.stem=default", "encoder.width=1.0"],
             "simclr on vit_tiny_patch16_224 cannot take views of 32, 32 pixels",

@@ -7,7 +7,7 @@ from torch import nn
 
 from vergence.pipelines import cli
 from vergence.pipelines.recipe import build_method, load_recipe
-from vergence.pipelines.resolve import _as_before, resolve
+from vergence.pipelines.resolve import _as_before, data_facts, resolve
 from vergence.platform.data.index import open_index
 from vergence.platform.errors import UserError
 from vergence.platform.train.exact import BatchConfig
@@ -56,10 +56,11 @@ def test_an_encoder_that_folds_tokens_into_the_batch_is_refused_where_groups_wou
 
 def test_an_encoder_with_an_unknown_norm_is_refused_by_name(shard, tmp_path):
     recipe = load_recipe("simclr-cifar10", settings(shard))
-    method = build_method(recipe)
+    index = open_index(str(shard), tmp_path / "index")
+    method = build_method(recipe, data_facts(recipe, index))
     method.encoder.backbone.bn1 = nn.SyncBatchNorm(16)
     with pytest.raises(
         UserError, match=r"resnet18: encoder\.backbone\.bn1 is a torch.*SyncBatchNorm"
     ) as caught:
-        resolve(recipe, open_index(str(shard), tmp_path / "index"), method, {})
+        resolve(recipe, index, method, {})
     assert caught.value.exit_code == 2

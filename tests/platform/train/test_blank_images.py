@@ -12,12 +12,13 @@ import pytest
 import torch
 from ranks import alone
 from shard_files import png, write_shard
+from small_methods import FACTS
 
 from vergence.methods.catalog import METHODS
 from vergence.methods.method import Batch
 from vergence.methods.parts.backbones import EncoderConfig, build_encoder
 from vergence.pipelines.recipe import Recipe, build_method
-from vergence.pipelines.resolve import resolve
+from vergence.pipelines.resolve import data_facts, resolve
 from vergence.platform.data.index import open_index
 from vergence.platform.runs import commit as commits
 from vergence.platform.runs.run import Run, locked
@@ -33,7 +34,7 @@ def gradient_norms(name: str, blank: int, precision: torch.dtype, steps: int = 3
     torch.manual_seed(0)
     config, method_class = METHODS[name]
     encoder = build_encoder(EncoderConfig(name="resnet18", stem="cifar", width=0.125))
-    method: Any = method_class(config(hidden_dim=32, embed_dim=16), encoder).train()
+    method: Any = method_class.build(config(hidden_dim=32, embed_dim=16), encoder, FACTS).train()
     norms = install(method, 4, share=N)
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.01)
     half = precision == torch.bfloat16
@@ -96,7 +97,8 @@ def attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         tmp_path / "t-000000.tar", ((f"{i:02d}", {"png": png(p)}) for i, p in enumerate(pixels))
     )
     recipe = Recipe.parse({**RECIPE, "data": {"train": str(shard), "holdout": 0.0}}, "recipe")
-    resolved = resolve(recipe, open_index(str(shard), tmp_path / "index"), build_method(recipe), {})
+    index = open_index(str(shard), tmp_path / "index")
+    resolved = resolve(recipe, index, build_method(recipe, data_facts(recipe, index)), {})
     run = Run("r", attempt="test")
     run.logs.mkdir(parents=True)
     job = resolved.job(run, {})

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from ranks import run_ranks
+from small_methods import FACTS
 from torch import Tensor, nn
 
 from vergence.methods import collectives
@@ -42,19 +43,19 @@ class Losses(NamedTuple):
     target_norm: Tensor
 
 
-class Toy(nn.Module, Method):
+class Toy(Method[None, Out, Keys]):
     """NT-Xent against a teacher's keys, plus a term in global statistics; two views joint."""
 
     def __init__(self, dropout: float = 0.0) -> None:
-        super().__init__()
         torch.manual_seed(0)
-        self.encoder = nn.Sequential(
+        encoder = nn.Sequential(
             nn.Conv2d(3, 6, 3, bias=False),
             nn.BatchNorm2d(6),
             nn.ReLU(),
             nn.AdaptiveAvgPool2d(2),
             nn.Flatten(),
         )
+        super().__init__(None, encoder, FACTS)
         self.head = nn.Sequential(
             nn.Linear(24, 10, bias=False),
             nn.BatchNorm1d(10),
@@ -125,7 +126,7 @@ def build(name: str) -> nn.Module:
     if name == "mocov2":
         small["queue_size"] = 32
     encoder = build_encoder(EncoderConfig(name="resnet18", stem="cifar", width=0.125))
-    return cls(config_class(**small), encoder).double().train()
+    return cls.build(config_class(**small), encoder, FACTS).double().train()
 
 
 def step(rank: int, world_size: int, name: str, group: Any, micro: int, regime: Any) -> dict[str, np.ndarray]:

@@ -10,8 +10,9 @@ from ranks import alone, run_ranks
 from shard_files import png, write_shard
 
 from vergence.methods import collectives
+from vergence.methods.catalog import METHODS
 from vergence.pipelines.recipe import Recipe, build_method
-from vergence.pipelines.resolve import resolve
+from vergence.pipelines.resolve import data_facts, resolve
 from vergence.platform import yaml
 from vergence.platform.data.index import open_index
 from vergence.platform.runs import commit as commits
@@ -46,7 +47,7 @@ def make_loop(tmp_path, monkeypatch):
         text = text.replace("HOLDOUT", str(holdout))
         recipe = Recipe.parse(yaml.parse(text, "recipe"), "recipe")
         index = open_index(shard, tmp_path / "index")
-        resolved = resolve(recipe, index, build_method(recipe), {})
+        resolved = resolve(recipe, index, build_method(recipe, data_facts(recipe, index)), {})
         run = Run("r", attempt="test")
         run.logs.mkdir(parents=True, exist_ok=True)
         stream = resolved.stream()
@@ -210,3 +211,37 @@ def test_embedding_metrics_gather_only_the_rows_they_use_and_are_told_by_rank_0(
     assert silent == {}
     few = torch.randn(12, 8, generator=torch.Generator().manual_seed(1))
     assert run_ranks(_embedding_metrics, 2, few)[0][0] == run_ranks(_embedding_metrics, 1, few)[0][0]
+
+
+class Sweeping(METHODS["simclr"][1]):
+    """Adds up what it is shown before each epoch: sums of ids and representations, their number, and a draw."""
+
+    def __init__(self, config, encoder, data):
+        super().__init__(config, encoder, data)
+        self.register_buffer("seen", torch.zeros(data.epochs, 4, dtype=torch.float64))
+
+    def before_epoch(self, epoch, sweep):
+        ids, h = (torch.cat(parts) for parts in zip(*sweep()))
+        assert self.encoder.training
+        self.seen[epoch] += torch.tensor([ids.sum(), h.double().sum(), len(h), torch.rand(())])
+
+
+@alone
+@pytest.mark.parametrize("stop", [2, 3])  # between two epochs, within one
+def test_a_method_sees_the_training_samples_once_before_each_epoch(make_loop, stop, monkeypatch):
+    monkeypatch.setitem(METHODS, "simclr", (METHODS["simclr"][0], Sweeping))
+    loop, rows, run = make_loop(holdout=0.1)
+    with locked(run):
+        assert loop.run(rows).status == "finished"
+        shutil.rmtree(run.commits)
+        stopped, rows, _ = make_loop(holdout=0.1, stops_after=stop)
+        assert stopped.run(rows).status == "interrupted"
+        again, rows, _ = make_loop(holdout=0.1, commit=commits.newest(run.commits))
+        assert again.run(rows).status == "finished"
+    plan, seen = loop.job.plan, loop.method.seen
+    assert seen[:, 0].tolist() == [plan.training_ids(np.arange(plan.num_training)).sum()] * 2
+    assert seen[:, 2].tolist() == [plan.num_training] * 2
+    assert seen[0, 1] != seen[1, 1]  # by the encoder as it then is
+    assert seen[0, 3] != seen[1, 3]
+    state, reference = again.engine.state(), loop.engine.state()
+    assert all(torch.equal(state[name], reference[name]) for name in reference)

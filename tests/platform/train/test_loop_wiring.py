@@ -16,9 +16,10 @@ import torch
 from plain_run import PlainRun, Setting, TinyEncoder
 from ranks import import_deepspeed, run_ranks
 from shard_files import png, write_shard
-from torch import nn
+from small_methods import FACTS
 
 from vergence.methods.catalog import METHODS
+from vergence.methods.method import Method
 from vergence.pipelines.recipe import Recipe
 from vergence.pipelines.resolve import resolve
 from vergence.platform.data.index import open_index
@@ -137,7 +138,7 @@ def run(case: Case, folder: Path) -> Ran:
     )
 
 
-def plain_run(case: Case, method: nn.Module) -> PlainRun:
+def plain_run(case: Case, method: Method) -> PlainRun:
     bad = [step for step, _ in case.bad]
     return PlainRun(case.setting, method.state_dict(), IMAGES, case.not_finite, bad, case.first_id)
 
@@ -192,9 +193,9 @@ def job_of(case: Case, folder: Path, run: Run) -> Job:
     }
     recipe = Recipe.parse(raw, "recipe")
 
-    def build() -> nn.Module:
+    def build() -> Method:
         torch.manual_seed(s.seed)
-        return METHODS[s.method][1](recipe.method, TinyEncoder())
+        return METHODS[s.method][1].build(recipe.method, TinyEncoder(), FACTS)
 
     run.logs.mkdir(parents=True)
     resolved = resolve(recipe, open_index(shard, folder / "index"), build(), {})
