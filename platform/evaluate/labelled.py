@@ -95,5 +95,7 @@ def _by_number(bank: Labelled, test: Labelled) -> str:
 
 def _listed(counts: dict[str, int]) -> str:
     """Classes with their numbers of images: the first few."""
-    some = ", ".join(f"{name} ({count:,} images)" for name, count in [*counts.items()][:SHOWN])
+    some = ", ".join(
+        f"{name} ({count:,} image{'s' * (count != 1)})" for name, count in [*counts.items()][:SHOWN]
+    )
     return some + (", ..." if len(counts) > SHOWN else "")

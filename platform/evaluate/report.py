@@ -50,7 +50,7 @@ class Figure(_Frozen):
     """top1: share of the test images that got their class.  settings: what the protocol chose or cut, as k or C."""
 
     top1: float
-    settings: dict[str, float] = {}
+    settings: dict[str, int | float] = {}
 
 
 class Seeds(_Frozen):

@@ -1,6 +1,6 @@
 """How good an encoder is, and of which samples that is said."""
 
-from .names import EVALUATE, FEATURES, MONITOR, PROTOCOLS, SWEEP, Faults
+from .names import EVALUATE, FEATURES, LINEAR, MONITOR, PROTOCOLS, SWEEP, Faults
 
 _MODE = f"{SWEEP}::test_each_part_is_in_eval_mode_for_a_batch_and_in_its_own_between"
 
@@ -65,8 +65,8 @@ _PROTOCOLS: Faults = {
     ),
 }
 
-_STARTS = f"{PROTOCOLS}::test_the_minimum_does_not_depend_on_the_start_nor_on_the_chunk"
-_MINIMUM = f"{PROTOCOLS}::test_fit_finds_the_minimum_of_the_stated_objective[0.1]"
+_STARTS = f"{LINEAR}::test_the_minimum_does_not_depend_on_the_start_nor_on_the_chunk"
+_MINIMUM = f"{LINEAR}::test_fit_finds_the_minimum_of_the_stated_objective[0.1]"
 
 _LINEAR: Faults = {
     "bias-decays": (

@@ -14,8 +14,9 @@ BATCH_NORM, NORM_CHECK = (f"{_TRAIN}/test_{part}.py" for part in ("batch_norm", 
 PLAN, STREAM = (f"{_DATA}/test_{part}.py" for part in ("plan", "stream"))
 VIEWS, OPS, RNG = (f"{_AUGMENT}/test_{part}.py" for part in ("views", "ops", "rng"))
 COMMIT = "tests/platform/runs/test_commit.py"
-MONITOR, SWEEP, FEATURES, PROTOCOLS = (
-    f"tests/platform/evaluate/test_{part}.py" for part in ("monitor", "sweep", "features", "protocols")
+MONITOR, SWEEP, FEATURES, PROTOCOLS, LINEAR = (
+    f"tests/platform/evaluate/test_{part}.py"
+    for part in ("monitor", "sweep", "features", "protocols", "linear")
 )
 EVALUATE = "tests/pipelines/test_evaluate.py"
 PARTS = "tests/methods/parts"
