@@ -9,23 +9,36 @@ Shape suffixes: R rows (samples x positions), C channels.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
-COLUMNS, ROWS = 2048, 128  # of a tile, at most: it fits the caches
+COLUMNS, ROWS = 1024, 128  # of a tile, at most: it fits the caches
 _HALF = (torch.bfloat16, torch.float16)
 
 
-@torch.no_grad()
-def statistics(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each part, two (len(parts), C) float64 tensors.
+class Groups(NamedTuple):
+    """Which rows of a forward are normalised together: the same `size` consecutive samples of every view."""
 
-    parts: tensors of one shape with channels in dim 1.
+    samples: int  # in the forward; a multiple of size
+    size: int
+
+    def parts(self, x: Tensor) -> Sequence[Sequence[Tensor]]:
+        """Views of the rows of each group: one a view of the samples, or all in one if there is one group."""
+        if self.samples == self.size:
+            return [[x]]
+        return list(zip(*(view.split(self.size) for view in x.split(self.samples))))
+
+
+@torch.no_grad()
+def statistics(groups: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each group, two (len(groups), C) float64 tensors.
+
+    groups: the parts of each, all of one shape, with channels in dim 1.
     """
+    parts = [part for group in groups for part in group]
     C, dtype = parts[0].shape[1], _wide_dtype(parts[0])
     tiles = [_tiles(part) for part in parts]
     unused = torch.zeros(tiles[0][0].shape[1], dtype=dtype, device=parts[0].device)  # running statistics
@@ -35,18 +48,12 @@ def statistics(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         for tiles_of_part in tiles
         for tile in tiles_of_part
     ]
-    means, variances = (torch.cat(x).view(len(parts), len(tiles[0]), -1, C).double() for x in zip(*moments))
-    share = _shares([len(tile) for tile in tiles[0]], means) / means.shape[2]
+    lengths = [len(tile) for tile in tiles[0]] * len(groups[0])
+    means, variances = (torch.cat(x).view(len(groups), len(lengths), -1, C).double() for x in zip(*moments))
+    share = means.new_tensor(lengths).view(-1, 1, 1) / (sum(lengths) * means.shape[2])
     mean = (share * means).sum((1, 2), keepdim=True)
     var = (share * (variances + (means - mean).square())).sum((1, 2))
     return mean.view(-1, C), var
-
-
-def _shares(lengths: list[int], like: Tensor) -> Tensor | float:
-    """What part of all rows each tile has, as it broadcasts over (parts, tiles, columns, C)."""
-    if lengths[0] == lengths[-1]:  # only the last one may be shorter
-        return 1 / len(lengths)
-    return like.new_tensor(lengths).view(-1, 1, 1) / sum(lengths)
 
 
 def over_ranks(mean: Tensor, var: Tensor, peers: Any) -> tuple[Tensor, Tensor]:
@@ -58,7 +65,7 @@ def over_ranks(mean: Tensor, var: Tensor, peers: Any) -> tuple[Tensor, Tensor]:
 
 
 class Normalise(torch.autograd.Function):
-    """y = (x - mean) / sqrt(var + eps) * weight + bias, where mean and var are those of x, or of x on all peers.
+    """y = (x - mean) / sqrt(var + eps) * weight + bias, where mean and var are those of x's group, here or on all peers.
 
     The gradients of weight and bias are this rank's part, like those of any parameter; the gradient of x is
     that of the sum over ranks of the objective.
@@ -70,42 +77,75 @@ class Normalise(torch.autograd.Function):
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
-        mean: Tensor,
-        var: Tensor,
+        means: Tensor,
+        variances: Tensor,
         passes: Tensor | None,
+        groups: Groups,
         eps: float,
         peers: Any,
     ) -> Tensor:
-        """x: (n, C, ...); mean, var: (C,) float64; peers: the process group that shares them, or None.
+        """x: (n, C, ...); means, variances: (G, C) float64; peers: the process group that shares them, or None.
 
-        passes: 0-d bool, whether there is a gradient; None without a backward.
+        passes: (G,) bool, whether there is a gradient; None without a backward.
         """
         dtype = _wide_dtype(x)
-        mean, inverse_std, var = mean.to(dtype), torch.rsqrt(var + eps).to(dtype), var.to(dtype)
+        inverse_std = torch.rsqrt(variances + eps).to(dtype)
+        means, variances = means.to(dtype), variances.to(dtype)
         if passes is not None:
-            ctx.save_for_backward(x, weight, mean, torch.where(passes, inverse_std, 0), passes)
-        ctx.peers, ctx.has_bias = peers, bias is not None
-        return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
+            inverse_std = torch.where(passes[:, None], inverse_std, 0)
+            ctx.save_for_backward(x, weight, means, inverse_std, passes)
+        ctx.groups, ctx.peers, ctx.has_bias = groups, peers, bias is not None
+        y, unused = torch.empty_like(x), means.new_empty(0)
+        for xs, ys, mean, var in zip(groups.parts(x), groups.parts(y), means, variances):
+            for x_p, y_p in zip(xs, ys):
+                torch.ops.aten.native_batch_norm.out(
+                    x_p,
+                    weight,
+                    bias,
+                    mean,
+                    var,
+                    False,
+                    0.0,
+                    eps,
+                    out=y_p,
+                    save_mean=unused,
+                    save_invstd=unused,
+                )
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        x, weight, mean, inverse_std, passes = ctx.saved_tensors
+        x, weight, means, inverse_std, passes = ctx.saved_tensors
         dy = grads[0] if grads[0].stride() == x.stride() else torch.empty_like(x).copy_(grads[0])
         if ctx.peers is None and (x.is_cuda or x.dtype in _HALF):
             # one fused pass; the half of its rounding is far above that of its sums
-            dx, dweight, dbias = _fused_backward(dy, x, weight, mean, inverse_std, True)
+            dx, sums = _fused(ctx.groups, dy, x, weight, means, inverse_std)
         else:
-            dbias, dweight = _column_sums(dy, x, mean, inverse_std)
-            rows, sums = x.numel() // x.shape[1], torch.stack([dbias, dweight])
+            sums = _sums(ctx.groups, dy, x, means, inverse_std)
+            rows, total = x.numel() // (x.shape[1] * len(means)), sums
             if ctx.peers is not None:
-                rows, sums = rows * dist.get_world_size(ctx.peers), _sum(sums, ctx.peers)
-            dx = _input_gradient(dy, x, weight, mean, inverse_std, sums / rows)
-        return (
-            dx,
-            None if weight is None else dweight.to(weight.dtype),
-            torch.where(passes, dbias, 0).to(mean.dtype) if ctx.has_bias else None,
-            *[None] * 5,
-        )
+                rows, total = rows * dist.get_world_size(ctx.peers), _sum(sums, ctx.peers)
+            dx = _input_gradient(ctx.groups, dy, x, weight, means, inverse_std, total / rows)
+        dbias, dweight = torch.where(passes[:, None], sums, 0).sum(1).to(means.dtype)
+        return dx, None if weight is None else dweight, dbias if ctx.has_bias else None, *[None] * 6
+
+
+def _fused(
+    groups: Groups, dy: Tensor, x: Tensor, weight: Tensor | None, means: Tensor, inverse_std: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradient of x, and the sums over rows of dy and of dy * normed x: (2, G, C)."""
+    xs, dys = groups.parts(x), groups.parts(dy)
+    if len(xs) == 1:
+        dx, dweight, dbias = _fused_backward(dy, x, weight, means[0], inverse_std[0], True)
+        return dx, torch.stack([dbias, dweight])[:, None]
+    dx, sums = torch.empty_like(x), []
+    for x_g, dy_g, dx_g, mean, inverse in zip(xs, dys, groups.parts(dx), means, inverse_std):
+        whole_x, whole_dy = (parts[0] if len(parts) == 1 else torch.cat(list(parts)) for parts in (x_g, dy_g))
+        whole_dx, dweight, dbias = _fused_backward(whole_dy, whole_x, weight, mean, inverse, True)
+        for dx_p, part in zip(dx_g, whole_dx.split(groups.size)):
+            dx_p.copy_(part)
+        sums.append(torch.stack([dbias, dweight]))
+    return dx, torch.stack(sums, 1)
 
 
 def _fused_backward(
@@ -120,31 +160,45 @@ def _fused_backward(
     )
 
 
-def _column_sums(dy: Tensor, x: Tensor, mean: Tensor, inverse_std: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums over rows of dy and of dy * (x - mean) * inverse_std: two (C,) float64 tensors."""
-    xs, dys = _tiles(x), _tiles(dy)
-    mean_k, inverse_std_k = (_per_column(v, xs[0]).flatten() for v in (mean, inverse_std))
-    sums = [_fused_backward(dy_t, x_t, None, mean_k, inverse_std_k, False) for dy_t, x_t in zip(dys, xs)]
-    _, dweights, dbiases = zip(*sums)
-    C = x.shape[1]
-    dbias, dweight = (torch.cat(some).view(-1, C).double().sum(0) for some in (dbiases, dweights))
-    return dbias, dweight
+def _sums(groups: Groups, dy: Tensor, x: Tensor, means: Tensor, inverse_std: Tensor) -> Tensor:
+    """Sums over the rows of each group of dy and of dy * (x - mean) * inverse_std: (2, G, C) float64."""
+    C, found = x.shape[1], []
+    xs, dys = ([_tiles_of(parts) for parts in groups.parts(v)] for v in (x, dy))
+    means_k, inverse_std_k = (_per_column(v, xs[0][0]).flatten(1) for v in (means, inverse_std))
+    for x_g, dy_g, mean_k, inverse_k in zip(xs, dys, means_k, inverse_std_k):
+        for x_t, dy_t in zip(x_g, dy_g):
+            _, dweight, dbias = _fused_backward(dy_t, x_t, None, mean_k, inverse_k, False)
+            found += [dbias, dweight]
+    return torch.cat(found).view(len(means), len(xs[0]), 2, -1, C).double().sum((1, 3)).transpose(0, 1)
 
 
 def _input_gradient(
-    dy: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, inverse_std: Tensor, means: Tensor
+    groups: Groups,
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    means: Tensor,
+    inverse_std: Tensor,
+    mean_sums: Tensor,
 ) -> Tensor:
-    """scale * (dy - mean of dy - normed x * mean of (dy * normed x)), in x's dtype; means: (2, C)."""
+    """scale * (dy - mean of dy - normed x * mean of (dy * normed x)), in x's dtype; mean_sums: (2, G, C)."""
     scale = inverse_std if weight is None else inverse_std * weight
-    slope, offset = -scale * inverse_std * means[1], -scale * means[0]
+    slope = -scale * inverse_std * mean_sums[1]
+    offset = -scale * mean_sums[0] - slope * means
     dx = torch.empty_like(x)
-    xs = _tiles(x)
-    mean_k, scale_k, slope_k, offset_k = (
-        _per_column(v.to(mean.dtype), xs[0]) for v in (mean, scale, slope, offset)
-    )
-    for x_t, dy_t, dx_t in zip(xs, _tiles(dy), _tiles(dx)):
-        dx_t.copy_(torch.addcmul(offset_k, x_t - mean_k, slope_k).addcmul_(dy_t, scale_k))
+    xs, dys, dxs = ([_tiles_of(parts) for parts in groups.parts(v)] for v in (x, dy, dx))
+    scale_k, slope_k, offset_k = (_per_column(v.to(means.dtype), xs[0][0]) for v in (scale, slope, offset))
+    for g, tiles in enumerate(zip(xs, dys, dxs)):
+        for x_t, dy_t, dx_t in zip(*tiles):
+            if x.dtype in _HALF:
+                dx_t.copy_(torch.addcmul(offset_k[g], x_t, slope_k[g]).addcmul_(dy_t, scale_k[g]))
+            else:  # in place, while the tile is in the cache
+                torch.addcmul(offset_k[g], x_t, slope_k[g], out=dx_t).addcmul_(dy_t, scale_k[g])
     return dx
+
+
+def _tiles_of(parts: Sequence[Tensor]) -> list[Tensor]:
+    return [tile for part in parts for tile in _tiles(part)]
 
 
 def _tiles(x: Tensor) -> Sequence[Tensor]:
@@ -160,8 +214,10 @@ def _tiles(x: Tensor) -> Sequence[Tensor]:
 
 
 def _per_column(v: Tensor, tile: Tensor) -> Tensor:
-    """(C,) -> what broadcasts over a tile."""
-    return v.view(-1, *(1,) * (tile.dim() - 2)) if tile.dim() > 2 else v.repeat(tile.shape[1] // len(v))
+    """(G, C) -> (G, ...), each what broadcasts over a tile."""
+    if tile.dim() > 2:
+        return v.view(*v.shape, *(1,) * (tile.dim() - 2))
+    return v.repeat(1, tile.shape[1] // v.shape[1])
 
 
 def _wide_dtype(x: Tensor) -> torch.dtype:

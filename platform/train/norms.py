@@ -7,7 +7,7 @@ forward: they are collected in scratch buffers and applied once per optimiser st
 Shape suffixes: V views, n samples, R = V * n rows (view-major), C channels.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vergence.methods import collectives
 from vergence.platform.errors import UserError
-from vergence.platform.train.batch_norm import Normalise, over_ranks, statistics
+from vergence.platform.train.batch_norm import Groups, Normalise, over_ranks, statistics
 from vergence.platform.train.norm_check import KNOWN, is_groupable, unknown
 
 Group = int | Literal["global"]
@@ -136,22 +136,20 @@ class GroupedBatchNorm(_BatchNorm):
         assert n, "a batch norm in training mode runs only inside norms.samples(n)"
         assert len(x) % n == 0, f"{len(x)} rows are not whole views of {n} samples"
         assert n % norms.group == 0, f"a forward of {n} samples is not a multiple of norm.group {norms.group}"
-        groups = _split(x, n, norms.group)
-        means, variances = statistics(groups)
-        rows = groups[0].numel() // groups[0].shape[1]
+        groups = Groups(n, norms.group)
+        parts = groups.parts(x)
+        means, variances = statistics(parts)
+        rows = len(parts[0]) * parts[0][0].numel() // x.shape[1]
         if norms.peers is not None:
             means, variances = over_ranks(means, variances, norms.peers)
             rows *= dist.get_world_size(norms.peers)
         if norms.collect:
             self._collect(means, variances * (rows / max(rows - 1, 1)))
-        passes: Sequence[Tensor | None] = [None] * len(groups)
-        if torch.is_grad_enabled():
-            passes = norms.passing(self._are_alike(means, variances)).unbind()
-        ys = [
-            Normalise.apply(x_j, self.weight, self.bias, mean, var, passes_j, self.eps, norms.peers)
-            for x_j, mean, var, passes_j in zip(groups, means, variances, passes)
-        ]
-        return _join(ys, len(x) // n, n, norms.group)
+        passes = norms.passing(self._are_alike(means, variances)) if torch.is_grad_enabled() else None
+        y: Tensor = Normalise.apply(
+            x, self.weight, self.bias, means, variances, passes, groups, self.eps, norms.peers
+        )
+        return y
 
     def _are_alike(self, means: Tensor, variances: Tensor) -> Tensor:
         """(G,) bool: groups whose rows are all but equal, and vary far less than is usual in this layer.
@@ -178,25 +176,6 @@ class GroupedBatchNorm(_BatchNorm):
         self.count += len(means)
         for scratch, values in zip(self.scratch, (means, variances)):
             scratch.lerp_(values.mean(0).to(scratch.dtype), len(values) / self.count)
-
-
-def _split(x: Tensor, n: int, group: int) -> Sequence[Tensor]:
-    """The rows of each group: the same `group` consecutive samples of every view."""
-    if n == group:
-        return [x]
-    # cat and split keep channels_last; a gather by index or a reshape would not
-    views = [x_v.split(group) for x_v in x.split(n)]  # V lists of n / group chunks
-    return views[0] if len(views) == 1 else [torch.cat(x_j) for x_j in zip(*views)]
-
-
-def _join(ys: Sequence[Tensor], num_views: int, n: int, group: int) -> Tensor:
-    """The inverse of `_split`."""
-    if n == group:
-        return ys[0]
-    if num_views == 1:
-        return torch.cat(list(ys))
-    chunks = [y.split(group) for y in ys]
-    return torch.cat([y_v for y_view in zip(*chunks) for y_v in y_view])
 
 
 class Norms:

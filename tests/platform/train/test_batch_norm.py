@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from ranks import run_ranks
 from torch import Tensor, nn
 
-from vergence.platform.train.batch_norm import Normalise, over_ranks, statistics
+from vergence.platform.train.batch_norm import Groups, Normalise, over_ranks, statistics
 from vergence.platform.train.norms import install
 
 EPS = 1e-5
@@ -84,10 +84,11 @@ def assert_accurate(got: dict[str, Tensor], expected: dict[str, Tensor], dy: Ten
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_statistics_and_gradient_equal_float64(case: Case) -> None:
     x, dy, weight, bias = make(case)
-    means, variances = statistics([x])
+    means, variances = statistics([[x]])
     for leaf in (x, weight, bias):
         leaf.requires_grad_()
-    y = Normalise.apply(x, weight, bias, means[0], variances[0], torch.tensor(True), EPS, None)
+    whole = Groups(len(x), len(x))
+    y = Normalise.apply(x, weight, bias, means, variances, torch.tensor([True]), whole, EPS, None)
     assert y.dtype == x.dtype
     assert y.stride() == x.stride()
     y.backward(dy)
@@ -100,14 +101,14 @@ def test_a_tile_holds_many_rows() -> None:
     """A few narrow rows a call would cost more than the sums."""
     x, *_ = make(Case((64, 16, 32, 32), 0))
     with torch.profiler.profile() as profile:
-        statistics([x])
+        statistics([[x]])
     calls = [event for event in profile.events() if event.name == "aten::batch_norm_update_stats"]
-    assert len(calls) == 64 * 32 * 32 // 128 // 128
+    assert len(calls) == 64 * 32 * 32 * 16 // 1024 // 128
 
 
 def test_parts_have_statistics_of_their_own() -> None:
     x, *_ = make(Case((96, 16, 8, 8), 3, torch.float64))
-    means, variances = statistics(x.split(32))
+    means, variances = statistics([part.split(16) for part in x.split(32)])
     for part, mean, var in zip(x.split(32), means, variances):
         torch.testing.assert_close(mean, part.mean((0, 2, 3)))
         torch.testing.assert_close(var, part.var((0, 2, 3), correction=0))
@@ -119,13 +120,15 @@ def _synchronised(rank: int, world_size: int, case: Case) -> dict[str, np.ndarra
     for leaf in (x, weight, bias):
         leaf.requires_grad_()
     peers = torch.distributed.group.WORLD
-    mean, var = (v[0] for v in over_ranks(*statistics([x]), peers))
-    y = Normalise.apply(x, weight, bias, mean, var, torch.tensor(True), EPS, peers)
+    means, variances = over_ranks(*statistics([[x]]), peers)
+    whole = Groups(len(x), len(x))
+    y = Normalise.apply(x, weight, bias, means, variances, torch.tensor([True]), whole, EPS, peers)
     y.backward(dy)
     sums = {"dweight": weight.grad, "dbias": bias.grad}
     for value in sums.values():
         torch.distributed.all_reduce(value)
-    own = {"y": y.detach(), "dx": x.grad, "mean": mean.float().double(), "var": var.float().double()}
+    own = {"y": y.detach(), "dx": x.grad, "mean": means[0].float().double()}
+    own |= {"var": variances[0].float().double()}
     return {name: value.float().numpy() for name, value in {**sums, **own}.items()}
 
 
