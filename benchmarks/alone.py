@@ -30,7 +30,7 @@ def main() -> int:
     name, recipe_name, *settings = sys.argv[1:]
     recipe, run = load_recipe(recipe_name, settings), Run(name)
     index = open_index(recipe.data.train, home() / "index")
-    resolved = resolve(recipe, index, build_method(recipe, data_facts(recipe, index)), {})
+    resolved = resolve(recipe, index, build_method(recipe, data_facts(recipe, index)))
     with locked(run):
         run.logs.mkdir(parents=True, exist_ok=True)
         commit = commits.newest(run.commits)

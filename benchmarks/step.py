@@ -19,11 +19,11 @@ def run(rounds: int, says: Callable[[str], None]) -> dict[str, Any]:
     from vergence.platform.augment.views import Views
     from vergence.platform.data.index import open_index
     from vergence.platform.runs.run import Run, locked
-    from vergence.platform.train.engine import resolve_precision
     from vergence.platform.train.loop import RankLoop
+    from vergence.platform.train.machine import measure
 
     torch.set_num_threads(1)
-    precision = resolve_precision("auto", torch.device("cpu"))
+    precision = "bf16" if measure(1, gpus=False).native_bf16 else "fp32"
     settings = [
         f"data.train={data.shards_of(NUM_IMAGES)}", "data.holdout=0", "epochs=100", "batch.global=256",
         "norm.group=256", "scale.workers=1", f"precision={precision}",
@@ -31,7 +31,7 @@ def run(rounds: int, says: Callable[[str], None]) -> dict[str, Any]:
     recipe = load_recipe("simclr-cifar10", settings)
     index = open_index(recipe.data.train, data.CACHE / "index")
     facts = data_facts(recipe, index)
-    resolved = resolve(recipe, index, build_method(recipe, facts), {})
+    resolved = resolve(recipe, index, build_method(recipe, facts))
     stream = resolved.stream()
 
     run_folder = Run("step")

@@ -1,8 +1,20 @@
 """`vergence pretrain`: train an encoder from a recipe, commit, export and register it."""
 
 import argparse
-from collections.abc import Sequence
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vergence.pipelines.advance import Observer, RunResult
+    from vergence.pipelines.recipe import Recipe
+    from vergence.platform.runs.run import Run
+    from vergence.platform.runs.stop import Stop
 
 EPILOG = """\
 examples:
@@ -35,28 +47,78 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    return pretrain(
-        options.recipe, options.overrides, name=options.name, fork=options.fork, dry_run=options.dry_run
-    )
+    import psutil
+
+    from vergence.pipelines import show
+    from vergence.platform.runs.stop import Stop
+
+    if options.dry_run:
+        return _dry_run(options)
+    stop = Stop()
+    with show.Screen() as screen, interrupts(stop, show.say) as interrupt:
+        result = _pretrain(
+            *_asked(options.recipe, options.overrides, options.name, options.fork),
+            stop,
+            screen.observe,
+            psutil.Process().create_time(),
+        )
+    if result.status == "finished":
+        return 0
+    step = result.commit.step if result.commit else 0
+    show.say(f"stopped at step {step:,}; the same command goes on from there")
+    return 128 + (interrupt.signal or signal.SIGTERM)  # no signal: the machine is to be taken away
 
 
 def pretrain(
-    recipe: str,
+    recipe: "str | Recipe",
     overrides: Sequence[str] = (),
     *,
     name: str | None = None,
     fork: str | None = None,
-    dry_run: bool = False,
-) -> int:
-    """Train, or go on with, the run `name`; the exit code.
+    stop: "Stop | None" = None,
+    observe: "Observer | None" = None,
+) -> "RunResult":
+    """Train, or go on with, a run until it is complete or stopped; on any thread, in any Ray session.
 
+    Args:
+        recipe: a shipped recipe's name, the path of a .yaml file, or a `Recipe`, which needs `name`.
+        overrides: settings as `path.to.setting=value`; values are YAML.
+        name: of the run; default: the recipe's file name.
+        fork: start a run of this name at step 0 from the newest state of run `name`.
+        stop: asks the run to commit and return.
+        observe: gets the plan once, each record as it comes, and remarks, some from another thread.
+    Prints nothing, but a bar on stderr if new shards take long to scan; leaves a Ray session that was there, signal
+    handlers and the environment as they are.
     Raises UserError for the user's mistakes, VergenceError for a run that failed.
     """
-    from vergence.pipelines import attempt
+    from vergence.platform.runs.stop import Stop
+
+    parsed, run, source = _asked(recipe, overrides, name, fork)
+    return _pretrain(parsed, run, source, stop or Stop(), observe or _ignore, time.time())
+
+
+def _pretrain(
+    recipe: "Recipe", run: "Run", source: "Run | None", stop: "Stop", observe: "Observer", entered_s: float
+) -> "RunResult":
+    """source: the run to fork from, if any."""
+    from vergence.pipelines.advance import advance
+    from vergence.platform.runs.fork import fork
+    from vergence.platform.runs.run import locked
+
+    if source is not None:
+        fork(source, run)
+    with locked(run):
+        return advance(recipe, run, stop=stop, observe=observe, entered_s=entered_s)
+
+
+def _asked(
+    recipe: "str | Recipe", overrides: Sequence[str], name: str | None, fork: str | None
+) -> "tuple[Recipe, Run, Run | None]":
+    """Recipe, run, and the run to fork from. Raises UserError."""
     from vergence.pipelines.recipe import load_recipe, recipe_path
     from vergence.platform.errors import UserError
     from vergence.platform.home import home
-    from vergence.platform.runs.run import Run, locked, valid_name
+    from vergence.platform.runs.run import Run, valid_name
     from vergence.platform.text import printable
 
     if printable(str(home())) != str(home()):
@@ -64,12 +126,57 @@ def pretrain(
             f"{printable(str(home()))}: torch and MLflow cannot write into a folder that is no UTF-8; set VERGENCE_HOME to "
             "another state folder"
         )
-    parsed = load_recipe(recipe, overrides)
-    run = Run(valid_name(name or recipe_path(recipe).stem))
-    target = run if fork is None else Run(valid_name(fork))
-    if dry_run:
-        return attempt.dry_run(parsed, target)
-    if fork is not None:
-        attempt.fork(run, target)
-    with locked(target):
-        return attempt.Attempt(parsed, target).go()
+    if isinstance(recipe, str):
+        parsed, default = load_recipe(recipe, overrides), recipe_path(recipe).stem
+    elif name is None or overrides:
+        raise UserError("pretrain: a Recipe comes with a name, and with its settings made")
+    else:
+        parsed, default = recipe, name
+    run = Run(valid_name(name or default))
+    return (parsed, run, None) if fork is None else (parsed, Run(valid_name(fork)), run)
+
+
+def _dry_run(options: argparse.Namespace) -> int:
+    """Print what the run would be."""
+    from vergence.pipelines import show
+    from vergence.pipelines.advance import plan
+    from vergence.platform import yaml
+
+    parsed, run, _ = _asked(options.recipe, options.overrides, options.name, options.fork)
+    show.first_screen(plan(parsed, run))
+    print(yaml.dump(parsed.dump()), end="")
+    return 0
+
+
+def _ignore(event: Any) -> None:
+    pass
+
+
+class Interrupt:
+    """The first SIGINT or SIGTERM asks a run that trains to commit and return; else, or again, it ends at once."""
+
+    def __init__(self, stop: "Stop", says: Callable[[str], None]) -> None:
+        self.stop, self.says, self.signal = stop, says, 0
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal or not self.stop.is_heard:
+            raise (
+                KeyboardInterrupt if number == signal.SIGINT and not self.signal else SystemExit(128 + number)
+            )
+        self.signal = number
+        self.stop.ask()
+        self.says(f"{signal.Signals(number).name}: committing, then stopping (once more to stop at once)")
+
+
+@contextlib.contextmanager
+def interrupts(stop: "Stop", says: Callable[[str], None]) -> Iterator[Interrupt]:
+    """Signals ask for a stop inside the block; elsewhere than on the main thread Python takes no handlers."""
+    interrupt = Interrupt(stop, says)
+    on_main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if on_main else ()
+    previous = {number: signal.signal(number, interrupt.handle) for number in numbers}
+    try:
+        yield interrupt
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, field_validator
 
 from vergence.methods.catalog import METHODS
 from vergence.methods.method import DataFacts, Encoder, Method
@@ -20,10 +20,9 @@ from vergence.platform.cluster.capacity import ScaleConfig
 from vergence.platform.data.config import DataConfig
 from vergence.platform.errors import UserError, nearest
 from vergence.platform.evaluate.config import MonitorConfig
-from vergence.platform.runs import commit as commits
 from vergence.platform.runs.commit import CommitConfig
-from vergence.platform.runs.run import Run
 from vergence.platform.runs.track import TrackConfig
+from vergence.platform.schema import SCHEMA, foreign
 from vergence.platform.text import printable
 from vergence.platform.train.exact import BatchConfig
 from vergence.platform.train.norms import NormConfig
@@ -49,6 +48,9 @@ OPERATIONAL = (
 
 
 class Recipe(BaseModel, frozen=True, extra="forbid", strict=True):
+    schema_version: int = Field(
+        SCHEMA, alias="schema", description="of the recipe's form; another version of Vergence has another"
+    )
     seed: NonNegativeInt = Field(
         0, lt=2**63, description="of the initial weights, the order and the augmentation"
     )
@@ -73,6 +75,13 @@ class Recipe(BaseModel, frozen=True, extra="forbid", strict=True):
     def size(self) -> int:
         """Side in pixels at which the encoder is monitored and exported: its own, or that of the largest view."""
         return self.encoder.image_size or max((spec.size for spec in self.views), default=0)
+
+    @field_validator("schema_version")
+    @classmethod
+    def _ours(cls, schema: int) -> int:
+        if other := foreign(schema):
+            raise ValueError(f"this recipe is of {other}; see `vergence methods --settings`")
+        return schema
 
     def dump(self) -> dict[str, Any]:
         """Every setting, defaults included, as plain values that `Recipe.parse` reads back."""
@@ -240,20 +249,6 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     path = recipe_path(name)
     raw = yaml.read(path)
     return Recipe.parse(override(raw, overrides), path.name)
-
-
-def recipe_of(run: Run) -> Recipe | None:
-    """The recipe that a run has begun with: that of its newest commit, else the one that its folder keeps.
-
-    None if there is neither, or only half of one: then nothing is bound. A fork's first commit is not its own.
-    """
-    newest = commits.newest(run.commits)
-    if newest is not None and "recipe" in newest.manifest and "forked_from" not in newest.manifest:
-        return Recipe.parse(newest.manifest["recipe"], str(newest.path))
-    try:
-        return Recipe.parse(yaml.read(run.recipe_file), str(run.recipe_file))
-    except UserError:
-        return None
 
 
 def build_method(recipe: Recipe, data: DataFacts) -> Method:

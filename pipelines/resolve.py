@@ -1,32 +1,30 @@
-"""From a recipe to a job: sizes, steps, batch regime and precision, checked before anything starts."""
+"""From a recipe to a job: sizes, steps and layout, checked before anything starts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any, Literal
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
 
 from vergence.methods.method import Batch, DataFacts, Method, num_large
 from vergence.pipelines.recipe import Recipe, build_method
-from vergence.platform.cluster import session
-from vergence.platform.cluster.capacity import Need, check_local
+from vergence.platform.cluster.capacity import Need
 from vergence.platform.data.index import Index
 from vergence.platform.data.plan import HOLDOUT_RULE, Plan
 from vergence.platform.data.stream import Stream
 from vergence.platform.errors import UserError
+from vergence.platform.runs.facts import RunFacts
 from vergence.platform.runs.run import Run
-from vergence.platform.train import memory, norm_check, norms
-from vergence.platform.train.engine import check_support, resolve_precision
-from vergence.platform.train.exact import BatchConfig
+from vergence.platform.train import memory, norm_check
+from vergence.platform.train.engine import Precision, check_support
 from vergence.platform.train.job import Job
+from vergence.platform.train.layout import Layout, LayoutSpec, layout, precision_of
+from vergence.platform.train.machine import Machine, measure
 from vergence.platform.train.optim.config import effective_lr
 from vergence.platform.train.optim.groups import parameter_groups
-
-MEMORY_SHARE = 0.6  # of what is available, for activations
+from vergence.platform.version import code_version
 
 
 @dataclass(frozen=True)
@@ -36,11 +34,18 @@ class Resolved:
     recipe: Recipe
     index: Index
     plan: Plan
-    share: int
-    choice: memory.Choice
-    norm: norms.NormConfig  # defaults filled in; span: samples within which shuffling BN permutes
-    precision: Literal["fp32", "bf16"]
-    need: Need
+    spec: LayoutSpec
+    machine: Machine
+    start_step: int
+
+    @property
+    def need(self) -> Need:
+        return need_of(self.recipe)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """As each rank will find it."""
+        return layout(self.spec, self.recipe.scale.workers, self.machine)
 
     @property
     def steps(self) -> int:
@@ -49,16 +54,6 @@ class Resolved:
     @property
     def lr(self) -> float:
         return effective_lr(self.recipe.optim, self.plan.global_batch)
-
-    def facts(self) -> dict[str, Any]:
-        """What commits, exports and MLflow say about where they come from."""
-        return {
-            "recipe": self.recipe.dump(),
-            "recipe_digest": self.recipe.digest(),
-            "data_digest": self.index.digest,
-            "holdout_rule": HOLDOUT_RULE,
-            "code_version": code_version(),
-        }
 
     def job(self, run: Run, stages: Mapping[str, float]) -> Job:
         recipe = self.recipe
@@ -72,11 +67,8 @@ class Resolved:
             views=recipe.views,
             size=recipe.size,
             data=recipe.data,
-            norm_group=self.norm.group or "global",
-            norm_span=self.norm.span,
-            micro=self.choice.micro,
-            regime=self.choice.regime,
-            precision=self.precision,
+            layout=self.spec,
+            machine=self.machine,
             device="cuda" if recipe.scale.gpus_per_worker else "cpu",
             threads=recipe.scale.cpus_per_worker,
             zero=recipe.scale.zero,
@@ -85,7 +77,7 @@ class Resolved:
             monitor=recipe.monitor,
             commit=recipe.commit,
             metrics_every=recipe.track.every_steps,
-            facts=self.facts(),
+            facts=provenance(recipe, self.index),
             stages=stages,
         )
 
@@ -99,16 +91,19 @@ class Resolved:
         )
 
 
-def share_of(batch: BatchConfig, workers: int) -> int:
-    """A rank's part of the global batch; UserError naming the nearest batches that divide."""
-    share, rest = divmod(batch.global_batch, workers)
-    if rest:
-        nearest = [share * workers, (share + 1) * workers]
-        raise UserError(
-            f"batch.global {batch.global_batch} does not divide by {workers} workers; "
-            f"nearest: {', '.join(str(size) for size in nearest if size)}"
-        )
-    return share
+def need_of(recipe: Recipe) -> Need:
+    return Need(recipe.scale, recipe.data.readers, recipe.data.reader_cpus)
+
+
+def provenance(recipe: Recipe, index: Index) -> dict[str, Any]:
+    """What commits, exports and MLflow say about where they come from."""
+    return {
+        "recipe": recipe.dump(),
+        "recipe_digest": recipe.digest(),
+        "data_digest": index.digest,
+        "holdout_rule": HOLDOUT_RULE,
+        "code_version": code_version(),
+    }
 
 
 def decoded_bytes(resolved: "Resolved") -> int:
@@ -121,26 +116,25 @@ def decoded_bytes(resolved: "Resolved") -> int:
     return sum(sizes) // len(sizes) if sizes else 1 << 20
 
 
-def resolve(recipe: Recipe, index: Index, method: Method, kept: dict[str, Any]) -> Resolved:
-    """Check the recipe against the data and the machine.
+def resolve(
+    recipe: Recipe,
+    index: Index,
+    method: Method,
+    machine: Machine | None = None,
+    kept: RunFacts | None = None,
+    start_step: int = 0,
+) -> Resolved:
+    """Check the recipe against the data and the machine that trains.
 
-    method: the built method, on which memory is estimated; kept: facts of an earlier attempt of the run,
-    whose precision, batch regime, micro-batch and shuffling span stay. Raises UserError.
+    method: the built method, on which memory is estimated; machine: by default this one; kept: facts of earlier
+    attempts of the run, whose precision, batch regime, micro-batch and shuffling span stay. Raises UserError.
     """
-    need = Need(recipe.scale, recipe.data.readers, recipe.data.reader_cpus)
-    if session.place() == "own":
-        check_local(need)
+    scale, kept = recipe.scale, kept or RunFacts()
     _check_lengths(recipe, method)
     plan = plan_of(recipe, index)
-    share = share_of(recipe.batch, recipe.scale.workers)
-    check_support(recipe.optim, recipe.scale.zero)
-    device = torch.device("cuda" if recipe.scale.gpus_per_worker else "cpu")
-    blind = device.type == "cuda" and not torch.cuda.is_available()
-    if blind:
-        _check_nothing_is_measured(recipe)
-    precision = kept.get("precision") or resolve_precision(recipe.precision, device)
-    norm = recipe.norm.for_method(method.needs.shuffle)
-    span = norm.span or kept.get("span")
+    check_support(recipe.optim, scale.zero)
+    machine = machine or measure(scale.workers, gpus=bool(scale.gpus_per_worker))
+    precision = precision_of(recipe.precision, kept, machine)
     unknown = norm_check.unknown(method)
     if unknown:
         raise UserError(
@@ -149,39 +143,21 @@ def resolve(recipe: Recipe, index: Index, method: Method, kept: dict[str, Any]) 
         )
     with norm_check.recorded(method) as forwards:
         bytes_per_sample = _bytes_per_sample(recipe, method, precision)
-    choice = memory.choose(
-        _as_before(recipe.batch, kept, share),
-        share=share,
-        group=norm.group if isinstance(norm.group, int) else plan.global_batch,
-        bytes_per_sample=bytes_per_sample,
-        budget=0 if blind else int(MEMORY_SHARE * memory.available_bytes(device, recipe.scale.workers)),
-        span=span or 1,
+    spec = LayoutSpec(
+        batch=recipe.batch,
+        norm=recipe.norm,
+        shuffles=method.needs.shuffle,
+        precision=recipe.precision,
+        on_gpu=bool(scale.gpus_per_worker),
+        bytes_per_sample={precision: bytes_per_sample},
+        kept=kept,
     )
-    if method.needs.shuffle:
-        norm = norm.model_copy(update={"span": span or choice.micro})
-    norms.validate(norm, share=share, micro=choice.micro, global_batch=plan.global_batch)
-    if isinstance(norm.group, int) and norm.group < choice.micro:
-        _check_rows(recipe, norm.group, forwards)
-    parameter_groups(method, recipe.optim, effective_lr(recipe.optim, plan.global_batch))
-    return Resolved(recipe, index, plan, share, choice, norm, precision, need)
-
-
-def _check_nothing_is_measured(recipe: Recipe) -> None:
-    if recipe.precision == "auto" or recipe.batch.micro is None or recipe.batch.regime == "auto":
-        raise UserError(
-            "scale.gpus_per_worker=1, but this machine, which plans the run, has no GPU to measure on: give "
-            "precision=bf16 or fp32, batch.micro, and batch.regime=one, kept or two-pass"
-        )
-
-
-def _as_before(config: BatchConfig, kept: Mapping[str, Any], share: int) -> BatchConfig:
-    """With the regime and micro-batch of an earlier attempt, where the recipe leaves them open and they fit."""
-    whole = config.micro in (None, share)  # a smaller micro-batch than before rules out one forward
-    if config.regime == "auto" and "regime" in kept and (whole or kept["regime"] != "one"):
-        config = config.model_copy(update={"regime": kept["regime"]})
-    if config.micro is None and kept.get("regime", "one") != "one" and share % kept["micro"] == 0:
-        config = config.model_copy(update={"micro": kept["micro"]})
-    return config
+    resolved = Resolved(recipe, index, plan, spec, machine, start_step)
+    group = resolved.layout.norm_group
+    if isinstance(group, int) and group < resolved.layout.micro:
+        _check_rows(recipe, group, forwards)
+    parameter_groups(method, recipe.optim, resolved.lr)
+    return resolved
 
 
 def _check_lengths(recipe: Recipe, method: Method) -> None:
@@ -225,7 +201,7 @@ def _check_rows(recipe: Recipe, group: int, forwards: Sequence[norm_check.Rows])
         )
 
 
-def _bytes_per_sample(recipe: Recipe, method: Method, precision: str) -> int:
+def _bytes_per_sample(recipe: Recipe, method: Method, precision: Precision) -> int:
     """What a forward keeps for its backward, per sample, measured on a tiny batch.
 
     Raises UserError: the network cannot take such views.
@@ -253,19 +229,3 @@ def _distinct_images(n: int, side: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     noise = [torch.randn(3, side, side, generator=generator) * (1 + i) + i for i in range(n)]
     return torch.stack(noise).to(memory_format=torch.channels_last)
-
-
-@cache
-def code_version() -> str:
-    """The package's version, with the commit when it runs from a checkout (-dirty: with changes besides)."""
-    import subprocess
-
-    root = Path(__file__).resolve().parent.parent
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
-    if not (root / ".git").exists():
-        return version("vergence")
-    try:
-        described = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return version("vergence")
-    return f"{version('vergence')}+{described.stdout.strip()}"

@@ -55,21 +55,23 @@ def show_run(name: str) -> dict[str, Any]:
 
 
 def _facts(name: str) -> dict[str, Any]:
-    from vergence.platform.runs import commit as commits
+    from vergence.platform.runs.past import Past
     from vergence.platform.runs.run import Run, is_live
 
     run = Run(name)
-    newest, facts = commits.newest(run.commits), run.facts()
-    rest = "damaged" if _damage(run) else "finished" if facts.get("finished") else "stopped"
-    recipe = _recipe(run) or (newest.manifest.get("recipe") if newest else None)
+    past = Past.read(run)
+    commit, facts, outcome = past.commit, past.facts, past.outcome
+    failed = outcome is not None and outcome.status == "failed"
+    rest = "finished" if facts.finished else "failed" if failed else "stopped"
     return {
         "name": name,
-        "state": "running" if is_live(run.path) else rest,
-        "method": recipe["method"]["name"] if recipe else None,
-        "step": newest.step if newest else 0,
-        "score": newest.score if newest else None,
-        "counts": dict(newest.manifest["counts"]) if newest else {},
-        "registered": facts.get("version"),
+        "state": "running" if is_live(run.path) else "damaged" if _damage(run) else rest,
+        "method": past.recipe["method"]["name"] if past.recipe else None,
+        "step": past.start_step,
+        "score": commit.score if commit else None,
+        "counts": dict(commit.manifest["counts"]) if commit else {},
+        "registered": facts.version,
+        "failure": outcome.message if outcome and rest == "failed" else None,
         "path": str(run.path),
     }
 
@@ -78,26 +80,13 @@ def _damage(run: "Run") -> list[str]:
     """What a power cut has left half or nothing of, relative to the run's folder."""
     from vergence.platform.files import read_mapping
     from vergence.platform.runs import commit as commits
+    from vergence.platform.runs.past import kept_recipe
 
     small = [run.path / "run.json", run.path / "lock.json"]
     damaged = [path for path in small if path.exists() and read_mapping(path) is None]
-    damaged += [] if _recipe(run) else [run.recipe_file]
+    damaged += [] if kept_recipe(run) else [run.recipe_file]
     damaged += [path for path in sorted(run.commits.glob("step-*")) if commits.read(path) is None]
     return [str(path.relative_to(run.path)) for path in damaged]
-
-
-def _recipe(run: "Run") -> Any:
-    """The recipe that the run folder keeps, every setting in it; None if it is not whole."""
-    from vergence.platform import yaml
-    from vergence.platform.errors import UserError
-
-    try:
-        recipe = yaml.read(run.recipe_file)
-    except UserError:
-        return None
-    return (
-        recipe if isinstance(recipe, dict) and isinstance(recipe.get("track"), dict) else None
-    )  # the last section
 
 
 def _print_list(runs: list[dict[str, Any]], as_json: bool) -> int:

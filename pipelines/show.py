@@ -4,20 +4,20 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
 
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import nn
 
-from vergence.pipelines.resolve import Resolved, code_version
-from vergence.platform.cluster.capacity import physical_cpus
-from vergence.platform.cluster.session import place
+from vergence.pipelines.advance import Planned
+from vergence.platform.cluster.session import Place
 from vergence.platform.masking import masked
 from vergence.platform.mlflow_store import database, tracking_uri
-from vergence.platform.runs.run import Run
+from vergence.platform.runs.records import Event, FirstStep, Metrics, Monitored, Note, Record
+from vergence.platform.train.machine import Machine
+from vergence.platform.version import code_version
 
 PLAIN_EVERY_S = 10.0
 
@@ -30,22 +30,24 @@ def say(line: str) -> None:
     console.print(masked(line if here == os.sep else line.replace(here, "")), markup=False)
 
 
-def first_screen(resolved: Resolved, run: Run, start_step: int, method: nn.Module) -> None:
+def first_screen(planned: Planned) -> None:
     """What runs on what, how many steps, which learning rate, which batch regime, where it is kept."""
-    recipe, plan, choice = resolved.recipe, resolved.plan, resolved.choice
+    resolved, run = planned.resolved, planned.run
+    recipe, plan, layout = resolved.recipe, resolved.plan, resolved.layout
     encoder, scale = recipe.encoder, recipe.scale
-    begun = f"goes on at step {start_step:,}" if start_step else "new"
+    begun = f"goes on at step {resolved.start_step:,}" if resolved.start_step else "new"
     rows = {
         "method": f"{recipe.method.name} on {encoder.name} (stem {encoder.stem}, width {encoder.width:g}), "
-        f"{sum(p.numel() for p in method.parameters() if p.requires_grad) / 1e6:.2f} M parameters",
+        f"{planned.num_parameters / 1e6:.2f} M parameters",
         "data": f"{plan.num_training:,} of {plan.num_samples:,} samples train, the rest is held out for the "
         f"monitor; digest {resolved.index.digest[:12]}",
-        "batch": f"{plan.global_batch} = {scale.workers} workers x {resolved.share}, micro {choice.micro} "
-        f"({choice.regime}), batch norm over {resolved.norm.group}; about {decimal(choice.num_bytes)} a worker",
+        "batch": f"{plan.global_batch} = {scale.workers} workers x {layout.share}, micro {layout.micro} "
+        f"({layout.regime}), batch norm over {layout.norm_group}; about {decimal(layout.num_bytes)} a worker",
         "steps": f"{resolved.steps:,} = {recipe.epochs} epochs x {plan.batches_per_epoch:,}; {recipe.optim.name}, "
         f"lr {resolved.lr:g} ({recipe.optim.rule} from {recipe.optim.lr:g} per {recipe.optim.per}), "
         f"warm-up {recipe.schedule.warmup_epochs:g} epochs, {recipe.schedule.name}",
-        "machine": f"{resolved.need.arithmetic()} on {_machine()}; {resolved.precision}, ZeRO {scale.zero}",
+        "machine": f"{resolved.need.arithmetic()} on {_machine(resolved.machine, planned.place)}; {layout.precision}, "
+        f"ZeRO {scale.zero}",
         "kept in": f"{run.path}",
         "look": f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri())}"
         if database(tracking_uri())
@@ -56,12 +58,41 @@ def first_screen(resolved: Resolved, run: Run, start_step: int, method: nn.Modul
         say(f"  {name:<8} {text}")
 
 
-def _machine() -> str:
+def _machine(machine: Machine, place: Place) -> str:
     return {
-        "own": f"{physical_cpus()} physical",
-        "cluster": "the Ray cluster of RAY_ADDRESS",
+        "own": f"{machine.cpus} physical",
+        "cluster": f"the Ray cluster of RAY_ADDRESS (nodes of {machine.cpus} physical CPUs or more)",
         "caller": "the Ray session of this process",
-    }[place()]
+    }[place]
+
+
+class Screen:
+    """Shows what a run tells, on stderr."""
+
+    def __init__(self) -> None:
+        self._line: ProgressLine | None = None
+
+    def __enter__(self) -> "Screen":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end()
+
+    def observe(self, event: Event | Planned) -> None:
+        match event:
+            case Planned():
+                first_screen(event)
+                resolved = event.resolved
+                self._line = ProgressLine(resolved.steps, resolved.start_step, resolved.plan.global_batch)
+            case Note(text):
+                say(text)
+            case _:
+                assert self._line is not None, "records come after the plan"
+                self._line.update(event)
+
+    def _end(self) -> None:
+        if self._line is not None:
+            self._line.stop()
 
 
 class ProgressLine:
@@ -69,7 +100,6 @@ class ProgressLine:
 
     def __init__(self, steps: int, start_step: int, global_batch: int) -> None:
         self.steps, self.global_batch, self.facts = steps, global_batch, dict[str, str]()
-        self.started = False
         self._printed_s = 0.0
         self._bar = Progress(
             TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"),
@@ -81,51 +111,47 @@ class ProgressLine:
             disable=not sys.stderr.isatty(),
         )
         self._task = self._bar.add_task("train", total=steps, completed=start_step, facts="starting ...")
-
-    def __enter__(self) -> "ProgressLine":
         self._bar.start()
-        return self
 
-    def __exit__(self, *error: object) -> None:
+    def stop(self) -> None:
         self._bar.stop()
 
-    def update(self, records: list[dict[str, Any]]) -> None:
-        """Show new records of metrics.jsonl."""
-        for record in records:
-            self.started = True
-            if record.get("event") == "first_step":
-                say(start_up(record["stages"]))
-            elif record.get("event") == "monitor":
+    def update(self, record: Record) -> None:
+        """Show a new record."""
+        match record:
+            case FirstStep():
+                say(start_up(record.stages))
+            case Monitored():
                 self._monitored(record)
-            elif "loss" in record:
+            case Metrics() if "loss" in record.values:
                 self._stepped(record)
-            if record.get("warning"):
-                say(f"  {record['warning']}")
+        if not isinstance(record, FirstStep) and record.warning:
+            say(f"  {record.warning}")
 
-    def _stepped(self, record: dict[str, Any]) -> None:
+    def _stepped(self, record: Metrics) -> None:
+        values = record.values
         self.facts |= {
-            "loss": f"loss {record['loss']:.4f}",
-            "speed": f"{record['images_per_s']:.0f} images/s",
-            "wait": f"waiting for data {record['data_wait_share']:.1%}",
+            "loss": f"loss {values['loss']:.4f}",
+            "speed": f"{values['images_per_s']:.0f} images/s",
+            "wait": f"waiting for data {values['data_wait_share']:.1%}",
         }
-        done = record["step"] + 1
+        done = record.step + 1
         text = " · ".join(self.facts.values())
         self._bar.update(self._task, completed=done, facts=text)
         due = time.monotonic() - self._printed_s > PLAIN_EVERY_S
         if self._bar.disable and due:
             self._printed_s = time.monotonic()
-            left = (self.steps - done) * self.global_batch / record["images_per_s"]
+            left = (self.steps - done) * self.global_batch / values["images_per_s"]
             say(f"step {done:,}/{self.steps:,} · {text} · ETA {_clock(left)}")
 
-    def _monitored(self, record: dict[str, Any]) -> None:
-        score = (
-            f"kNN {record['knn']:.3f}" if "knn" in record else f"rank of h {record['h_effective_rank']:.1f}"
-        )
-        self.facts["knn"] = score
-        say(f"epoch {record['epoch']} · {score} · effective rank of h {record['h_effective_rank']:.1f}")
+    def _monitored(self, record: Monitored) -> None:
+        rank = f"{record.values['h_effective_rank']:.1f}"
+        knn = record.values.get("knn")
+        self.facts["knn"] = f"rank of h {rank}" if knn is None else f"kNN {knn:.3f}"
+        say(f"epoch {record.epoch} · {self.facts['knn']} · effective rank of h {rank}")
 
 
-def start_up(stages: dict[str, float]) -> str:
+def start_up(stages: Mapping[str, float]) -> str:
     """`first step after 18.3 s: checks 3.1, ray 2.2, ...` from the Unix times at which stages were done."""
     moments = sorted(stages.items(), key=lambda stage: stage[1])
     parts = [f"{name} {moment - before:.1f}" for (_, before), (name, moment) in pairwise(moments)]

@@ -22,6 +22,7 @@ class Node(NamedTuple):
 
     cpus: float
     gpus: float = 0.0
+    id: str = ""  # Ray's
 
 
 class Need(NamedTuple):
@@ -63,7 +64,7 @@ def fits(need: Need, nodes: Sequence[Node]) -> str | None:
     for what, each in ("worker", float(scale.cpus_per_worker)), ("reader", need.reader_cpus):
         if each > largest:
             return f"a {what} needs {each:g} CPUs on one node, got at most {largest:g}"
-    room = [min(int(node.cpus / scale.cpus_per_worker), _gpu_places(scale, node)) for node in nodes]
+    room = places(need, nodes)
     if sum(room) < scale.workers:
         gpu = f" and {scale.gpus_per_worker} GPU" if scale.gpus_per_worker else ""
         each_node = ", ".join(f"{node.cpus:g}" for node in nodes)
@@ -79,6 +80,14 @@ def fits(need: Need, nodes: Sequence[Node]) -> str | None:
             f"got nodes with {each_node} CPUs left"
         )
     return None
+
+
+def places(need: Need, nodes: Sequence[Node]) -> list[int]:
+    """Workers that find room on each node, whatever the others hold."""
+    scale = need.scale
+    return [
+        min(scale.workers, int(node.cpus / scale.cpus_per_worker), _gpu_places(scale, node)) for node in nodes
+    ]
 
 
 def _gpu_places(scale: ScaleConfig, node: Node) -> int:

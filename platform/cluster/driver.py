@@ -1,84 +1,95 @@
-"""The driver's side of training: starts Ray Train, watches it, turns signals into a commit."""
+"""The driver's side of training: starts Ray Train, watches it, passes a stop on."""
 
 import contextlib
-import signal
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
-from types import FrameType
-from typing import Any
 
 from vergence.platform.cluster.capacity import ScaleConfig
 from vergence.platform.cluster.session import Session
 from vergence.platform.cluster.waiting import Waiting
 from vergence.platform.cluster.worker import work
 from vergence.platform.data.stream import Stream
-from vergence.platform.train.job import Job, Outcome, read_outcome, reserve_outcome
+from vergence.platform.runs.outcome import Outcome, read_outcome, reserve_outcome
+from vergence.platform.runs.records import Event, Note, Tail
+from vergence.platform.runs.stop import Stop
+from vergence.platform.train.job import Job
 
 IDLE_S = 30.0  # without a record of a step
 
 
-class Interrupt:
-    """The first SIGINT or SIGTERM asks the ranks to commit and return; a second one ends at once."""
-
-    def __init__(self, job: Job, says: Callable[[str], None]) -> None:
-        self.job, self.says, self.signal = job, says, 0
-
-    @contextlib.contextmanager
-    def handled(self) -> Iterator["Interrupt"]:
-        # elsewhere Python takes no handlers: a notebook's or Tune's thread is stopped by its owner
-        on_main = threading.current_thread() is threading.main_thread()
-        numbers = (signal.SIGINT, signal.SIGTERM) if on_main else ()
-        previous = {number: signal.signal(number, self._handle) for number in numbers}
-        try:
-            yield self
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-            self.job.stop_file.unlink(missing_ok=True)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signal:
-            raise SystemExit(128 + number)
-        self.signal = number
-        self.job.stop_file.touch()
-        self.says(f"{signal.Signals(number).name}: committing, then stopping (once more to stop at once)")
-
-
 def fit(
-    job: Job, stream: Stream, session: Session, name: str, interrupt: Interrupt, watch: Callable[[], bool]
+    job: Job,
+    stream: Stream,
+    session: Session,
+    *,
+    name: str,
+    start_step: int,
+    stop: Stop,
+    observe: Callable[[Event], None],
 ) -> Outcome:
-    """Run the ranks to the end, a stop or a failure.
+    """Run the ranks from `start_step` to the end, a stop or a failure.
 
-    `watch` is called twice a second and says whether a step has been taken: before the first one a stop
-    does not wait, there is nothing to commit. What a run waits for is said now and then.
+    observe: gets each new record on the calling thread, twice a second, and now and then what the run waits for.
+    A stop before the first step does not wait, there is nothing to commit.
     """
-    waiting = Waiting(interrupt.says)
-    while session.missing():
-        waiting.look(session.missing)
-        if interrupt.signal:
+    waiting = Waiting(lambda reason: observe(Note(reason)))
+    tail, has_stepped, failed = Tail(job.run / "logs", after=float(start_step)), False, None
+    with _heard(stop, job):
+        while not stop.is_asked and session.missing():
+            waiting.look(session.missing)
+            time.sleep(0.5)
+        if stop.is_asked:
             return Outcome("interrupted")
-        time.sleep(0.5)
-    result: list[Any] = []
-    reserve_outcome(job)
-    # fit() on the main thread would take the signal handlers and abort without a commit
-    thread = threading.Thread(
-        target=lambda: result.append(_fit(job, stream, session.need.scale, name)), daemon=True
-    )
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.5)
-        started = watch()
-        waiting.look(partial(_delay, job, session, started))
-        # in the caller's session the ranks would go on without us: there they stop themselves
-        if interrupt.signal and not started and session.place != "caller":
-            return Outcome("interrupted")
-        outcome = read_outcome(job)
-        if outcome is not None and outcome.status == "failed":
-            return outcome  # Ray would start the ranks anew
-    return read_outcome(job) or Outcome("failed", result[0] if result else "the training thread died")
+        reserve_outcome(job.outcome_file)
+        fitting = _Fitting(job, stream, session.need.scale, name)
+        fitting.start()
+        while fitting.is_alive() and failed is None:
+            fitting.join(0.5)
+            has_stepped = _pass_on(tail, observe) or has_stepped
+            waiting.look(partial(_delay, job, session, has_stepped))
+            # in the caller's session the ranks would go on without us: there they stop themselves
+            if stop.is_asked and not has_stepped and session.place != "caller":
+                return Outcome("interrupted")
+            failed = _failure(job)  # Ray would start the ranks anew
+        _pass_on(tail, observe)
+    return failed or read_outcome(job.outcome_file) or Outcome("failed", fitting.failure)
+
+
+@contextlib.contextmanager
+def _heard(stop: Stop, job: Job) -> Iterator[None]:
+    """A stop reaches the ranks, as a file that rank 0 looks for."""
+    try:
+        with stop.heard(job.stop_file.touch):
+            yield
+    finally:
+        job.stop_file.unlink(missing_ok=True)
+
+
+class _Fitting(threading.Thread):
+    """Ray Train's own run. On the main thread it would take the signal handlers, and abort without a commit."""
+
+    def __init__(self, job: Job, stream: Stream, scale: ScaleConfig, name: str) -> None:
+        super().__init__(name="fit", daemon=True)
+        self.arguments, self.failure = (job, stream, scale, name), "the training thread died"
+
+    def run(self) -> None:
+        self.failure = _fit(*self.arguments)
+
+
+def _pass_on(tail: Tail, observe: Callable[[Event], None]) -> bool:
+    """Whether there were new records."""
+    records = tail.read()
+    for record in records:
+        observe(record)
+    return bool(records)
+
+
+def _failure(job: Job) -> Outcome | None:
+    outcome = read_outcome(job.outcome_file)
+    return outcome if outcome is not None and outcome.status == "failed" else None
 
 
 def _delay(job: Job, session: Session, started: bool) -> str | None:

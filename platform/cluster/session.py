@@ -240,5 +240,7 @@ def nodes(*, free: bool = False) -> list[Node]:
         return ray.get(inside.remote(free=free))
     available = available_resources_per_node() if free else {}
     alive = [node for node in ray.nodes() if node["Alive"]]
-    resources = [available.get(node["NodeID"], {}) if free else node["Resources"] for node in alive]
-    return [Node(has.get("CPU", 0.0), has.get("GPU", 0.0)) for has in resources]
+    resources = {
+        node["NodeID"]: available.get(node["NodeID"], {}) if free else node["Resources"] for node in alive
+    }
+    return [Node(has.get("CPU", 0.0), has.get("GPU", 0.0), name) for name, has in resources.items()]

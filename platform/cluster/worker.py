@@ -16,7 +16,8 @@ from vergence.platform.masking import masked
 if TYPE_CHECKING:
     from vergence.platform.data.stream import Stream
     from vergence.platform.runs.commit import Commit
-    from vergence.platform.train.job import Job, Outcome
+    from vergence.platform.runs.outcome import Outcome
+    from vergence.platform.train.job import Job
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +33,12 @@ def work(config: dict[str, Any]) -> None:
     import ray.train
     from ray import cloudpickle
 
-    from vergence.platform.train.job import Outcome, leave_outcome, read_outcome
+    from vergence.platform.runs.outcome import Outcome, leave_outcome, read_outcome
 
     entered_s = time.time()
     job: Job
     job, stream = cloudpickle.loads(config["job"])
-    if read_outcome(job) is not None:
+    if read_outcome(job.outcome_file) is not None:
         return  # Ray starts the ranks anew after one of them has found what cannot be mended
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
@@ -49,10 +50,10 @@ def work(config: dict[str, Any]) -> None:
         reason = beyond_mending(error, job.run)
         if reason is not None:
             log.exception("rank %d gives up", rank)
-            leave_outcome(job, Outcome("failed", reason))
+            leave_outcome(job.outcome_file, Outcome("failed", reason))
         raise
     if rank == 0:
-        leave_outcome(job, outcome)
+        leave_outcome(job.outcome_file, outcome)
 
 
 def beyond_mending(error: BaseException, run: Path) -> str | None:

@@ -22,6 +22,7 @@ from pydantic import BaseModel, Field, PositiveInt
 
 from vergence.platform.errors import VergenceError
 from vergence.platform.files import sync, write_atomic
+from vergence.platform.schema import SCHEMA
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,6 +93,7 @@ def write(
             raise OSError(errno.ENOSPC if "No space" in str(error) else errno.EIO, str(error)) from error
         sync(partial / STATE)
         manifest = {
+            "schema": SCHEMA,
             **facts,
             "attempt": attempt,
             "files": {STATE: {"bytes": (partial / STATE).stat().st_size, "sha256": _sha256(partial / STATE)}},

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from vergence.platform.runs.records import Tail
+from vergence.platform.runs.records import FirstStep, Tail
 
 
 def draw(logs: Path) -> Path:
@@ -12,19 +12,12 @@ def draw(logs: Path) -> Path:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    records = Tail(logs).read()
-    steps = [record for record in records if "loss" in record]
-    scores = [record for record in records if "knn" in record]
+    records = [record for record in Tail(logs).read() if not isinstance(record, FirstStep)]
     figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.2), layout="constrained")
-    curves = [
-        ("loss", steps, "loss"),
-        ("kNN top-1 on the holdout", scores, "knn"),
-        ("learning rate", steps, "lr"),
-    ]
-    for axis, (title, rows, key) in zip(axes, curves):
-        axis.plot(
-            [row["step"] for row in rows], [row[key] for row in rows], marker="o" if key == "knn" else ""
-        )
+    curves = {"loss": "loss", "kNN top-1 on the holdout": "knn", "learning rate": "lr"}
+    for axis, (title, name) in zip(axes, curves.items()):
+        points = [(record.step, record.values[name]) for record in records if name in record.values]
+        axis.plot(*zip(*points), marker="o" if name == "knn" else "")
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
     path = logs / "plots" / "training.png"

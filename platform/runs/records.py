@@ -1,26 +1,84 @@
-"""Reading a run's metrics.jsonl while it grows."""
+"""What a run tells while it goes on: records of metrics.jsonl, as types and as lines, and remarks in words."""
 
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
-
-_WITHIN_A_STEP = {"first_step": 0.1, "monitor": 0.3}  # by event; metrics come between
+from typing import Any, BinaryIO, NamedTuple
 
 
-def position(record: Mapping[str, Any]) -> float:
+class FirstStep(NamedTuple):
+    """The ranks have taken their first step."""
+
+    step: int
+    stages: Mapping[str, float]  # stage of the start -> Unix time at which it was done
+
+
+class Metrics(NamedTuple):
+    """Of one step: lr, loss (none if no rank had a finite one), counts, gradient norms, the method's own, speed."""
+
+    step: int  # from 0: the step that was taken
+    time_s: float  # Unix time
+    values: Mapping[str, float]
+    warning: str | None = None
+
+
+class Monitored(NamedTuple):
+    """The scores after an epoch."""
+
+    step: int  # the last of the epoch
+    time_s: float
+    epoch: int  # epochs done
+    values: Mapping[str, float]
+    warning: str | None = None
+
+
+class Note(NamedTuple):
+    """What a run has to say in words: what it waits for, that it exports. Not in metrics.jsonl."""
+
+    text: str
+
+
+Record = FirstStep | Metrics | Monitored
+Event = Record | Note
+
+_WITHIN_A_STEP = {FirstStep: 0.1, Metrics: 0.2, Monitored: 0.3}
+
+
+def position(record: Record) -> float:
     """Where a record stands in the run: its step, and its place among the records of that step."""
-    return float(record["step"] + _WITHIN_A_STEP.get(record.get("event", ""), 0.2))
+    return record.step + _WITHIN_A_STEP[type(record)]
 
 
-def parse(line: bytes) -> dict[str, Any] | None:
+def line(record: Record) -> str:
+    """A record as a line of metrics.jsonl: one flat JSON object."""
+    match record:
+        case FirstStep(step, stages):
+            fields: dict[str, Any] = {"step": step, "event": "first_step", "stages": dict(stages)}
+        case Metrics(step, time_s, values, warning):
+            fields = {"step": step, "time": time_s, **values} | ({"warning": warning} if warning else {})
+        case Monitored(step, time_s, epoch, values, warning):
+            about = {"step": step, "time": time_s, "event": "monitor", "epoch": epoch}
+            fields = {**about, **values, "warning": warning}
+    return json.dumps(fields) + "\n"
+
+
+def parse(text: bytes) -> Record | None:
     """The record in a line of metrics.jsonl; None if a kill or a full disk has left only a part of it."""
     try:
-        record = json.loads(line)
+        fields = json.loads(text)
     except ValueError:
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+    if not isinstance(fields, dict) or not isinstance(fields.get("step"), int):
+        return None
+    step, event, warning = fields.pop("step"), fields.pop("event", None), fields.pop("warning", None)
+    if event == "first_step":
+        return FirstStep(step, fields.get("stages", {}))
+    time_s, epoch = float(fields.pop("time", 0.0)), fields.pop("epoch", 0)
+    values = {name: float(value) for name, value in fields.items() if isinstance(value, int | float)}
+    return (
+        Monitored(step, time_s, epoch, values, warning) if event else Metrics(step, time_s, values, warning)
+    )
 
 
 class Tail:
@@ -31,7 +89,7 @@ class Tail:
         self._file: BinaryIO | None = None  # kept open, so that no other file gets its inode number
         self._offset = 0
 
-    def read(self) -> list[dict[str, Any]]:
+    def read(self) -> list[Record]:
         """Records that have come since the last call; a line that is being written is left for the next."""
         try:
             file = self.path.open("rb")

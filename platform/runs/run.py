@@ -17,6 +17,7 @@ from vergence.platform.errors import UserError
 from vergence.platform.files import read_mapping, write_atomic
 from vergence.platform.home import home
 from vergence.platform.runs import commit as commits
+from vergence.platform.runs.facts import RunFacts, read_facts
 
 HEARTBEAT_S = 10.0
 STALE_AFTER_S = 60.0
@@ -50,9 +51,9 @@ class Run:
     def exports(self) -> Path:
         return self.path / "exports"
 
-    def facts(self) -> dict[str, Any]:
-        """See `read_facts`."""
-        return read_facts(self.path)
+    def facts(self) -> RunFacts:
+        """What the run remembers: data digest, MLflow run, batch regime, registered version ..."""
+        return facts_of(self.path)
 
     def forget(self) -> None:
         """Drop recipe and facts."""
@@ -60,19 +61,15 @@ class Run:
             path.unlink(missing_ok=True)
 
     def remember(self, **facts: Any) -> None:
-        """Add facts to run.json, atomically; the tracker's thread does so too."""
+        """Add facts (see RunFacts) to run.json, atomically; the tracker's thread does so too."""
         with _FACTS:
-            write_atomic(self.path / "run.json", json.dumps(self.facts() | facts, indent=1))
+            write_atomic(self.path / "run.json", json.dumps(self.facts().but(**facts).dump(), indent=1))
 
 
-def read_facts(path: Path) -> dict[str, Any]:
-    """What a run folder remembers: data digest, MLflow run, batch regime, registered version ...
-
-    Without a whole run.json, what the newest commit knew of it; the rest is asked anew.
-    """
-    facts = read_mapping(path / "run.json")
-    newest = commits.newest(path / "commits") if facts is None else None
-    return dict(newest.manifest.get("run", {})) if newest else facts or {}
+def facts_of(path: Path) -> RunFacts:
+    """See `read_facts`; commits are looked at only if run.json is not whole."""
+    whole = read_mapping(path / "run.json") is not None
+    return read_facts(path, None if whole else commits.newest(path / "commits"))
 
 
 def run_names() -> list[str]:

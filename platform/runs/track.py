@@ -7,7 +7,6 @@ same command is given again. A store that refuses from the start ends the comman
 
 import logging
 import threading
-import time
 import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from vergence.platform.errors import UserError, VergenceError
 from vergence.platform.masking import masked
 from vergence.platform.mlflow_errors import explain, is_outage
 from vergence.platform.mlflow_store import artifacts_of, impatient_client, tracking_uri
-from vergence.platform.runs.records import Tail
+from vergence.platform.runs.records import FirstStep, Record, Tail
 from vergence.platform.runs.run import Run
 
 log = logging.getLogger(__name__)
@@ -88,9 +87,10 @@ class Tracker:
     ) -> None:
         self.run, self.experiment, self.params, self.tags, self.says = run, experiment, params, tags, says
         self.run_id: str | None = None  # of the MLflow run, once it is open
-        self._identity: str = run.facts()["id"]
+        self._identity = run.facts().id
+        assert self._identity, "a run has its identity before it is tracked"
         self._tail = Tail(run.logs)
-        self._pending: list[dict[str, Any]] = []
+        self._pending: list[Record] = []
         self._client: Any = None
         self._error: Exception | None = None  # of the last attempt
         self._told: set[str] = set()
@@ -163,16 +163,16 @@ class Tracker:
     def _flush(self) -> None:
         self._open()
         self._pending += self._tail.read()
-        metrics = []
-        for record in self._pending:
-            stamp = int(record.get("time", time.time()) * 1000)
-            for name, value in record.items():
-                if name not in ("step", "time", "epoch") and isinstance(value, int | float):
-                    metrics.append((name, float(value), stamp, record["step"]))
         from mlflow.entities import Metric
 
+        metrics = [
+            Metric(name, value, int(record.time_s * 1000), record.step)
+            for record in self._pending
+            if not isinstance(record, FirstStep)
+            for name, value in record.values.items()
+        ]
         for start in range(0, len(metrics), 900):
-            batch = [Metric(*metric) for metric in metrics[start : start + 900]]
+            batch = metrics[start : start + 900]
             self._client.log_batch(self.run_id, metrics=batch)
         if self._pending:
             self.run.remember(mlflow_position=self._tail.position)
@@ -184,9 +184,9 @@ class Tracker:
             return
         self._client = impatient_client()
         facts = self.run.facts()
-        known = facts.get("mlflow_run")
+        known = facts.mlflow_run
         if known is not None and self._reopened(known):
-            self._tail = Tail(self.run.logs, after=facts.get("mlflow_position", -1.0))
+            self._tail = Tail(self.run.logs, after=facts.mlflow_position)
             self.run_id = known
         else:
             run_id = self._find() or self._create()

@@ -20,15 +20,6 @@ from vergence.platform.train.optim.groups import build_optimizer, slots
 Precision = Literal["fp32", "bf16"]
 
 
-def resolve_precision(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
-    """auto: bf16 where the device computes it natively (emulated bf16 is slower than fp32)."""
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
-
-
 def check_support(optim: OptimConfig, zero: int) -> None:
     """Raises UserError for what cannot be right: ZeRO stage 3, and LARS with a stage above 0."""
     if zero not in (0, 1, 2):

@@ -24,10 +24,12 @@ from vergence.platform.evaluate.monitor import Monitor, remarks
 from vergence.platform.evaluate.spread import effective_rank, embedding_std
 from vergence.platform.evaluate.sweep import Sweep
 from vergence.platform.runs import commit as commits
+from vergence.platform.runs.outcome import Outcome
 from vergence.platform.train import norms
 from vergence.platform.train.engine import Engine
 from vergence.platform.train.exact import Result, accumulate
-from vergence.platform.train.job import Job, Outcome
+from vergence.platform.train.job import Job
+from vergence.platform.train.layout import layout
 from vergence.platform.train.record import Recorder, committed
 from vergence.platform.train.schedule import factor
 
@@ -57,17 +59,18 @@ class RankLoop:
         self.job, self.commit, self.wants_stop = job, commit, wants_stop
         self.step = commit.step if commit else 0
         self.rank, self.world_size = collectives.rank(), collectives.world_size()
-        self.share = job.plan.global_batch // self.world_size
+        self.layout = layout(job.layout, self.world_size, job.machine)
+        self.share = self.layout.share
         self.device = torch.device(job.device)
         torch.set_num_threads(job.threads)
         self.method: Method = job.build().train()
-        self.norms = norms.install(self.method, job.norm_group, share=self.share)
+        self.norms = norms.install(self.method, self.layout.norm_group, share=self.share)
         self.engine = Engine(
             self.method,
             job.optim,
             global_batch=job.plan.global_batch,
             zero=job.zero,
-            precision=job.precision,
+            precision=self.layout.precision,
             device=self.device,
         )
         self.counts = {"updates": 0, "skipped": 0, "bad": 0, "bad_in_epoch": 0}
@@ -82,7 +85,7 @@ class RankLoop:
             seed=job.plan.seed,
             mean=job.data.mean,
             std=job.data.std,
-            dtype=torch.bfloat16 if job.precision == "bf16" else torch.float32,
+            dtype=torch.bfloat16 if self.layout.precision == "bf16" else torch.float32,
             device=self.device,
         )
         self.reader = Reader(Index(job.index), max_pixels=job.data.max_pixels)
@@ -150,8 +153,8 @@ class RankLoop:
         result = accumulate(
             self.method,
             self._micros(row),
-            seeds=[self._draws(start) for start in range(0, self.share, job.micro)],
-            regime=job.regime,
+            seeds=[self._draws(start) for start in range(0, self.share, self.layout.micro)],
+            regime=self.layout.regime,
             norms=self.norms,
             autocast=self.engine.autocast,
             backward=self.engine.backward,
@@ -186,8 +189,8 @@ class RankLoop:
         """The share as micro-batches with their views; view draws depend on the sample only."""
         micros = []
         epoch = self.step // self.job.plan.batches_per_epoch
-        for start in range(0, self.share, self.job.micro):
-            part = slice(start, start + self.job.micro)
+        for start in range(0, self.share, self.layout.micro):
+            part = slice(start, start + self.layout.micro)
             ids = np.array(row["id"][part])
             views, geometry = self.views(row["image"][part], ids, epoch)
             micros.append(
@@ -209,12 +212,12 @@ class RankLoop:
 
     def _shuffle(self, start: int) -> Tensor | None:
         """Permutation inside each span of the micro-batch that starts at `start` of the global batch."""
-        span = self.job.norm_span
+        span = self.layout.norm_span
         if span is None:
             return None
         spans = [
             offset + rng.permutation(span, SHUFFLE, self.job.plan.seed, self.step, (start + offset) // span)
-            for offset in range(0, self.job.micro, span)
+            for offset in range(0, self.layout.micro, span)
         ]
         return torch.from_numpy(np.concatenate(spans)).to(self.device)
 

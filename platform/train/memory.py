@@ -1,9 +1,7 @@
 """How much memory a forward keeps for its backward, and what micro-batch and regime follow from it."""
 
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -89,23 +87,3 @@ def choose(
     if regime == "auto":
         regime = "one" if micro == share else "kept" if share * cost <= budget else "two-pass"
     return Choice(micro, regime, cost * (micro if regime == "two-pass" else share), budget)
-
-
-def available_bytes(device: torch.device, workers_on_host: int) -> int:
-    """Memory this worker may count on: free memory of its GPU, or an even part of the host's.
-
-    On a CPU host the smaller of what Linux calls available and what the container's limit leaves.
-    """
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        free = int(fields["MemAvailable"].split()[0]) * 1024
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    if limit.exists() and used.exists() and limit.read_text().strip() != "max":
-        stat = dict(line.split() for line in (used.parent / "memory.stat").read_text().splitlines())
-        reclaimable = int(stat.get("inactive_file", 0))  # page cache of the shards counts as used
-        free = min(free, int(limit.read_text()) - int(used.read_text()) + reclaimable)
-    return max(0, free) // workers_on_host

@@ -1,6 +1,5 @@
 """What leaves the rank loop: metric records (metrics.jsonl) and commits."""
 
-import json
 import time
 import zlib
 from collections.abc import Iterator, Mapping
@@ -16,8 +15,8 @@ from vergence.methods import collectives
 from vergence.platform.errors import VergenceError
 from vergence.platform.files import sync, write_atomic
 from vergence.platform.runs import commit as commits
-from vergence.platform.runs.records import parse
-from vergence.platform.runs.run import owns, read_facts
+from vergence.platform.runs.records import FirstStep, Metrics, Monitored, Record, line, parse
+from vergence.platform.runs.run import facts_of, owns
 from vergence.platform.train.engine import Engine, cpu_copy
 from vergence.platform.train.job import Job
 
@@ -53,7 +52,7 @@ class Recorder:
         self.window_steps += 1
         if self.stages is not None:
             self.stage("first step")
-            self._append({"step": step, "event": "first_step", "stages": self.stages})
+            self._append(FirstStep(step, self.stages))
             self.stages = None
 
     def metrics(self, step: int, metrics: Mapping[str, float], warning: str | None = None) -> None:
@@ -61,20 +60,18 @@ class Recorder:
         elapsed = time.perf_counter() - self.window_start
         images = self.window_steps * self.job.plan.global_batch
         speed = {"images_per_s": images / elapsed, "data_wait_share": self.waited_s / elapsed}
-        told = {"warning": warning} if warning else {}
-        self._append({"step": step, "time": time.time(), **metrics, **speed, **told})
+        self._append(Metrics(step, time.time(), {**metrics, **speed}, warning))
         self.window_start, self.window_steps, self.waited_s = time.perf_counter(), 0, 0.0
 
     def monitored(self, step: int, epoch: int, metrics: Mapping[str, float], warning: str | None) -> None:
         """A record of the monitor, made after `step` steps; its time does not count as training."""
-        about = {"step": step - 1, "time": time.time(), "event": "monitor", "epoch": epoch}
-        self._append({**about, **metrics, "warning": warning})
+        self._append(Monitored(step - 1, time.time(), epoch, metrics, warning))
         self.window_start, self.window_steps, self.waited_s = time.perf_counter(), 0, 0.0
 
-    def _append(self, record: Mapping[str, Any]) -> None:
+    def _append(self, record: Record) -> None:
         if self.speaks and owns(self.job.run, self.job.attempt):
             with self.path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(line(record))
 
 
 def cut(path: Path, start_step: int, monitor_due: bool = False) -> None:
@@ -82,14 +79,14 @@ def cut(path: Path, start_step: int, monitor_due: bool = False) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_bytes().splitlines():
-        record = parse(line)
+    for text in path.read_bytes().splitlines():
+        record = parse(text)
         if record is None:
             continue
-        again = monitor_due and record["step"] == start_step - 1 and record.get("event") == "monitor"
-        if record["step"] < start_step and not again:
-            kept.append(line.decode())
-    write_atomic(path, "".join(line + "\n" for line in kept))
+        again = monitor_due and record.step == start_step - 1 and isinstance(record, Monitored)
+        if record.step < start_step and not again:
+            kept.append(text.decode())
+    write_atomic(path, "".join(text + "\n" for text in kept))
 
 
 def committed(job: Job, engine: Engine, facts: Mapping[str, Any]) -> str | None:
@@ -104,7 +101,7 @@ def committed(job: Job, engine: Engine, facts: Mapping[str, Any]) -> str | None:
         try:
             with suppress(FileNotFoundError):
                 sync(job.run / "logs" / "metrics.jsonl")  # of steps that are not done again after this
-            facts = {**facts, "run": read_facts(job.run)}  # so that run.json can be made anew
+            facts = {**facts, "run": facts_of(job.run).dump()}  # so that run.json can be made anew
             made = commits.write(
                 job.run / "commits", state, facts, job.attempt, owned=lambda: owns(job.run, job.attempt)
             )

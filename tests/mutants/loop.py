@@ -9,7 +9,7 @@ _DRAWS = "rng.mix(DRAWS, self.job.plan.seed, self.step, first)"
 _PLACE = "rng.permutation(span, SHUFFLE, self.job.plan.seed, self.step, (start + offset) // span)"
 
 _LOOP: Faults = {
-    "ema-per-micro-batch": (_AFTER, f"[{_AFTER} for _ in range(self.share // job.micro)]", MOCO),
+    "ema-per-micro-batch": (_AFTER, f"[{_AFTER} for _ in range(self.share // self.layout.micro)]", MOCO),
     "ema-before-the-optimiser": (
         _TAKEN + _UPDATE,
         f"        if result is not None:\n            {_AFTER}\n{_TAKEN}{_UPDATE.replace(_AFTER, 'pass')}",
@@ -195,7 +195,7 @@ _LOOP: Faults = {
     "spread-over-both-views": (".flatten(1, -2)[:, 0]", ".flatten(0, -2)", RECORDS + "[byol]"),
     "method-in-eval-mode": ("job.build().train()", "job.build().eval()", MOCO),
     "one-norm-group-a-share": (
-        "norms.install(self.method, job.norm_group,",
+        "norms.install(self.method, self.layout.norm_group,",
         "norms.install(self.method, self.share,",
         MOCO,
     ),

@@ -41,8 +41,8 @@ _COMMIT: Faults = {
 
 _RECORD: Faults = {
     "record-of-the-commits-step-stays": (
-        'record["step"] < start_step and',
-        'record["step"] <= start_step and',
+        "record.step < start_step and",
+        "record.step <= start_step and",
         "tests/platform/runs/test_records.py::test_cut_drops_later_steps_and_a_half_line",
     ),
     "ranks-may-differ": (
@@ -86,7 +86,7 @@ _LOCK: Faults = {
         f"{_RUN}::test_the_heart_beats_on_after_a_touch_that_failed",
     ),
     "lost-facts-stay-lost": (
-        'commits.newest(path / "commits") if facts is None else None',
+        'None if whole else commits.newest(path / "commits")',
         "None",
         f"{_RUN}::test_lost_facts_are_those_that_the_newest_whole_commit_knew",
     ),

@@ -22,9 +22,9 @@ from PIL import Image
 from runs_for_real import TINY, environment, kill_everything, start, train_workers, vergence, wait_for_step
 
 from vergence.pipelines import cli
-from vergence.pipelines.attempt import fork
 from vergence.platform import yaml
 from vergence.platform.runs import commit as commits
+from vergence.platform.runs.fork import fork
 from vergence.platform.runs.run import Run
 
 NUM_IMAGES = 640  # 576 train: 9 steps an epoch of 64, 27 in all
@@ -472,7 +472,7 @@ def test_a_run_in_the_callers_session_says_what_it_waits_for_and_leaves_the_sess
 def test_a_cluster_that_does_not_answer_is_one_line_within_15_s(place, capsys, monkeypatch):
     monkeypatch.setenv("VERGENCE_HOME", str(place / "unreachable"))
     importlib.import_module(
-        "vergence.pipelines.attempt"
+        "vergence.pipelines.advance"
     )  # the imports on a busy machine are not what is measured
     with socket.create_server(("0.0.0.0", 0)) as silent:  # takes connections and says nothing
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{silent.getsockname()[1]}")

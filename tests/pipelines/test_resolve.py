@@ -1,4 +1,4 @@
-"""What is decided before a run starts: what it takes over from earlier attempts, and which encoders it refuses."""
+"""What is decided before a run starts: which encoders it refuses."""
 
 import numpy as np
 import pytest
@@ -7,29 +7,9 @@ from torch import nn
 
 from vergence.pipelines import cli
 from vergence.pipelines.recipe import build_method, load_recipe
-from vergence.pipelines.resolve import _as_before, data_facts, resolve
+from vergence.pipelines.resolve import data_facts, resolve
 from vergence.platform.data.index import open_index
 from vergence.platform.errors import UserError
-from vergence.platform.train.exact import BatchConfig
-
-TWO_PASS = {"regime": "two-pass", "micro": 16}
-
-
-@pytest.mark.parametrize(
-    ("given", "kept", "share", "expected"),
-    [
-        ({}, {}, 64, ("auto", None)),
-        ({}, TWO_PASS, 64, ("two-pass", 16)),
-        ({}, TWO_PASS, 24, ("two-pass", None)),  # other workers: 16 no longer divides the share
-        ({"micro": 32}, TWO_PASS, 64, ("two-pass", 32)),
-        ({"regime": "kept"}, TWO_PASS, 64, ("kept", 16)),
-        ({}, {"regime": "one", "micro": 64}, 128, ("one", None)),
-        ({"micro": 32}, {"regime": "one", "micro": 64}, 64, ("auto", 32)),  # rules out one forward
-    ],
-)
-def test_regime_and_micro_batch_stay_where_they_fit(given, kept, share, expected):
-    config = _as_before(BatchConfig(global_batch=128, **given), kept, share)
-    assert (config.regime, config.micro) == expected
 
 
 @pytest.fixture
@@ -62,5 +42,5 @@ def test_an_encoder_with_an_unknown_norm_is_refused_by_name(shard, tmp_path):
     with pytest.raises(
         UserError, match=r"resnet18: encoder\.backbone\.bn1 is a torch.*SyncBatchNorm"
     ) as caught:
-        resolve(recipe, index, method, {})
+        resolve(recipe, index, method)
     assert caught.value.exit_code == 2

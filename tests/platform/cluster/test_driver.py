@@ -1,28 +1,125 @@
-"""What is said while ranks do not move; runs as a whole are in tests/pipelines/test_pretrain.py."""
+"""The driver without Ray: what it passes on, how it stops, and what it says while ranks do not move."""
 
 import os
+import threading
 import time
 from types import SimpleNamespace
 
 import pytest
 
+from vergence.platform.cluster import driver
 from vergence.platform.cluster.capacity import Need, ScaleConfig
-from vergence.platform.cluster.driver import _delay
+from vergence.platform.cluster.driver import _delay, fit
+from vergence.platform.runs.outcome import Outcome, leave_outcome
+from vergence.platform.runs.records import Metrics, Note, line
+from vergence.platform.runs.stop import Stop
 
 
 @pytest.fixture
 def job(tmp_path):
     (tmp_path / "logs").mkdir()
-    return SimpleNamespace(run=tmp_path, attempt="second")
+    return SimpleNamespace(
+        run=tmp_path,
+        attempt="second",
+        stop_file=tmp_path / "STOP.second",
+        outcome_file=tmp_path / "logs" / "outcome.second.json",
+    )
 
 
-def session(pending=None):
-    return SimpleNamespace(need=Need(ScaleConfig(workers=2), 1, 1.0), pending=lambda: pending)
+def session(pending=None, place="own", missing=lambda: None):
+    need = Need(ScaleConfig(workers=2), 1, 1.0)
+    return SimpleNamespace(need=need, pending=lambda: pending, place=place, missing=missing)
 
 
 def begin(job, rank, attempt):
     with (job.run / "logs" / f"rank-{rank}.log").open("a") as log:
         log.write(f"INFO attempt {attempt}, rank {rank} of 2\n")
+
+
+def step(job, number):
+    with (job.run / "logs" / "metrics.jsonl").open("a") as file:
+        file.write(line(Metrics(number, 1.0, {"loss": 0.5})))
+
+
+def fitted(monkeypatch, job, ranks, *, stop=None, where=None, start_step=0):
+    """Outcome and events of a fit whose ranks are a function, run where Ray Train would be."""
+    monkeypatch.setattr(driver, "_fit", lambda *_: ranks() or "")
+    events, stop = [], stop or Stop()
+    outcome = fit(
+        job, None, where or session(), name="r", start_step=start_step, stop=stop, observe=events.append
+    )
+    assert not job.stop_file.exists()
+    assert not stop.is_heard
+    return outcome, events
+
+
+def test_records_are_passed_on_once_from_the_start_step_and_the_ranks_outcome_is_returned(job, monkeypatch):
+    def ranks():
+        for number in (3, 4, 5):
+            step(job, number)
+        leave_outcome(job.outcome_file, Outcome("finished"))
+
+    step(job, 2)  # of the attempt before
+    outcome, events = fitted(monkeypatch, job, ranks, start_step=3)
+    assert outcome == Outcome("finished")
+    assert [event.step for event in events] == [3, 4, 5]
+
+
+def test_a_stop_reaches_the_ranks_as_a_file_and_the_commit_is_waited_for(job, monkeypatch):
+    stop = Stop()
+
+    def ranks():
+        step(job, 0)
+        stop.ask()
+        assert job.stop_file.exists()
+        time.sleep(0.7)
+        leave_outcome(job.outcome_file, Outcome("interrupted"))
+
+    assert fitted(monkeypatch, job, ranks, stop=stop)[0] == Outcome("interrupted")
+
+
+@pytest.mark.parametrize("place", ["own", "caller"])
+def test_before_the_first_step_only_ranks_that_would_outlive_us_are_waited_for(job, monkeypatch, place):
+    stop, ended = Stop(), threading.Event()
+
+    def ranks():
+        stop.ask()
+        while job.stop_file.exists() and place == "own":
+            time.sleep(0.01)
+        time.sleep(0.7)
+        leave_outcome(job.outcome_file, Outcome("interrupted"))
+        ended.set()
+
+    outcome, _ = fitted(monkeypatch, job, ranks, stop=stop, where=session(place=place))
+    assert outcome == Outcome("interrupted")
+    assert ended.is_set() == (place == "caller")
+
+
+def test_what_cannot_be_mended_ends_at_once_and_ranks_that_left_nothing_failed(job, monkeypatch):
+    release = threading.Event()
+
+    def ranks():
+        leave_outcome(job.outcome_file, Outcome("failed", "the disk is full"))
+        release.wait(20)  # Ray would start the ranks anew
+
+    assert fitted(monkeypatch, job, ranks)[0] == Outcome("failed", "the disk is full")
+    release.set()
+    assert fitted(monkeypatch, job, lambda: "training failed: x")[0] == Outcome(
+        "failed", "training failed: x"
+    )
+
+
+def test_what_others_hold_is_waited_for_until_a_stop(job, monkeypatch):
+    stop, asked = Stop(), []
+
+    def missing():
+        asked.append(1)
+        if len(asked) == 2:
+            stop.ask()
+        return "others hold 2 CPUs"
+
+    outcome, _ = fitted(monkeypatch, job, pytest.fail, stop=stop, where=session(missing=missing))
+    assert outcome == Outcome("interrupted")
 
 
 def test_a_start_says_whether_room_processes_or_the_first_step_are_missing(job):
@@ -33,6 +130,18 @@ def test_a_start_says_whether_room_processes_or_the_first_step_are_missing(job):
     assert "1 of 2 workers have begun" in _delay(job, session(), started=False)
     begin(job, 0, "second")
     assert "2 workers build the model and read the first batch" in _delay(job, session("x"), started=False)
+
+
+def test_the_reason_of_a_wait_is_a_note(job, monkeypatch):
+    monkeypatch.setattr("vergence.platform.cluster.waiting.FIRST_S", 0.0)
+
+    def ranks():
+        time.sleep(0.2)
+        leave_outcome(job.outcome_file, Outcome("finished"))
+
+    _, events = fitted(monkeypatch, job, ranks)
+    assert isinstance(events[0], Note)
+    assert "0 of 2 workers have begun" in events[0].text
 
 
 def test_ranks_that_take_steps_are_not_told_of_what_others_wait_for(job):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vergence.platform.runs.records import Tail
+from vergence.platform.runs.records import FirstStep, Metrics, Monitored, Tail, line, parse
 from vergence.platform.train.record import cut
 
 
@@ -20,10 +20,10 @@ def test_tail_hands_out_each_record_once_and_waits_for_whole_lines(tmp_path):
     append(path, 0, 1)
     with path.open("a") as file:
         file.write('{"step": 2, "lo')
-    assert [record["step"] for record in tail.read()] == [0, 1]
+    assert [record.step for record in tail.read()] == [0, 1]
     with path.open("a") as file:
         file.write('ss": 1}\n')
-    assert tail.read() == [{"step": 2, "loss": 1}]
+    assert tail.read() == [Metrics(2, 0.0, {"loss": 1.0})]
     assert tail.read() == []
 
 
@@ -33,7 +33,7 @@ def test_after_a_resume_only_new_steps_are_handed_out(tmp_path):
     assert len(tail.read()) == 10
     cut(path, 5)  # the resumed run repeats steps 5 to 9
     append(path, *range(5, 12))
-    assert [record["step"] for record in tail.read()] == [10, 11]
+    assert [record.step for record in tail.read()] == [10, 11]
 
 
 def test_a_cut_just_after_the_file_was_opened_loses_nothing(tmp_path, monkeypatch):
@@ -50,7 +50,7 @@ def test_a_cut_just_after_the_file_was_opened_loses_nothing(tmp_path, monkeypatc
         return file
 
     monkeypatch.setattr(Path, "open", opened_then_cut)
-    assert [record["step"] for record in tail.read() + tail.read()] == [10, 11]
+    assert [record.step for record in tail.read() + tail.read()] == [10, 11]
 
 
 def test_a_cut_file_that_gets_the_number_of_an_old_one_is_read_from_its_start(tmp_path):
@@ -64,7 +64,7 @@ def test_a_cut_file_that_gets_the_number_of_an_old_one_is_read_from_its_start(tm
     append(path, *range(5, 9))
     with path.open("a") as file:
         file.write('{"step": 12}\n' * 3)
-    assert [record["step"] for record in tail.read()] == [12] * 3
+    assert [record.step for record in tail.read()] == [12] * 3
 
 
 def test_a_file_cut_in_place_is_read_from_its_start(tmp_path):
@@ -73,7 +73,7 @@ def test_a_file_cut_in_place_is_read_from_its_start(tmp_path):
     assert len(tail.read()) == 10
     os.truncate(path, 0)
     append(path, 11)
-    assert [record["step"] for record in tail.read()] == [11]
+    assert [record.step for record in tail.read()] == [11]
 
 
 @pytest.mark.parametrize("torn", [b'{"step": 1, "lo', b"\0\0\0", b"\xff{", b"7", b"null", b'{"loss": 1}'])
@@ -83,7 +83,7 @@ def test_a_torn_line_costs_itself_only(tmp_path, torn):
     with path.open("ab") as file:
         file.write(torn + b"\n")
     append(path, 2)
-    assert [record["step"] for record in tail.read()] == [0, 2]
+    assert [record.step for record in tail.read()] == [0, 2]
     cut(path, 2)
     assert path.read_text() == '{"step": 0, "loss": 0.0}\n'
 
@@ -102,11 +102,24 @@ def test_what_comes_late_in_a_step_is_handed_out_too(tmp_path):
     append(path, 2)
     with path.open("a") as file:
         file.write('{"step": 2, "event": "monitor"}\n{"step": 3, "event": "first_step"}\n')
-    assert [record["event"] for record in tail.read()] == [
-        "first_step"
-    ]  # the others are of the attempt before
+    assert [type(record) for record in tail.read()] == [FirstStep]  # the others are of the attempt before
     append(path, 3)
-    assert [record["step"] for record in tail.read()] == [3]
+    assert [record.step for record in tail.read()] == [3]
     with path.open("a") as file:
         file.write('{"step": 3, "event": "monitor"}\n')
-    assert [record["event"] for record in tail.read()] == ["monitor"]
+    assert [type(record) for record in tail.read()] == [Monitored]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        FirstStep(3, {"enter": 1.5, "ray": 2.5}),
+        Metrics(3, 1e9, {"lr": 0.1, "updates": 4.0}),
+        Metrics(3, 1e9, {"lr": 0.1}, "a blank image"),
+        Monitored(8, 1e9, 1, {"knn": 0.5, "h_effective_rank": 3.25}),
+        Monitored(8, 1e9, 1, {"h_effective_rank": 1.0}, "collapse"),
+    ],
+)
+def test_a_record_is_read_back_from_its_line(record):
+    assert parse(line(record).encode()) == record
+    assert isinstance(json.loads(line(record)), dict)

@@ -12,6 +12,7 @@ from vergence.platform.errors import UserError
 from vergence.platform.runs import commit as commits
 from vergence.platform.runs import run as module
 from vergence.platform.runs.run import Run, is_live, locked, owns, run_names, valid_name
+from vergence.platform.schema import SCHEMA
 
 HOLD = """
 import sys, time
@@ -144,7 +145,10 @@ def test_facts_are_added_to():
     run.path.mkdir()
     run.remember(version=3)
     run.remember(finished=True)
-    assert Run("r").facts() == {"version": 3, "finished": True}
+    facts = Run("r").facts()
+    assert (facts.version, facts.finished, facts.mlflow_run) == (3, True, None)
+    with pytest.raises(AssertionError):
+        run.remember(verison=4)
 
 
 @pytest.mark.parametrize("text", [None, "", '{"version": 3, "mlfl', "\0" * 40, "[]"])
@@ -156,9 +160,10 @@ def test_lost_facts_are_those_that_the_newest_whole_commit_knew(text):
     (run.commits / commits.folder_name(3) / commits.MANIFEST).write_text("")
     if text is not None:
         (run.path / "run.json").write_text(text)
-    assert run.facts() == {"id": "a1", "mlflow_run": "at-2"}
+    assert (run.facts().id, run.facts().mlflow_run) == ("a1", "at-2")
     run.remember(version=3)
-    assert json.loads((run.path / "run.json").read_text()) == {"id": "a1", "mlflow_run": "at-2", "version": 3}
+    known = {"schema": SCHEMA, "id": "a1", "mlflow_run": "at-2", "version": 3}
+    assert json.loads((run.path / "run.json").read_text()) == known
     assert run_names() == ["r"]
 
 

@@ -67,7 +67,7 @@ def test_records_arrive_once_and_the_run_ends_with_its_status():
     assert made.info.status == "FINISHED"
     assert made.info.run_name == "r"
     assert made.data.params == {"lr": "0.1"}
-    assert made.data.tags["vergence.run"] == run.facts()["id"]
+    assert made.data.tags["vergence.run"] == run.facts().id
     assert made.data.tags["code"] == "1"
 
 
@@ -76,13 +76,13 @@ def test_a_folder_that_forgot_its_mlflow_run_goes_on_with_it(either_store):
     run = begun()
     others = len(mlflow_runs())
     first = track(run, "KILLED")
-    (run.path / "run.json").write_text(json.dumps({"id": run.facts()["id"]}))
+    (run.path / "run.json").write_text(json.dumps({"id": run.facts().id}))
     with (run.logs / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 5, "time": 1e9 + 5, "loss": 0.1}) + "\n")
     assert track(run) == first
     assert len(mlflow_runs()) == others + 1
     assert losses(first) == [0, 1, 2, 3, 4, 5]
-    assert run.facts()["mlflow_run"] == first
+    assert run.facts().mlflow_run == first
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -94,7 +94,7 @@ def test_a_kill_just_after_the_mlflow_run_was_made_leaves_one(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Run, "remember", killed)
         Tracker(run, EXPERIMENT, {"lr": 0.1}, {"code": "1"}, print)._thread.join()
-    assert "mlflow_run" not in run.facts()
+    assert run.facts().mlflow_run is None
     [made] = mlflow_runs()
     assert track(run) == made.info.run_id
     assert len(mlflow_runs()) == 1
@@ -166,7 +166,7 @@ def test_an_absent_server_stops_nothing_and_gets_everything_when_it_comes(
         tracker.open()
     with forwarding(port, mlflow_server):
         run_id = tracker.open()
-        assert run_id == tracker.run_id == tracker.run.facts()["mlflow_run"]
+        assert run_id == tracker.run_id == tracker.run.facts().mlflow_run
         assert tracker.close("FINISHED", {})
         assert losses(run_id) == [0, 1, 2, 3, 4]
     assert len(said) == 1

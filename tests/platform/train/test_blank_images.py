@@ -98,7 +98,7 @@ def attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     )
     recipe = Recipe.parse({**RECIPE, "data": {"train": str(shard), "holdout": 0.0}}, "recipe")
     index = open_index(str(shard), tmp_path / "index")
-    resolved = resolve(recipe, index, build_method(recipe, data_facts(recipe, index)), {})
+    resolved = resolve(recipe, index, build_method(recipe, data_facts(recipe, index)))
     run = Run("r", attempt="test")
     run.logs.mkdir(parents=True)
     job = resolved.job(run, {})

@@ -47,7 +47,7 @@ def make_loop(tmp_path, monkeypatch):
         text = text.replace("HOLDOUT", str(holdout))
         recipe = Recipe.parse(yaml.parse(text, "recipe"), "recipe")
         index = open_index(shard, tmp_path / "index")
-        resolved = resolve(recipe, index, build_method(recipe, data_facts(recipe, index)), {})
+        resolved = resolve(recipe, index, build_method(recipe, data_facts(recipe, index)))
         run = Run("r", attempt="test")
         run.logs.mkdir(parents=True, exist_ok=True)
         stream = resolved.stream()
@@ -182,14 +182,14 @@ def test_a_loop_that_goes_on_from_a_commit_ends_like_one_that_never_stopped(make
 @alone
 def test_shuffles_stay_within_spans_and_follow_the_place_in_the_global_batch(make_loop):
     loop, _, _ = make_loop("mocov2", extra="")
-    assert loop.job.norm_span == 16
+    assert loop.layout.norm_span == 16
     shuffle = loop._shuffle(0)
     assert sorted(shuffle.tolist()) == list(range(16))
     assert shuffle.tolist() != list(range(16))
-    object.__setattr__(loop.job, "norm_span", 8)
+    loop.layout = loop.layout._replace(norm_span=8)
     halves = loop._shuffle(0)
     assert sorted(halves[:8].tolist()) == list(range(8))
-    object.__setattr__(loop.job, "micro", 8)
+    loop.layout = loop.layout._replace(micro=8)
     assert (loop._shuffle(8) + 8).tolist() == halves[8:].tolist()
     loop.step += 1
     assert loop._shuffle(8).tolist() != (halves[8:] - 8).tolist()

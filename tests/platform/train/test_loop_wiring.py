@@ -24,8 +24,9 @@ from vergence.pipelines.recipe import Recipe
 from vergence.pipelines.resolve import resolve
 from vergence.platform.data.index import open_index
 from vergence.platform.runs import commit as commits
+from vergence.platform.runs.outcome import Outcome
 from vergence.platform.runs.run import Run, locked
-from vergence.platform.train.job import Job, Outcome
+from vergence.platform.train.job import Job
 from vergence.platform.train.loop import RankLoop
 
 WORLD, SHARE = 2, 16
@@ -198,7 +199,7 @@ def job_of(case: Case, folder: Path, run: Run) -> Job:
         return METHODS[s.method][1].build(recipe.method, TinyEncoder(), FACTS)
 
     run.logs.mkdir(parents=True)
-    resolved = resolve(recipe, open_index(shard, folder / "index"), build(), {})
+    resolved = resolve(recipe, open_index(shard, folder / "index"), build())
     return replace(resolved.job(run, {}), build=build)
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from vergence.methods.method import Batch
 from vergence.platform.errors import UserError
 from vergence.platform.train.exact import BatchConfig
-from vergence.platform.train.memory import activation_bytes_per_sample, available_bytes, choose
+from vergence.platform.train.memory import activation_bytes_per_sample, choose
 
 
 class Net(nn.Module):
@@ -72,8 +72,3 @@ def test_span_bounds_the_choice() -> None:
 def test_contradictions_are_refused(config: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         choose(BatchConfig(global_batch=128, **config), share=64, group=8, bytes_per_sample=10, budget=1)
-
-
-def test_workers_share_the_host() -> None:
-    alone, among_four = (available_bytes(torch.device("cpu"), workers) for workers in (1, 4))
-    assert 0 < among_four < alone

@@ -12,6 +12,7 @@ from ranks import alone, run_ranks
 from torch import nn
 
 from vergence.platform.runs import commit as commits
+from vergence.platform.schema import SCHEMA
 from vergence.platform.train import record
 from vergence.platform.train.engine import Engine
 from vergence.platform.train.optim.config import OptimConfig
@@ -127,7 +128,11 @@ def test_who_has_lost_the_run_while_committing_does_not_prune(tmp_path, monkeypa
 
     (tmp_path / "run.json").write_text('{"id": "a1", "mlflow_run": "m"}')
     assert record.committed(job, engine, {"step": 1, "counts": {}}) is None
-    assert commits.newest(tmp_path / "commits").manifest["run"] == {"id": "a1", "mlflow_run": "m"}
+    assert commits.newest(tmp_path / "commits").manifest["run"] == {
+        "schema": SCHEMA,
+        "id": "a1",
+        "mlflow_run": "m",
+    }
     monkeypatch.setattr(commits, "write", written_then_taken)
     assert record.committed(job, engine, {"step": 2, "counts": {}}) is None
     assert len(list((tmp_path / "commits").glob("step-*"))) == 2

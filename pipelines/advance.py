@@ -1,0 +1,232 @@
+"""A run from where it stands to its end: decide, train, hand over; MLflow is told all the while."""
+
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Literal, NamedTuple
+
+from vergence.methods.method import Method
+from vergence.pipelines.core import train
+from vergence.pipelines.decide import Data, Done, HandOver, LookAtData, Refuse, Train, decide
+from vergence.pipelines.handover import hand_over
+from vergence.pipelines.recipe import Recipe, build_method, flatten
+from vergence.pipelines.resolve import Resolved, data_facts, need_of, provenance, resolve
+from vergence.platform import yaml
+from vergence.platform.cluster import session
+from vergence.platform.cluster.capacity import check_local
+from vergence.platform.cluster.preflight import machine_of
+from vergence.platform.data.index import Index, open_index
+from vergence.platform.errors import UserError
+from vergence.platform.files import write_atomic
+from vergence.platform.home import home
+from vergence.platform.runs import commit as commits
+from vergence.platform.runs.commit import Commit
+from vergence.platform.runs.facts import RunFacts
+from vergence.platform.runs.past import Past
+from vergence.platform.runs.records import Event, Note
+from vergence.platform.runs.run import Run
+from vergence.platform.runs.stop import Stop
+from vergence.platform.runs.track import Tracker
+from vergence.platform.train.engine import expected_state
+from vergence.platform.train.record import cut
+
+
+class Planned(NamedTuple):
+    """Everything is checked: this is what will be trained."""
+
+    resolved: Resolved
+    run: Run
+    num_parameters: int  # that are trained
+    place: session.Place  # of Ray
+
+
+class RunResult(NamedTuple):
+    """How a run stands when the command returns."""
+
+    run: Run
+    status: Literal["finished", "interrupted"]
+    commit: Commit | None  # the newest one; None if the run was stopped before its first step
+    version: int | None  # of the registered model
+
+    @property
+    def score(self) -> float | None:
+        """The monitor's score at the newest commit: kNN top-1 on the holdout, or its effective rank without labels."""
+        return self.commit.score if self.commit else None
+
+
+Observer = Callable[[Event | Planned], None]
+
+
+def advance(
+    recipe: Recipe, run: Run, *, stop: Stop, observe: Observer, entered_s: float | None = None
+) -> RunResult:
+    """Do what is left of a run whose lock this process holds; nothing if it is complete.
+
+    observe: gets the plan once, records as they come, and remarks, some of them from the tracker's thread.
+    entered_s: Unix time at which the command began. Raises UserError, VergenceError.
+    """
+    past = Past.read(run)
+    decision, index = decide(past, recipe), None
+    if isinstance(decision, LookAtData):
+        index = open_index(recipe.data.train, home() / "index", progress=True)
+        decision = decide(past, recipe, Data(index.digest, len(index)))
+    match decision:
+        case Refuse(reason):
+            raise UserError(reason)
+        case Train() if index is not None:
+            session.check_reachable()
+            stages = {"enter": entered_s or time.time()}
+            status = _train(recipe, run, index, decision, stop, observe, stages)
+        case HandOver() if index is not None:
+            status = _complete(recipe, run, index, past, observe)
+        case _:
+            assert isinstance(decision, Done)
+            observe(Note(f"run {run.name} is finished, nothing to do: {what_exists(recipe, run)}"))
+            status = "finished"
+    return RunResult(run, status, commits.newest(run.commits), run.facts().version)
+
+
+def plan(recipe: Recipe, run: Run) -> Planned:
+    """What would be trained, checked like a run; nothing is written."""
+    past = Past.read(run)
+    decision = decide(past, recipe)
+    if isinstance(decision, Refuse):
+        raise UserError(decision.reason)
+    index = open_index(recipe.data.train, home() / "index", progress=True)
+    decision = decide(past, recipe, Data(index.digest, len(index)))
+    if isinstance(decision, Refuse):
+        raise UserError(decision.reason)
+    kept = past.facts if past.has_begun else RunFacts()
+    with ExitStack() as ray:
+        joined = _joined(recipe, ray)
+        resolved, method = _resolved(recipe, run, index, kept, past.start_step, joined)
+        return _planned(resolved, run, method, joined)
+
+
+def what_exists(recipe: Recipe, run: Run) -> str:
+    """Where the results of a finished run are, and what can be done with them."""
+    version, name = run.facts().version, recipe.track.register_as
+    registered = f"; registered as {name} version {version}" if version is not None else ""
+    encoder = f"models:/{name}@champion" if registered else run.name
+    return f"encoder in {run.exports}{registered}; next: vergence evaluate {encoder} --train SHARDS --test SHARDS"
+
+
+def _train(
+    recipe: Recipe,
+    run: Run,
+    index: Index,
+    decision: Train,
+    stop: Stop,
+    observe: Observer,
+    stages: dict[str, float],
+) -> Literal["finished", "interrupted"]:
+    """From a decision to train to the handed-over encoder."""
+    start, says = decision.commit, _sayer(observe)
+    with ExitStack() as ray:
+        joined = _joined(recipe, ray)
+        start_step = start.step if start else 0
+        resolved, method = _resolved(recipe, run, index, decision.kept, start_step, joined)
+        if start is not None:
+            _refuse_other_state(recipe, run, start, method)
+        if decision.forgets:
+            run.forget()  # the MLflow run of an attempt that was a mistake, too
+        _keep(recipe, run, index)
+        layout = resolved.layout
+        run.remember(
+            precision=layout.precision, regime=layout.regime, micro=layout.micro, span=layout.norm_span
+        )
+        observe(_planned(resolved, run, method, joined))
+        cut(run.logs / "metrics.jsonl", start_step, start is not None and start.monitor_due)
+        with _Tracked(recipe, run, index, says) as tracked:
+            stages |= {"checks": time.time()}
+            with ray:
+                cluster = joined or ray.enter_context(session.opened(resolved.need))
+                tracked.tracker.check()  # it has asked while Ray started
+                outcome = train(resolved, run, cluster, stop=stop, observe=observe, stages=stages)
+            if outcome.status == "interrupted":
+                tracked.status = "KILLED"
+                return "interrupted"
+            hand_over(recipe, run, index, method, tracked.tracker, says)
+            tracked.status = "FINISHED"
+    says(f"done: {what_exists(recipe, run)}")
+    return "finished"
+
+
+def _sayer(observe: Observer) -> Callable[[str], None]:
+    return lambda text: observe(Note(text))
+
+
+def _complete(recipe: Recipe, run: Run, index: Index, past: Past, observe: Observer) -> Literal["finished"]:
+    """Export, register and track what is missing of a trained run."""
+    says = _sayer(observe)
+    says(
+        f"run {run.name} is trained, step {past.start_step:,}; exporting, registering and tracking what is missing"
+    )
+    _keep(recipe, run, index)
+    with _Tracked(recipe, run, index, says) as tracked:
+        tracked.tracker.check()
+        hand_over(recipe, run, index, build_method(recipe, data_facts(recipe, index)), tracked.tracker, says)
+        tracked.status = "FINISHED"
+    says(f"done: {what_exists(recipe, run)}")
+    return "finished"
+
+
+class _Tracked:
+    """A tracker around a block; MLflow's run ends as FAILED unless the block says otherwise."""
+
+    def __init__(self, recipe: Recipe, run: Run, index: Index, says: Callable[[str], None]) -> None:
+        facts = provenance(recipe, index)
+        tags = {name: str(facts[name]) for name in ("recipe_digest", "data_digest", "code_version")}
+        self.run, self.status = run, "FAILED"
+        self.tracker = Tracker(run, recipe.track.experiment, flatten(recipe.dump()), tags, says)
+
+    def __enter__(self) -> "_Tracked":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        files = {"plots": self.run.logs / "plots", "": self.run.recipe_file}
+        self.run.remember(tracked=self.tracker.close(self.status, files))
+
+
+def _joined(recipe: Recipe, ray: ExitStack) -> session.Session | None:
+    """The session that somebody else has started, joined: its machines are asked. None for one of our own."""
+    if session.place() == "own":
+        check_local(need_of(recipe))
+        return None
+    return ray.enter_context(session.opened(need_of(recipe)))
+
+
+def _resolved(
+    recipe: Recipe, run: Run, index: Index, kept: RunFacts, start_step: int, joined: session.Session | None
+) -> tuple[Resolved, Method]:
+    """The checked plan, and the built method."""
+    ask = machine_of(joined, run, index) if joined else None
+    method = build_method(recipe, data_facts(recipe, index))  # while the nodes answer
+    return resolve(recipe, index, method, ask() if ask else None, kept, start_step), method
+
+
+def _refuse_other_state(recipe: Recipe, run: Run, start: Commit, method: Method) -> None:
+    """A fork may start from a run with other parameters or another optimiser."""
+    misfit = commits.misfit(start, expected_state(method, recipe.optim))
+    if misfit:
+        raise UserError(
+            f"run {run.name} cannot go on from {start.path}: {misfit}; a fork needs the same encoder, method and "
+            "optimiser"
+        )
+
+
+def _keep(recipe: Recipe, run: Run, index: Index) -> None:
+    """What the run is, in its folder."""
+    run.logs.mkdir(parents=True, exist_ok=True)
+    run.commits.mkdir(exist_ok=True)
+    write_atomic(run.recipe_file, yaml.dump(recipe.dump()))
+    run.remember(id=run.facts().id or secrets.token_hex(8), data_digest=index.digest)
+
+
+def _planned(resolved: Resolved, run: Run, method: Method, joined: session.Session | None) -> Planned:
+    num_parameters = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
+    return Planned(resolved, run, num_parameters, joined.place if joined else "own")
