@@ -4,6 +4,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from vergence.platform.cluster.capacity import physical_cpus
@@ -49,7 +50,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write the figures with their protocols there too"
     )
-    told = "\n".join(f"{name:7} {each.version}: {each.words}." for name, each in DEFINITIONS.items())
+    told = "\n".join(
+        fill(f"{name} = {each.version}: {each.words}.", 118, initial_indent="  ", subsequent_indent="    ")
+        for name, each in DEFINITIONS.items()
+    )
     parser.epilog = f"""\
 protocols, each frozen under its version, so that figures of one version can be compared:
 {told}

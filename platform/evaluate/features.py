@@ -93,10 +93,8 @@ class _Work:
         self, encoder: Embedder, index: Index, ids: Ids, device: torch.device, cache: Path | None
     ) -> None:
         self.encoder, self.num_good = encoder, 0
-        self._ids = np.empty(len(ids), np.int64)
-        self._rows = np.empty(
-            (len(ids), encoder.dim), np.float32
-        )  # whole from the start: a list would need twice
+        # whole from the start: joining a list would need twice the memory
+        self._ids, self._rows = np.empty(len(ids), np.int64), np.empty((len(ids), encoder.dim), np.float32)
         self._part = 0  # where the part in hand begins
         about = {
             "version": VERSION,
