@@ -22,10 +22,15 @@ if TYPE_CHECKING:
     from vergence.platform.encoders.rebuild import timm_backbone
     from vergence.platform.errors import UserError, VergenceError
     from vergence.platform.evaluate.report import Report
+    from vergence.platform.runs.records import FirstStep, Metrics, Monitored, Note
     from vergence.platform.runs.stop import Stop
 
 _HOMES = {
+    "FirstStep": "vergence.platform.runs.records",
     "LoadedEncoder": "vergence.platform.encoders.encoder",
+    "Metrics": "vergence.platform.runs.records",
+    "Monitored": "vergence.platform.runs.records",
+    "Note": "vergence.platform.runs.records",
     "Recipe": "vergence.pipelines.recipe",
     "Report": "vergence.platform.evaluate.report",
     "RunResult": "vergence.pipelines.advance",
@@ -41,7 +46,11 @@ _HOMES = {
 }
 
 __all__ = [
+    "FirstStep",
     "LoadedEncoder",
+    "Metrics",
+    "Monitored",
+    "Note",
     "Recipe",
     "Report",
     "RunResult",

@@ -1,6 +1,7 @@
 """An encoder that outlives us: a torch.export program that takes pixels, safetensors, and a card."""
 
 import copy
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -9,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vergence.platform.encoders.resize import RULE
 from vergence.platform.errors import VergenceError
 from vergence.platform.files import sync
+from vergence.platform.schema import SCHEMA, foreign
 
 PROGRAM, WEIGHTS, CARD, README = "encoder.pt2", "encoder.safetensors", "encoder.json", "card.md"
 GATE_BATCHES = (1, 7, 64)
@@ -23,9 +25,10 @@ TOLERANCE = 1e-5  # between eager and exported, relative to the largest output w
 MAX_BATCH = 2**20
 
 
-class EncoderCard(BaseModel, frozen=True, extra="forbid"):
+class EncoderCard(BaseModel, frozen=True, extra="forbid", populate_by_name=True):
     """What a reader of encoder.json learns: where the encoder comes from and what it takes and gives."""
 
+    schema_version: int = Field(SCHEMA, alias="schema")
     name: str
     method: str
     backbone: dict[str, Any]  # the recipe's `encoder` section: timm name and what differs from it
@@ -41,6 +44,19 @@ class EncoderCard(BaseModel, frozen=True, extra="forbid"):
     recipe: dict[str, Any] | None = (
         None  # resolved; builds the encoder as initialised for `evaluate --baselines`
     )
+
+
+def read_card(path: Path) -> EncoderCard:
+    """The card in a file, of this schema or an older one; ValueError: none, or one of a newer version."""
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(fields, dict):
+        raise ValueError("it holds no settings")
+    fields.setdefault("schema", 1)
+    if fields["schema"] > SCHEMA:
+        raise ValueError(f"made by {foreign(fields['schema'])}")
+    if fields.get("recipe") is not None:
+        fields["recipe"].setdefault("schema", fields["schema"])
+    return EncoderCard.model_validate_json(json.dumps(fields))
 
 
 class PixelEncoder(nn.Module):
@@ -88,8 +104,12 @@ def export_encoder(encoder: nn.Module, card: EncoderCard, folder: Path) -> Path:
         check_equal(model, torch.export.load(draft / PROGRAM).module(), card)
         backbone = getattr(model.encoder, "backbone", model.encoder)
         weights = {name: tensor.contiguous() for name, tensor in backbone.state_dict().items()}
-        save_file(weights, draft / WEIGHTS, metadata={"card": card.model_dump_json(exclude={"recipe"})})
-        (draft / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        save_file(
+            weights,
+            draft / WEIGHTS,
+            metadata={"card": card.model_dump_json(exclude={"recipe"}, by_alias=True)},
+        )
+        (draft / CARD).write_text(card.model_dump_json(indent=2, by_alias=True) + "\n", encoding="utf-8")
         (draft / README).write_text(markdown(card), encoding="utf-8")
         _replace(draft, folder)
     finally:

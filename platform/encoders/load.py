@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from vergence.platform.encoders.encoder import LoadedEncoder, digest_of
-from vergence.platform.encoders.export import CARD, PROGRAM, EncoderCard
+from vergence.platform.encoders.export import CARD, PROGRAM, read_card
 from vergence.platform.errors import UserError, VergenceError, nearest
 from vergence.platform.home import home
 from vergence.platform.mlflow_errors import explain
@@ -69,7 +69,7 @@ def _open(file: Path, name: str, card: Path | None = None) -> LoadedEncoder:
         raise UserError(f"{file}: not an exported encoder ({str(error).splitlines()[0][:120]})") from None
     card = card or file.parent / CARD
     try:
-        read = EncoderCard.model_validate_json(card.read_text(encoding="utf-8")) if card.is_file() else None
+        read = read_card(card) if card.is_file() else None
     except ValueError as error:
         raise UserError(f"{card}: not the card of an encoder ({str(error).splitlines()[0]})") from None
     size, dim = int(side), int(nodes[made].shape[-1])

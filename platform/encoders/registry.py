@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vergence.platform.encoders.export import CARD, PROGRAM, README, EncoderCard, check_equal, markdown
+from vergence.platform.encoders.export import CARD, PROGRAM, README, check_equal, markdown, read_card
 from vergence.platform.masking import masked
 from vergence.platform.mlflow_store import store
 
@@ -63,7 +63,7 @@ def _log_model(client: Any, run_id: str, folder: Path, name: str) -> str:
     from mlflow.models import ModelSignature
     from mlflow.types.schema import Schema, TensorSpec
 
-    card = EncoderCard.model_validate_json((folder / CARD).read_text(encoding="utf-8"))
+    card = read_card(folder / CARD)
     module = torch.export.load(folder / PROGRAM).module()
     shape = (card.size, card.size, 3)
     # made by hand: log_model would put it into the default experiment, whose artifacts are in the cwd

@@ -27,6 +27,7 @@ from vergence.platform.runs import commit as commits
 from vergence.platform.runs.fork import fork
 from vergence.platform.runs.run import Run
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 NUM_IMAGES = 640  # 576 train: 9 steps an epoch of 64, 27 in all
 
 
@@ -409,12 +410,10 @@ def test_a_store_that_refuses_ends_the_command_before_the_first_step(place):
 
 
 CALLER = """
-import sys, threading, time
+import os, re, signal, sys, threading, time
 from pathlib import Path
 import ray
-from vergence.pipelines.pretrain import pretrain
 
-recipe, release = sys.argv[1], Path(sys.argv[2])
 ray.init(
     address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="error",
     object_store_memory=300 << 20,
@@ -425,25 +424,62 @@ class Holder:
     def ready(self):
         return True
 
-holder, mine, codes = Holder.remote(), ray.put("mine"), []
+notebook, recipe, train, test, release = sys.argv[1:]
+text = Path(notebook).read_text().replace("simclr-cifar10", recipe).replace("cifar10/train-*.tar", train)
+text = text.replace("cifar10/test-*.tar", test).replace("data.train={train}", "epochs=8")
+training, going_on, using = re.findall("```python\\n(.*?)```", text, re.DOTALL)
+training = training.replace("losses.append(", "event.step == 3 and stop.ask(); losses.append(")
+
+holder, mine, cells = Holder.remote(), ray.put("mine"), {}
 ray.get(holder.ready.remote())
-settings = ["epochs=1", "scale.workers=1", "batch.micro=32", "track.register=null"]
-thread = threading.Thread(target=lambda: codes.append(pretrain(recipe, settings)))
-thread.start()
-while not release.exists():
+handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+environment = dict(os.environ)
+
+def on_a_thread(*codes):
+    thread = threading.Thread(target=lambda: [exec(code, cells) for code in codes])
+    thread.start()
+    return thread
+
+first = on_a_thread(training)
+while not os.path.exists(release):
     time.sleep(0.1)
 ray.kill(holder)
-thread.join()
-assert codes == [0], codes
+first.join()
+stopped = cells["result"]
+assert stopped.status == "interrupted", stopped
+assert 4 <= stopped.commit.step < 72, stopped
+on_a_thread(going_on).join()
+result = cells["result"]
+assert (result.status, result.commit.step, result.version) == ("finished", 72, 1), result
+assert result.score == result.commit.score > 0.25
+steps = [step for step, _ in cells["losses"]]
+assert steps == list(range(72)), steps
+exec(using, cells)
+assert cells["report"].encoder.dim == cells["encoder"].dim
+assert cells["classifier"].num_classes == 10
+
+assert {number: signal.getsignal(number) for number in signal.valid_signals()} == handlers
+assert dict(os.environ) == environment, dict(os.environ.items() ^ environment.items())
 assert ray.get(mine) == "mine"  # the session is the same one
 print("still open", ray.is_initialized())
 """
 
 
-def test_a_run_in_the_callers_session_says_what_it_waits_for_and_leaves_the_session_open(place):
-    """As in a notebook: the session is the caller's, the run is not on the main thread, others hold CPUs."""
+def test_a_notebook_trains_twice_off_the_main_thread_in_its_own_session_and_finds_everything_as_it_was(place):
+    """The code of docs/notebook.md: stopped by a stop object with a commit, gone on with; others hold CPUs at first."""
     home, log, release = place / "caller", place / "caller.log", place / "release"
-    command = [sys.executable, "-c", CALLER, str(place / "tiny.yaml"), str(release)]
+    recipe = place / "notebook.yaml"
+    recipe.write_text((place / "tiny.yaml").read_text().replace("{workers: 2}", "{workers: 1}"))
+    shards = [str(place / "shards" / f"train-{number:06d}.tar") for number in range(2)]
+    command = [
+        sys.executable,
+        "-c",
+        CALLER,
+        str(ROOT / "docs" / "notebook.md"),
+        str(recipe),
+        *shards,
+        str(release),
+    ]
     with log.open("w") as file:
         process = subprocess.Popen(
             command, env=environment(home), stdout=file, stderr=file, start_new_session=True
@@ -460,13 +496,11 @@ def test_a_run_in_the_callers_session_says_what_it_waits_for_and_leaves_the_sess
         if process.poll() is None:
             kill_everything(process)
     said = log.read_text()
-    assert "1 workers x 1 CPUs + 1 readers x 1 CPUs = 2 CPUs on the Ray session of this process" in said
     assert (
         "others hold what this run needs: 1 workers x 1 CPUs + 1 readers x 1 CPUs = 2 CPUs, got 1 free"
         in said
     )
     assert "still open True" in said
-    assert commits.newest(home / "tiny" / "commits").step == 9
 
 
 def test_a_cluster_that_does_not_answer_is_one_line_within_15_s(place, capsys, monkeypatch):

@@ -1,5 +1,7 @@
 """Encoders found by run, file and folder, and what is said of one that is not there or is none."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 from vergence.platform.encoders.export import export_encoder
 from vergence.platform.encoders.load import load_encoder
 from vergence.platform.errors import UserError
+from vergence.platform.schema import SCHEMA
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +63,18 @@ def test_a_damaged_card_is_named_and_a_missing_one_is_none(tmp_path):
         load_encoder(str(folder))
     (folder / "encoder.json").unlink()
     assert load_encoder(str(folder)).card is None
+
+
+def test_a_card_of_an_older_schema_is_read_and_one_of_a_newer_version_is_refused_as_such(tmp_path):
+    folder = export_encoder(make_encoder(), make_card(recipe={"seed": 1}), tmp_path / "exports")
+    fields = json.loads((folder / "encoder.json").read_text())
+    assert fields["schema"] == SCHEMA
+    older = {name: value for name, value in fields.items() if name != "schema"}
+    (folder / "encoder.json").write_text(json.dumps(older))
+    card = load_encoder(str(folder)).card
+    assert card.schema_version == card.recipe["schema"] == 1  # so that --baselines refuses it by name
+    (folder / "encoder.json").write_text(json.dumps(fields | {"schema": SCHEMA + 1, "licence": "MIT"}))
+    with pytest.raises(
+        UserError, match=rf"a newer version of Vergence \(schema {SCHEMA + 1}, this one has {SCHEMA}\)"
+    ):
+        load_encoder(str(folder))

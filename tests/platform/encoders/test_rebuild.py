@@ -80,6 +80,6 @@ def test_a_card_that_describes_another_encoder_is_refused(tmp_path):
         (CONFIG.model_dump() | {"squeeze": 2}, r"settings that this version does not know \(squeeze\)"),
         (CONFIG.model_dump() | {"name": "resnet19"}, "timm has no model 'resnet19'"),
     ):
-        (folder / "encoder.json").write_text(make_card(backbone=backbone).model_dump_json())
+        (folder / "encoder.json").write_text(make_card(backbone=backbone).model_dump_json(by_alias=True))
         with pytest.raises(UserError, match=message):
             load_encoder(str(folder)).module  # noqa: B018
