@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from vergence.platform.files import replacing
 
+ABOUT = "about.json"
 UNUSED_S = 30 * 24 * 3600.0  # without a use, after which features are deleted
 
 
@@ -40,7 +41,7 @@ class FeatureCache:
             if not self.folder.exists():
                 _tidy(cache)
                 self.folder.mkdir(parents=True)
-                (self.folder / "about.json").write_text(text + "\n", encoding="utf-8")
+                (self.folder / ABOUT).write_text(text + "\n", encoding="utf-8")
             os.utime(self.folder)  # it stays for another month
 
     def read(self, number: int) -> Part | None:
@@ -64,7 +65,7 @@ class FeatureCache:
 
 
 def _tidy(cache: Path) -> None:
-    """Delete what nobody has used for a month."""
-    for folder in cache.glob("*/"):
-        if time.time() - folder.stat().st_mtime > UNUSED_S:
-            shutil.rmtree(folder, ignore_errors=True)
+    """Delete features, and nothing else, that nobody has used for a month."""
+    for about in cache.glob(f"*/{ABOUT}"):
+        if time.time() - about.parent.stat().st_mtime > UNUSED_S:
+            shutil.rmtree(about.parent, ignore_errors=True)

@@ -80,7 +80,7 @@ def run_names() -> list[str]:
 
 def valid_name(name: str) -> str:
     """The name if it can be a folder of the state folder, else UserError."""
-    if not name or name.startswith(".") or "/" in name or name in ("index", "artifacts", "ray"):
+    if not name or name.startswith(".") or "/" in name or name in ("index", "features", "artifacts", "ray"):
         raise UserError(f"--name {name!r}: a run name is one folder name, not starting with a dot")
     return name
 

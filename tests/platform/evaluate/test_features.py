@@ -171,11 +171,14 @@ def test_features_that_nobody_has_used_for_a_month_go(index, tmp_path):
     (old,) = cache.glob("*/")
     features(ENCODER, index, np.arange(3), threads=1, cache=cache)
     assert old.exists()
+    (cache / "of somebody else").mkdir()
     long_ago = time.time() - feature_cache.UNUSED_S - 60
-    os.utime(old, (long_ago, long_ago))
+    for folder in (old, cache / "of somebody else"):
+        os.utime(folder, (long_ago, long_ago))
     features(ENCODER, index, np.arange(4), threads=1, cache=cache)
     assert not old.exists()
-    assert len([*cache.glob("*/")]) == 2
+    assert (cache / "of somebody else").exists()
+    assert len([*cache.glob("*/*.json")]) == 2
 
 
 def test_reads_with_as_many_threads_as_it_is_given(index, monkeypatch):
