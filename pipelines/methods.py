@@ -1,6 +1,7 @@
 """`vergence methods`: the methods and their settings."""
 
 import argparse
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -58,6 +59,4 @@ def _about(field: Any) -> str:
 
 def summary(method: type) -> str:
     """First line of the docstring of the method's module."""
-    import sys
-
     return (sys.modules[method.__module__].__doc__ or "").strip().splitlines()[0]

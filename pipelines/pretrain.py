@@ -10,11 +10,18 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
+from vergence.platform import yaml
+from vergence.platform.errors import UserError
+from vergence.platform.home import home
+from vergence.platform.runs.run import Run, locked, valid_name
+from vergence.platform.runs.stop import Stop
+from vergence.platform.text import printable
+
 if TYPE_CHECKING:
     from vergence.pipelines.advance import Observer, RunResult
     from vergence.pipelines.recipe import Recipe
-    from vergence.platform.runs.run import Run
-    from vergence.platform.runs.stop import Stop
 
 EPILOG = """\
 examples:
@@ -47,10 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    import psutil
-
     from vergence.pipelines import show
-    from vergence.platform.runs.stop import Stop
 
     if options.dry_run:
         return _dry_run(options)
@@ -75,7 +79,7 @@ def pretrain(
     *,
     name: str | None = None,
     fork: str | None = None,
-    stop: "Stop | None" = None,
+    stop: Stop | None = None,
     observe: "Observer | None" = None,
 ) -> "RunResult":
     """Train, or go on with, a run until it is complete or stopped; on any thread, in any Ray session.
@@ -91,19 +95,16 @@ def pretrain(
     handlers and the environment as they are.
     Raises UserError for the user's mistakes, VergenceError for a run that failed.
     """
-    from vergence.platform.runs.stop import Stop
-
     parsed, run, source = _asked(recipe, overrides, name, fork)
     return _pretrain(parsed, run, source, stop or Stop(), observe or _ignore, time.time())
 
 
 def _pretrain(
-    recipe: "Recipe", run: "Run", source: "Run | None", stop: "Stop", observe: "Observer", entered_s: float
+    recipe: "Recipe", run: Run, source: Run | None, stop: Stop, observe: "Observer", entered_s: float
 ) -> "RunResult":
     """source: the run to fork from, if any."""
     from vergence.pipelines.advance import advance
     from vergence.platform.runs.fork import fork
-    from vergence.platform.runs.run import locked
 
     if source is not None:
         fork(source, run)
@@ -116,10 +117,6 @@ def _asked(
 ) -> "tuple[Recipe, Run, Run | None]":
     """Recipe, run, and the run to fork from. Raises UserError."""
     from vergence.pipelines.recipe import load_recipe, recipe_path
-    from vergence.platform.errors import UserError
-    from vergence.platform.home import home
-    from vergence.platform.runs.run import Run, valid_name
-    from vergence.platform.text import printable
 
     if printable(str(home())) != str(home()):
         raise UserError(
@@ -140,7 +137,6 @@ def _dry_run(options: argparse.Namespace) -> int:
     """Print what the run would be."""
     from vergence.pipelines import show
     from vergence.pipelines.advance import plan
-    from vergence.platform import yaml
 
     parsed, run, _ = _asked(options.recipe, options.overrides, options.name, options.fork)
     show.first_screen(plan(parsed, run))
@@ -155,7 +151,7 @@ def _ignore(event: Any) -> None:
 class Interrupt:
     """The first SIGINT or SIGTERM asks a run that trains to commit and return; else, or again, it ends at once."""
 
-    def __init__(self, stop: "Stop", says: Callable[[str], None]) -> None:
+    def __init__(self, stop: Stop, says: Callable[[str], None]) -> None:
         self.stop, self.says, self.signal = stop, says, 0
 
     def handle(self, number: int, frame: FrameType | None) -> None:
@@ -169,7 +165,7 @@ class Interrupt:
 
 
 @contextlib.contextmanager
-def interrupts(stop: "Stop", says: Callable[[str], None]) -> Iterator[Interrupt]:
+def interrupts(stop: Stop, says: Callable[[str], None]) -> Iterator[Interrupt]:
     """Signals ask for a stop inside the block; elsewhere than on the main thread Python takes no handlers."""
     interrupt = Interrupt(stop, says)
     on_main = threading.current_thread() is threading.main_thread()

@@ -2,10 +2,17 @@
 
 import argparse
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from vergence.platform.runs.run import Run
+from rich.console import Console
+from rich.table import Table
+
+from vergence.platform import yaml
+from vergence.platform.errors import UserError, VergenceError, nearest
+from vergence.platform.files import read_mapping
+from vergence.platform.runs import commit as commits
+from vergence.platform.runs.past import Past, kept_recipe
+from vergence.platform.runs.run import Run, is_live, run_names
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -25,8 +32,6 @@ def main(options: argparse.Namespace) -> int:
 
 def list_runs() -> list[dict[str, Any]]:
     """Facts of every run in the state folder."""
-    from vergence.platform.runs.run import run_names
-
     return [_facts(name) for name in run_names()]
 
 
@@ -35,11 +40,6 @@ def show_run(name: str) -> dict[str, Any]:
 
     Raises UserError naming the nearest run, VergenceError naming what is damaged.
     """
-    from vergence.platform import yaml
-    from vergence.platform.errors import UserError, VergenceError, nearest
-    from vergence.platform.runs import commit as commits
-    from vergence.platform.runs.run import Run, run_names
-
     run = Run(name)
     if name not in run_names():
         raise UserError(f"runs show: there is no run {name!r} ({nearest(name, run_names())})")
@@ -55,9 +55,6 @@ def show_run(name: str) -> dict[str, Any]:
 
 
 def _facts(name: str) -> dict[str, Any]:
-    from vergence.platform.runs.past import Past
-    from vergence.platform.runs.run import Run, is_live
-
     run = Run(name)
     past = Past.read(run)
     commit, facts, outcome = past.commit, past.facts, past.outcome
@@ -76,11 +73,8 @@ def _facts(name: str) -> dict[str, Any]:
     }
 
 
-def _damage(run: "Run") -> list[str]:
+def _damage(run: Run) -> list[str]:
     """What a power cut has left half or nothing of, relative to the run's folder."""
-    from vergence.platform.files import read_mapping
-    from vergence.platform.runs import commit as commits
-    from vergence.platform.runs.past import kept_recipe
 
     small = [run.path / "run.json", run.path / "lock.json"]
     damaged = [path for path in small if path.exists() and read_mapping(path) is None]
@@ -93,8 +87,6 @@ def _print_list(runs: list[dict[str, Any]], as_json: bool) -> int:
     if as_json:
         print(json.dumps(runs, indent=1))
         return 0
-    from rich.console import Console
-    from rich.table import Table
 
     table = Table("run", "state", "method", "step", "monitor", "version", box=None)
     for run in runs:
@@ -115,7 +107,6 @@ def _print_run(run: dict[str, Any], as_json: bool) -> int:
     if as_json:
         print(json.dumps(run, indent=1))
         return 0
-    from vergence.platform import yaml
 
     print(yaml.dump(run), end="")
     return 0
