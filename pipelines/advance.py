@@ -3,7 +3,7 @@
 import secrets
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from types import TracebackType
 from typing import Literal, NamedTuple
 
@@ -16,7 +16,7 @@ from vergence.pipelines.resolve import Resolved, data_facts, need_of, provenance
 from vergence.platform import yaml
 from vergence.platform.cluster import session
 from vergence.platform.cluster.capacity import check_local
-from vergence.platform.cluster.preflight import machine_of
+from vergence.platform.cluster.preflight import asked
 from vergence.platform.data.index import Index, open_index
 from vergence.platform.errors import UserError
 from vergence.platform.files import write_atomic
@@ -166,7 +166,6 @@ def _complete(recipe: Recipe, run: Run, index: Index, past: Past, observe: Obser
     )
     _keep(recipe, run, index)
     with _Tracked(recipe, run, index, says) as tracked:
-        tracked.tracker.check()
         hand_over(recipe, run, index, build_method(recipe, data_facts(recipe, index)), tracked.tracker, says)
         tracked.status = "FINISHED"
     says(f"done: {what_exists(recipe, run)}")
@@ -204,9 +203,10 @@ def _resolved(
     recipe: Recipe, run: Run, index: Index, kept: RunFacts, start_step: int, joined: session.Session | None
 ) -> tuple[Resolved, Method]:
     """The checked plan, and the built method."""
-    ask = machine_of(joined, run, index) if joined else None
-    method = build_method(recipe, data_facts(recipe, index))  # while the nodes answer
-    return resolve(recipe, index, method, ask() if ask else None, kept, start_step), method
+    with asked(joined, run, index) if joined else nullcontext() as answer:
+        method = build_method(recipe, data_facts(recipe, index))  # while the nodes answer
+        machine = answer() if answer else None
+    return resolve(recipe, index, method, machine, kept, start_step), method
 
 
 def _refuse_other_state(recipe: Recipe, run: Run, start: Commit, method: Method) -> None:

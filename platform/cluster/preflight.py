@@ -1,7 +1,8 @@
 """What the machines of a Ray session say before a run starts there: what they have, and what they can reach."""
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,14 +49,16 @@ class Answer(NamedTuple):
     missing: str | None  # a shard that is not there, or another one
 
 
-def look(asked: Asked) -> Answer:
+def look(question: Asked) -> Answer:
     """On a node: what it has and what it can reach."""
     try:
-        sees_home = asked.token.read_text() == asked.text
+        sees_home = question.token.read_text() == question.text
     except OSError:
         sees_home = False
-    missing = next((str(path) for path, size in asked.shards if _size(path) != size), None)
-    return Answer(socket.gethostname(), measure(asked.workers, asked.gpus), _versions(), sees_home, missing)
+    missing = next((str(path) for path, size in question.shards if _size(path) != size), None)
+    return Answer(
+        socket.gethostname(), measure(question.workers, question.gpus), _versions(), sees_home, missing
+    )
 
 
 def refusal(answers: Sequence[Answer], ours: Versions) -> str | None:
@@ -80,47 +83,45 @@ def refusal(answers: Sequence[Answer], ours: Versions) -> str | None:
     return None
 
 
-def machine_of(session: Session, run: Run, index: Index) -> Callable[[], Machine]:
-    """Starts to ask the nodes on which workers may run; the result waits for them: the weakest one's machine.
+@contextmanager
+def asked(session: Session, run: Run, index: Index) -> Iterator[Callable[[], Machine]]:
+    """Asks the nodes that may get workers; the callable waits for their answers: the machine of the weakest.
 
-    A cluster that is this machine alone is measured here. The result raises UserError: see `refusal`.
+    A cluster that is this machine alone is measured here. The callable raises UserError: see `refusal`.
     """
-    scale = session.need.scale
-    alive = nodes()
-    gpus = bool(scale.gpus_per_worker)
+    scale, alive = session.need.scale, nodes()
     if len(alive) == 1 and _is_here(alive[0].id):
-        return lambda: measure(scale.workers, gpus)
+        yield lambda: measure(scale.workers, bool(scale.gpus_per_worker))
+        return
     token = home() / f".{run.name}.{run.attempt}.preflight"
     token.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(token, run.attempt)
-    room = places(session.need, alive)
-    asked = {
-        node.id: Asked(workers, gpus, token, run.attempt, _some_shards(index))
-        for node, workers in zip(alive, room)
-        if workers
-    }
-    pending = {node: _asked_on(node, question) for node, question in asked.items()}
-
-    def answer() -> Machine:
-        try:
-            answers = _answers(pending)
-        finally:
-            token.unlink(missing_ok=True)
-        reason = refusal(answers, _versions())
-        if reason is not None:
-            raise UserError(reason)
-        return weakest([answer.machine for answer in answers])
-
-    return answer
+    try:
+        write_atomic(token, run.attempt)
+        shards = _some_shards(index)
+        pending = {
+            node.id: _ask(node.id, Asked(workers, bool(scale.gpus_per_worker), token, run.attempt, shards))
+            for node, workers in zip(alive, places(session.need, alive))
+            if workers
+        }
+        yield lambda: _weakest(_answers(pending))
+    finally:
+        token.unlink(missing_ok=True)
 
 
-def _asked_on(node: str, asked: Asked) -> Any:
+def _weakest(answers: list[Answer]) -> Machine:
+    reason = refusal(answers, _versions())
+    if reason is not None:
+        raise UserError(reason)
+    return weakest([answer.machine for answer in answers])
+
+
+def _ask(node: str, question: Asked) -> Any:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     there: Any = NodeAffinitySchedulingStrategy(node, soft=False)
     task: Any = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(look)
-    return task.remote(asked)
+    return task.remote(question)
 
 
 def _answers(pending: dict[str, Any]) -> list[Answer]:

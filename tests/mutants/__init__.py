@@ -4,6 +4,6 @@ Changes without an effect that anyone could see (a second zeroing, statistics co
 taken) are left out.
 """
 
-from . import data, evaluate, loop, state, train
+from . import control, data, evaluate, loop, state, train
 
-MUTANTS = loop.FAULTS | train.FAULTS | data.FAULTS | state.FAULTS | evaluate.FAULTS
+MUTANTS = loop.FAULTS | train.FAULTS | data.FAULTS | state.FAULTS | evaluate.FAULTS | control.FAULTS

@@ -71,7 +71,7 @@ cluster.add_node(num_cpus=3, object_store_memory=80 << 20)
 ray.init(cluster.address, log_to_driver=False, logging_level="error")
 
 from vergence.platform.cluster.capacity import Need, ScaleConfig
-from vergence.platform.cluster.preflight import machine_of
+from vergence.platform.cluster.preflight import asked
 from vergence.platform.cluster.session import Session
 from vergence.platform.errors import UserError
 from vergence.platform.home import home
@@ -83,10 +83,12 @@ shard = home() / "a.tar"
 home().mkdir()
 shard.write_bytes(bytes(9))
 index = SimpleNamespace(shards=[shard], shard_sizes=[9])
-machine = machine_of(session, Run("r"), index)()
+with asked(session, Run("r"), index) as answer:
+    machine = answer()
 found = dict(third=machine.host_bytes / measure(3, False).host_bytes, left=sorted(p.name for p in home().iterdir()))
 try:
-    machine_of(session, Run("r"), SimpleNamespace(shards=[shard], shard_sizes=[8]))()
+    with asked(session, Run("r"), SimpleNamespace(shards=[shard], shard_sizes=[8])) as answer:
+        answer()
 except UserError as error:
     found["refused"] = str(error)
 print(json.dumps(found))
