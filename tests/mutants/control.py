@@ -49,7 +49,6 @@ _DRIVER: Faults = {
     ),
     "ranks-of-the-callers-session-go-on": (' and session.place != "caller":', ":", _DRIVER_TEST),
     "stop-file-stays": ("        job.stop_file.unlink(missing_ok=True)\n", "        pass\n", _DRIVER_TEST),
-    "last-records-untold": ("        _pass_on(tail, observe)\n    return", "    return", _DRIVER_TEST),
     "records-of-before-are-told-again": ("after=float(start_step)", "after=-1.0", _DRIVER_TEST),
 }
 

@@ -96,13 +96,15 @@ def test_before_the_first_step_only_ranks_that_would_outlive_us_are_waited_for(j
 
 
 def test_what_cannot_be_mended_ends_at_once_and_ranks_that_left_nothing_failed(job, monkeypatch):
-    release = threading.Event()
+    release, ended = threading.Event(), threading.Event()
 
     def ranks():
         leave_outcome(job.outcome_file, Outcome("failed", "the disk is full"))
-        release.wait(20)  # Ray would start the ranks anew
+        release.wait(10)  # Ray would start the ranks anew
+        ended.set()
 
     assert fitted(monkeypatch, job, ranks)[0] == Outcome("failed", "the disk is full")
+    assert not ended.is_set()
     release.set()
     assert fitted(monkeypatch, job, lambda: "training failed: x")[0] == Outcome(
         "failed", "training failed: x"
