@@ -7,23 +7,22 @@ of low priority is served, and a Ray session is not. It goes on from the run's n
 """
 
 import sys
-from collections.abc import Iterator, Mapping
-
-import numpy as np
+from collections.abc import Iterator
 
 from vergence.pipelines.recipe import build_method, load_recipe
 from vergence.pipelines.resolve import Resolved, data_facts, resolve
 from vergence.platform.data.index import open_index
+from vergence.platform.data.share import Share
 from vergence.platform.home import home
 from vergence.platform.runs import commit as commits
 from vergence.platform.runs.run import Run, locked
 from vergence.platform.train.loop import RankLoop
 
 
-def rows(resolved: Resolved, start_step: int) -> Iterator[Mapping[str, np.ndarray]]:
-    stream, size = resolved.stream(), resolved.plan.global_batch
-    for step in range(resolved.steps - start_step):
-        yield stream.rows(np.arange(step * size, (step + 1) * size), 0, 1, start_step)
+def shares(resolved: Resolved, start_step: int) -> Iterator[Share]:
+    stream = resolved.stream()
+    for step in range(start_step, resolved.steps):
+        yield stream.share(step, 0, 1)
 
 
 def main() -> int:
@@ -37,7 +36,7 @@ def main() -> int:
         start_step = commit.step if commit else 0
         if start_step == resolved.steps:
             return 0
-        outcome = RankLoop(resolved.job(run, {}), commit).run(rows(resolved, start_step))
+        outcome = RankLoop(resolved.job(run, {}), commit).run(shares(resolved, start_step))
     print(outcome)
     return 0 if outcome.status == "finished" else 1
 

@@ -19,6 +19,7 @@ def run(rounds: int, says: Callable[[str], None]) -> dict[str, Any]:
     """images per CPU-second of each way, their ratio, and Ray Data's overhead in ms an image."""
     import ray
 
+    from vergence.platform.augment.presets import ViewSpec
     from vergence.platform.cluster.capacity import Need, ScaleConfig
     from vergence.platform.cluster.session import opened
     from vergence.platform.data.index import open_index
@@ -31,7 +32,9 @@ def run(rounds: int, says: Callable[[str], None]) -> dict[str, Any]:
     ray.data.DataContext.get_current().enable_progress_bars = False
     epochs = 4
     plan = Plan(len(index), 0.0, 0, 250)
-    stream = Stream(index.path, plan, epochs, 1 << 24, 3072)
+    # one view, which enlarges: pictures travel whole, and nothing but that is measured
+    views = (ViewSpec(size=32),)
+    stream = Stream(index.path, plan, epochs, views, (), 1 << 24, 3072, 3072)
     ids = np.concatenate([plan.epoch(epoch) for epoch in range(epochs)])
 
     def ours_bytes() -> int:
@@ -77,7 +80,9 @@ def run(rounds: int, says: Callable[[str], None]) -> dict[str, Any]:
         "pixels, in process": timed(in_process),
     }
     # a step a block
-    seams = Stream(index.path, Plan(len(index), 0.0, 0, 250), 100, 1 << 24, BLOCK_BYTES // 250)
+    seams = Stream(
+        index.path, Plan(len(index), 0.0, 0, 250), 100, views, (), 1 << 24, 3072, BLOCK_BYTES // 250
+    )
     with opened(Need(ScaleConfig(workers=1), readers=1, reader_cpus=1.0)):
         for variant in variants.values():
             variant()  # imports and worker starts
@@ -123,7 +128,4 @@ def _waits(stream: Any) -> tuple[list[float], list[float]]:
 
 def _count(dataset: Any) -> int:
     dataset.context.execution_options.preserve_order = True
-    return sum(
-        len(next(iter(batch.values())))
-        for batch in dataset.iter_batches(batch_size=None, batch_format="numpy")
-    )
+    return sum(table.num_rows for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"))

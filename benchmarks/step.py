@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks import data
@@ -21,6 +20,7 @@ def run(rounds: int, says: Callable[[str], None]) -> dict[str, Any]:
     from vergence.platform.runs.run import Run, locked
     from vergence.platform.train.loop import RankLoop
     from vergence.platform.train.machine import measure
+    from vergence.platform.train.micro import Micros
 
     torch.set_num_threads(1)
     precision = "bf16" if measure(1, gpus=False).native_bf16 else "fp32"
@@ -37,29 +37,29 @@ def run(rounds: int, says: Callable[[str], None]) -> dict[str, Any]:
     run_folder = Run("step")
     run_folder.logs.mkdir(parents=True, exist_ok=True)
     loop = RankLoop(resolved.job(run_folder, {}))
-    rows = [stream.rows(np.arange(step * 256, (step + 1) * 256), 0, 1, 0) for step in range(STEPS)]
+    shares = [stream.share(step, 0, 1) for step in range(STEPS)]
 
     def ours() -> float:
         begin = time.process_time()
-        for row in rows:
-            row["position"] = row["position"] - row["position"][0] + loop.step * 256
-            loop._train_step(row)
+        for share in shares:
+            positions = share.positions - share.positions[0] + loop.step * 256
+            loop._train_step(share._replace(positions=positions))
             loop.step += 1
         return STEPS * 256 / (time.process_time() - begin)
 
     method = build_method(recipe, facts).to(memory_format=torch.channels_last).train()
     parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=5e-4, fused=True)
+    device = torch.device("cpu")
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     views = Views(recipe.views, seed=0, mean=recipe.data.mean, std=recipe.data.std, dtype=dtype)
 
     def bare() -> float:
-        from vergence.methods.method import Batch
-
         begin = time.process_time()
-        for row in rows:
-            images, _ = views(row["image"], row["id"], 0)
-            batch = Batch(views=images, ids=torch.from_numpy(np.array(row["id"])))
+        for share in shares:
+            batch = Micros(
+                share, 256, views=views, epoch=0, progress=0.0, shuffle=lambda _: None, device=device
+            )[0]
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 out = method(batch)
             loss = method.criterion(out, (), batch).loss

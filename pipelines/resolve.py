@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from vergence.methods.method import Batch, DataFacts, Method, num_large
@@ -86,9 +85,10 @@ class Resolved:
             index=self.index.path,
             plan=self.plan,
             epochs=self.recipe.epochs,
+            views=self.recipe.views,
+            fields=(),
             max_pixels=self.recipe.data.max_pixels,
-            decoded_bytes=decoded_bytes(self),
-        )
+        ).measured()
 
 
 def need_of(recipe: Recipe) -> Need:
@@ -104,16 +104,6 @@ def provenance(recipe: Recipe, index: Index) -> dict[str, Any]:
         "holdout_rule": HOLDOUT_RULE,
         "code_version": code_version(),
     }
-
-
-def decoded_bytes(resolved: "Resolved") -> int:
-    """Decoded size of a sample, in bytes: the mean of a few."""
-    from vergence.platform.data.read import Reader
-
-    ids = resolved.plan.training_ids(np.arange(min(16, resolved.plan.num_training)))
-    images = Reader(resolved.index, max_pixels=resolved.recipe.data.max_pixels).images(ids)
-    sizes = [image.nbytes for image in images if isinstance(image, np.ndarray)]
-    return sum(sizes) // len(sizes) if sizes else 1 << 20
 
 
 def resolve(

@@ -1,15 +1,17 @@
 """Image operations batched over samples, each sample with parameters of its own.
 
 Every op equals torchvision's op on a float tensor at the same parameters: colour to 2e-6, blur to 5e-6, an
-enlarging crop to 5e-5 (1e-5 at 32 pixels). A shrinking crop works on uint8 and is Pillow's bilinear filter
-to one level of 255. Images are float32 in [0, 1],
+enlarging crop to 5e-5 (1e-5 at 32 pixels). Images are float32 in [0, 1],
 (n, 3, H, W), any strides; plain NCHW is the fast layout, since the ops work on colour planes. Parameters are
-(n,) tensors on the same device. Names ending in _ change the images in place and return them.
+(n,) tensors on the same device, prepared on the host: nothing here asks the device for a value. Names ending in _
+change the images in place and return them.
 
 A sample's result is the same bit for bit in any batch. So the ops are made of elementwise operations that
 round once (no fused multiply-add: vector bodies and scalar tails disagree about it, and which pixel falls
 in the tail depends on the batch), and the one reduction is exact in float64.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -86,35 +88,53 @@ def hue_(x: Tensor, shift: Tensor) -> Tensor:
     return x.clamp_(0, 1)
 
 
-def jitter(x: Tensor, factors: Tensor, steps: NDArray[np.int64]) -> Tensor:
-    """Brightness (0), contrast (1), saturation (2), hue (3), in an order of each sample's own.
+class Turn(NamedTuple):
+    """One of the four places of a jitter: the samples sorted by the operation that comes there."""
 
-    At each of the four places the samples are sorted by the operation that comes there, so that an
-    operation runs on one contiguous slice; x may be overwritten.
+    sort: Tensor | None  # (n,) int64; None: they are sorted
+    ends: list[int]  # operation k has the slice ends[k] ... ends[k + 1]
+    factors: Tensor  # (n,) float32, as sorted
+
+
+class Turns(NamedTuple):
+    places: list[Turn]
+    back: Tensor | None  # (n,) int64, to the order that the samples came in
+
+
+def turns_of(factors: NDArray[np.float32], steps: NDArray[np.int64]) -> Turns:
+    """How `jitter` goes about it, on the host: nothing is left to decide where the pixels are.
 
     Args:
-        x: (n, 3, H, W) float32 in [0, 1].
-        factors: (n, 4) of the four operations.
+        factors: (n, 4) of brightness, contrast, saturation and hue.
         steps: (n, 4) which of them comes first, second, ...; NOTHING (4) leaves the sample alone.
     """
-    rows = np.arange(len(x))
+    rows, places = np.arange(len(steps)), []
     for place in range(4):
         sort = np.argsort(steps[rows, place], kind="stable")
-        x, rows = _take(x, sort), rows[sort]
-        ends = np.searchsorted(steps[rows, place], np.arange(5))
-        sorted_factors = factors[torch.from_numpy(rows).to(x.device)]
-        for op, operation in enumerate(_JITTER):
-            start, end = ends[op : op + 2]
-            if start < end:
-                operation(x[start:end], sorted_factors[start:end, op])
-    return _take(x, np.argsort(rows))
+        rows = rows[sort]
+        ops = steps[rows, place]
+        chosen = factors[rows, np.minimum(ops, NOTHING - 1)]
+        ends = np.searchsorted(ops, np.arange(NOTHING + 1)).tolist()
+        places.append(Turn(_moves(sort), ends, torch.from_numpy(chosen)))
+    return Turns(places, _moves(np.argsort(rows)))
 
 
-def _take(x: Tensor, rows: NDArray[np.int64]) -> Tensor:
-    """x[rows] for a permutation, without a copy when it moves nothing."""
-    if (rows[1:] > rows[:-1]).all():
-        return x
-    return x.index_select(0, torch.from_numpy(rows).to(x.device))
+def jitter(x: Tensor, turns: Turns) -> Tensor:
+    """Brightness (0), contrast (1), saturation (2), hue (3), in an order of each sample's own.
+
+    An operation runs on one contiguous slice at each place; x, (n, 3, H, W) float32 in [0, 1], may be overwritten.
+    """
+    for turn in turns.places:
+        x = x if turn.sort is None else x.index_select(0, turn.sort)
+        for op, begin, end in zip(_JITTER, turn.ends, turn.ends[1:]):
+            if end > begin:
+                op(x[begin:end], turn.factors[begin:end])
+    return x if turns.back is None else x.index_select(0, turns.back)
+
+
+def _moves(rows: NDArray[np.int64]) -> Tensor | None:
+    """A permutation for `index_select`, or None if it moves nothing."""
+    return None if (rows[1:] > rows[:-1]).all() else torch.from_numpy(rows)
 
 
 _JITTER = (brightness_, contrast_, saturation_, hue_)
@@ -132,60 +152,62 @@ def solarize_(x: Tensor, threshold: float) -> Tensor:
     return x.mul_(1 - 2 * above).add_(above)  # both steps are exact: -x, then 1 - x
 
 
-def blur_(x: Tensor, sigma: NDArray[np.float64], kernel: int) -> Tensor:
-    """Gaussian blur with a kernel of `kernel` x `kernel` taps, reflected at the border.
+def blur_taps(sigma: NDArray[np.float64], kernel: int, size: int) -> NDArray[np.float32]:
+    """Weights of a Gaussian blur of (size, size) images by `kernel` x `kernel` taps: (n, half + 1), the middle first.
 
-    Separable; taps below 1e-6 are left out, which halves the work for sigmas of 0.1 to 2.
+    Taps below 1e-6 are left out, which halves the work for sigmas of 0.1 to 2.
     """
-    half = min(kernel // 2, min(x.shape[-2:]) - 1)
+    half = min(kernel // 2, size - 1)
     taps = np.exp(-0.5 * (np.arange(half + 1) / sigma[:, None]) ** 2)
     # cumsum adds in order; sum would group the terms by the shape of the batch
     taps = (taps / (2 * taps.cumsum(1)[:, -1:] - taps[:, :1])).astype(np.float32)
     taps[taps < 1e-6] = 0
-    half = int((taps > 0).any(0).sum()) - 1
-    weights = torch.from_numpy(taps).to(x.device)
+    return taps[:, : int((taps > 0).any(0).sum())]
+
+
+def blur_(x: Tensor, taps: Tensor) -> Tensor:
+    """Gaussian blur by the weights of `blur_taps`, separable, reflected at the border."""
+    half = taps.shape[1] - 1
     for dim in (2, 3):
         size = x.shape[dim]
         padded = F.pad(x, (0, 0, half, half) if dim == 2 else (half, half, 0, 0), mode="reflect")
-        x.copy_(padded.narrow(dim, half, size)).mul_(_column(weights[:, 0]))
+        x.copy_(padded.narrow(dim, half, size)).mul_(_column(taps[:, 0]))
         for k in range(1, half + 1):
             pair = padded.narrow(dim, half - k, size) + padded.narrow(dim, half + k, size)
-            x.add_(pair.mul_(_column(weights[:, k])))
+            x.add_(pair.mul_(_column(taps[:, k])))
     return x
 
 
-def enlarge(x: Tensor, boxes: NDArray[np.int64], flip: NDArray[np.bool_], size: int) -> Tensor:
-    """Crop, resize to (size, size) and flip, for boxes that are no larger than that: (n, 3, size, size).
+class Places(NamedTuple):
+    """Where `enlarge` looks, as grid_sample counts: -1 ... 1 over the source; both (n, size) float32."""
 
-    Bilinear with coordinates clamped to the crop box, as if the crop were an image of its own.
+    x: Tensor
+    y: Tensor
+
+
+def places_of(boxes: NDArray[np.int64], flip: NDArray[np.bool_], size: int, side: int) -> Places:
+    """Bilinear with coordinates clamped to the crop box, as if the crop were an image of its own.
 
     Args:
-        x: (n, 3, H, W) float32.
         boxes: (n, 4) top, left, height, width in pixels; height and width <= size.
         flip: (n,) whether the result is mirrored left to right.
+        size: of the result. side: of the (side, side) source.
     """
     centres = (np.arange(size) + 0.5) / size
-    grid = torch.empty((len(x), size, size, 2))
-    for axis, (start, extent, length) in enumerate(((1, 3, x.shape[3]), (0, 2, x.shape[2]))):
+    axes = []
+    for start, extent in ((1, 3), (0, 2)):
         first, count = boxes[:, start, None], boxes[:, extent, None]
         pixel = np.clip(first + count * centres - 0.5, first, first + count - 1)
-        if axis == 0:
+        if start == 1:
             pixel = np.where(flip[:, None], pixel[:, ::-1], pixel)
-        unit = torch.from_numpy(((2 * pixel + 1) / length - 1).astype(np.float32))
-        grid[..., axis] = unit[:, None, :] if axis == 0 else unit[:, :, None]
-    return F.grid_sample(x, grid.to(x.device), padding_mode="border", align_corners=False)
+        axes.append(torch.from_numpy(((2 * pixel + 1) / side - 1).astype(np.float32)))
+    return Places(*axes)
 
 
-def resize(image: NDArray[np.uint8], box: NDArray[np.int64], flip: bool, size: int) -> Tensor:
-    """Crop, resize with antialiasing (Pillow's bilinear) and flip one image: (1, 3, size, size) uint8.
-
-    Args:
-        image: (H, W, 3) uint8; it is not written to.
-        box: top, left, height, width in pixels.
-        flip: whether the result is mirrored left to right.
-    """
-    top, left, height, width = box
-    crop = np.require(image[top : top + height, left : left + width], requirements="W")  # torch insists
-    pixels = torch.from_numpy(crop).permute(2, 0, 1)[None]
-    resized = F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)
-    return resized.flip(3) if flip else resized
+def enlarge(x: Tensor, places: Places) -> Tensor:
+    """Crop, resize and flip (n, 3, side, side) float32 by `places`: (n, 3, size, size)."""
+    n, size = places.x.shape
+    grid = torch.empty((n, size, size, 2), device=x.device)
+    grid[..., 0] = places.x[:, None, :]
+    grid[..., 1] = places.y[:, :, None]
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)

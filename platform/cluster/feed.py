@@ -5,28 +5,25 @@ and memory would grow with the run (20,000 blocks: half a minute and 600 MB befo
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from typing import Any
 
-import numpy as np
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from vergence.platform.data.config import DataConfig
+from vergence.platform.data.share import Share
 from vergence.platform.data.stream import Stream
 
-Share = Mapping[str, np.ndarray]
-
-READ_AHEAD_BYTES = 32 << 20  # per rank, of decoded samples, and at least four blocks; else the store fills up
+READ_AHEAD_BYTES = (
+    32 << 20
+)  # per rank, of samples as they travel, and at least four blocks; else the store fills up
 OPEN_AHEAD_BLOCKS = 16  # before a stretch ends its successor is opened: it needs some tenths of a second
 
 
 class Feed:
-    """The shares of one rank from `start_step` to the end of the run, in order; reading starts at once.
-
-    A share is what `Stream.rows` gives for one step.
-    """
+    """The shares of one rank from `start_step` to the end of the run, in order; reading starts at once."""
 
     def __init__(self, stream: Stream, data: DataConfig, rank: int, world_size: int, start_step: int) -> None:
         self.stream, self.data, self.rank, self.world_size = stream, data, rank, world_size
@@ -57,7 +54,7 @@ class Feed:
     def _open(self, steps: range) -> Iterator[Share]:
         """A stretch whose first share is there."""
         dataset = self.stream.dataset(self.rank, self.world_size, steps, self.data.reader_cpus)
-        block_bytes = self.stream.decoded_bytes * self.stream.block_rows(self.share)
+        block_bytes = self.stream.row_bytes * self.stream.block_rows(self.share)
         context, options = dataset.context, dataset.context.execution_options
         options.preserve_order = True
         options.resource_limits = options.resource_limits.copy(
@@ -67,9 +64,8 @@ class Feed:
         context.enable_progress_bars = False
         context.custom_execution_callback_classes = [Pause]
         context.raise_original_map_exception = True  # what a reader raises is raised here, without a wrapper
-        shares: Any = iter(
-            dataset.iter_batches(batch_size=self.share, batch_format="numpy", prefetch_batches=2)
-        )
+        tables: Any = dataset.iter_batches(batch_size=self.share, batch_format="pyarrow", prefetch_batches=2)
+        shares = map(Share.of, tables)
         return chain([next(shares)], shares)
 
 

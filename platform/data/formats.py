@@ -1,4 +1,4 @@
-"""Which files are images: by their ending, and by their first bytes where the ending does not tell."""
+"""Which files are what: images by their ending, and by their first bytes where it does not tell; the rest by ending."""
 
 import re
 
@@ -7,6 +7,8 @@ IMAGE_EXTENSIONS = (
     *("jpg", "jpeg", "jfif", "jpe", "png", "webp", "bmp", "tif", "tiff", "gif"),
     *("ppm", "pgm", "pbm", "pnm", "jp2", "j2k", "avif"),
 )
+# Of other members, by modality; likewise in order of preference.
+MEMBER_EXTENSIONS = {"text": ("txt",), "json": ("json",), "audio": ("wav", "flac", "ogg"), "array": ("npy",)}
 START = 32  # bytes that tell the format
 _OTHER_NAMES = {"jfif": "jpg", "jpe": "jpg"}  # of what webdataset's decoders know
 

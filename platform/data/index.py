@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from vergence.platform.data.formats import MEMBER_EXTENSIONS
 from vergence.platform.data.index_cache import hold, tidy, used
 from vergence.platform.data.pattern import expand
 from vergence.platform.data.scan import CHUNK, Scanned, image_extensions, scan, stamps
@@ -58,6 +59,12 @@ class Index:
         """The extension of most images."""
         return max(image_extensions(self.extensions), key=lambda extension: self.extensions[extension])
 
+    def extensions_of(self, kind: str) -> Sequence[str]:
+        """The extensions of a kind of member that some sample has, best first."""
+        if kind == "image":
+            return image_extensions(self.extensions)
+        return [name for name in MEMBER_EXTENSIONS.get(kind, (kind,)) if name in self.extensions]
+
     def key(self, sample_id: int) -> str:
         group, row = divmod(int(sample_id), CHUNK)
         return str(self._keys(group)[row].as_py())
@@ -73,14 +80,13 @@ class Index:
         """Where one member of each sample lies.
 
         Args:
-            kind: an extension, or "image" for the first image extension that a sample has.
+            kind: an extension; or "image" or the name of a modality, for the first of its extensions that a sample has.
             ids: (n,) int64.
         Returns: shard numbers int32, offsets int64, sizes int64, each (n,); offset and size are -1 without
             such a member.
         """
         if kind not in self._members:
-            kinds = image_extensions(self.extensions) if kind == "image" else [kind]
-            self._members[kind] = self._coalesce(kinds)
+            self._members[kind] = self._coalesce(self.extensions_of(kind))
         offset, size = self._members[kind]
         return self._shard_numbers()[ids], offset[ids], size[ids]
 
@@ -94,7 +100,7 @@ class Index:
 
     def _coalesce(self, extensions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         offset = size = np.full(len(self), -1, np.int64)
-        for i, extension in enumerate(name for name in extensions if name in self.extensions):
+        for i, extension in enumerate(extensions):
             columns = self._column(f"{extension}.offset"), self._column(f"{extension}.size")
             if i == 0:
                 offset, size = columns

@@ -8,7 +8,9 @@ from io import FileIO
 import numpy as np
 
 from vergence.platform.data.decode import MAX_PIXELS, BadSample, decode
+from vergence.platform.data.formats import MEMBER_EXTENSIONS
 from vergence.platform.data.index import Index
+from vergence.platform.data.modality import MODALITIES, Parts
 from vergence.platform.errors import VergenceError
 
 OPEN_FILES = 64
@@ -30,9 +32,13 @@ class Reader:
         """Pixels of each sample, uint8 (H, W, 3), or why there are none; in the order of ids, int64 (n,)."""
         return [self._image(data) for data in self.raw(ids, "image")]
 
-    def raw(self, ids: np.ndarray, extension: str) -> list[bytes | None]:
-        """Bytes of one member of each sample ("image": its image), None where it has no such member."""
-        shards, offsets, sizes = self.index.members(extension, np.asarray(ids, np.int64))
+    def field(self, ids: np.ndarray, modality: str) -> list[Parts | BadSample]:
+        """What one member of each sample holds, or why it holds nothing; in the order of ids, int64 (n,)."""
+        return [self._member(data, modality) for data in self.raw(ids, modality)]
+
+    def raw(self, ids: np.ndarray, kind: str) -> list[bytes | None]:
+        """Bytes of one member of each sample (see `Index.members`), None where it has no such member."""
+        shards, offsets, sizes = self.index.members(kind, np.asarray(ids, np.int64))
         found: list[bytes | None] = [None] * len(shards)
         rows = np.lexsort((offsets, shards))  # each file from front to back
         rows = rows[offsets[rows] >= 0]
@@ -48,6 +54,14 @@ class Reader:
             return BadSample("no image member")
         try:
             return decode(data, self.max_pixels)
+        except BadSample as bad:
+            return bad
+
+    def _member(self, data: bytes | None, modality: str) -> Parts | BadSample:
+        if data is None:
+            return BadSample(f"no {modality} member (.{', .'.join(MEMBER_EXTENSIONS[modality])})")
+        try:
+            return MODALITIES[modality].decode(data)
         except BadSample as bad:
             return bad
 

@@ -1,28 +1,43 @@
-"""Each rank's planned samples, in order, read and decoded by Ray Data (DESIGN C5).
+"""Each rank's planned samples, in order, read, decoded and cut by Ray Data (DESIGN C5).
 
 A Dataset for a rank and a stretch of steps: `range` over its positions and one pure map
-position -> plan -> bytes -> pixels. So order and assignment depend on nothing that Ray decides.
+position -> plan -> bytes -> crops. So order and assignment depend on nothing that Ray decides.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from vergence.platform.augment.crop import cut
+from vergence.platform.augment.presets import ViewSpec
 from vergence.platform.data.decode import BadSample
 from vergence.platform.data.index import Index
+from vergence.platform.data.modality import LABEL, Parts
 from vergence.platform.data.plan import Plan
 from vergence.platform.data.read import Reader
+from vergence.platform.data.share import Share, rows_of, table_of
 from vergence.platform.errors import VergenceError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import ray.data
 
 BLOCK_ROWS = 1024
 BLOCK_BYTES = 32 << 20
+DECODED_BYTES = 256 << 20  # of the pictures of a block, which a reader holds at once
 STRETCH_BLOCKS = 64
+MEASURED = 16  # samples
+
+
+class Sample(NamedTuple):
+    """What was read of one sample. picture: uint8 (H, W, 3), or None where no view is wanted."""
+
+    picture: NDArray[np.uint8] | None
+    members: dict[str, Parts]  # by modality
 
 
 @dataclass(frozen=True)
@@ -32,22 +47,36 @@ class Stream:
     index: Path
     plan: Plan
     epochs: int
+    views: tuple[ViewSpec, ...]  # none: pictures are not read
+    fields: tuple[str, ...]  # what else is read: of modality.FIELDS
     max_pixels: int
-    decoded_bytes: int  # of a typical sample, for the size of blocks
+    decoded_bytes: int = 1 << 20  # of a typical picture
+    row_bytes: int = 1 << 20  # of a typical sample as it travels
 
     @property
     def steps(self) -> int:
         """Global batches of the whole run."""
         return self.epochs * self.plan.batches_per_epoch
 
-    def rows(
-        self, positions: np.ndarray, rank: int, world_size: int, start_step: int
-    ) -> dict[str, np.ndarray]:
-        """Rows of one rank, counted from the first sample of `start_step`.
+    def measured(self) -> "Stream":
+        """With the sizes of a few samples of this set; as it is if none of them can be read."""
+        ids = self.plan.training_ids(np.arange(min(MEASURED, self.plan.num_training)))
+        samples = [sample for sample in self._read(ids) if isinstance(sample, Sample)]
+        if not samples:
+            return self
+        table = self._table(
+            ids[: len(samples)], ids[: len(samples)], np.zeros(len(samples), bool), 0, samples
+        )
+        decoded = sum(sample.picture.nbytes for sample in samples if sample.picture is not None)
+        return replace(self, decoded_bytes=decoded // len(samples), row_bytes=table.nbytes // len(samples))
 
-        Returns image (uint8 (n, H, W, 3), or object array of unequal images), id int64, position int64
-        (counted over the whole run) and bad bool (the planned sample was replaced).
-        """
+    def share(self, step: int, rank: int, world_size: int) -> Share:
+        """What one rank gets for a step of the run, read in this process."""
+        size = self.plan.global_batch // world_size
+        return Share.of(self.table(np.arange(size), rank, world_size, step))
+
+    def table(self, positions: np.ndarray, rank: int, world_size: int, start_step: int) -> "pa.Table":
+        """Rows of one rank, counted from the first sample of `start_step`; see `Share`."""
         size, share = self.plan.global_batch, self.plan.global_batch // world_size
         steps = start_step + positions // share
         run_positions = steps * size + rank * share + positions % share
@@ -57,23 +86,54 @@ class Stream:
         for epoch in np.unique(epochs):
             rows = epochs == epoch
             ids[rows] = self.plan.epoch(int(epoch))[in_epoch[rows]]
-        images = reader_of(self.index, self.max_pixels).images(ids)
-        bad = np.array([isinstance(image, BadSample) for image in images])
+        read = self._read(ids)
+        bad = np.array([isinstance(sample, BadSample) for sample in read])
         for row in np.flatnonzero(bad):
-            ids[row], images[row] = self.replacement(int(epochs[row]), int(in_epoch[row]))
-        return {"image": stack(images), "id": ids, "position": run_positions, "bad": bad}
+            ids[row], read[row] = self.replacement(int(epochs[row]), int(in_epoch[row]))
+        samples = [sample for sample in read if isinstance(sample, Sample)]
+        return self._table(ids, run_positions, bad, epochs, samples)
 
-    def replacement(self, epoch: int, position: int) -> tuple[int, np.ndarray]:
+    def _table(
+        self,
+        ids: np.ndarray,
+        positions: np.ndarray,
+        bad: np.ndarray,
+        epochs: np.ndarray | int,
+        samples: list[Sample],
+    ) -> "pa.Table":
+        pictures = [sample.picture for sample in samples if sample.picture is not None]
+        pieces = cut(pictures, ids, epochs, self.views, self.plan.seed) if self.views else None
+        fields: dict[str, Any] = {}
+        for name in self.fields:
+            if name == LABEL:
+                fields[name] = self._reader.index.labels(ids)
+            else:
+                fields |= rows_of(name, [sample.members[name] for sample in samples])
+        return table_of(ids, positions, bad, pieces, fields)
+
+    def _read(self, ids: np.ndarray) -> list[Sample | BadSample]:
+        reader = self._reader
+        pictures = reader.images(ids) if self.views else [None] * len(ids)
+        names = [name for name in self.fields if name != LABEL]
+        members = [reader.field(ids, name) for name in names]
+        return [_sample(picture, names, found) for picture, *found in zip(pictures, *members)]
+
+    @property
+    def _reader(self) -> Reader:
+        return reader_of(self.index, self.max_pixels)
+
+    def replacement(self, epoch: int, position: int) -> tuple[int, Sample]:
         """The first good sample among the plan's candidates: the same one for every reader."""
         for candidate in self.plan.candidates(epoch, position):
-            image = reader_of(self.index, self.max_pixels).images(np.array([candidate]))[0]
-            if not isinstance(image, BadSample):
-                return int(candidate), image
+            (sample,) = self._read(np.array([candidate]))
+            if isinstance(sample, Sample):
+                return int(candidate), sample
         raise VergenceError("no sample of the training shards can be read; run `vergence shards check`")
 
     def block_rows(self, share: int) -> int:
         """Rows of a Ray Data block: whole steps if one fits, so that a batch is a view of its block."""
-        rows = max(1, min(BLOCK_ROWS, BLOCK_BYTES // self.decoded_bytes))
+        most = BLOCK_BYTES // self.row_bytes, DECODED_BYTES // max(1, self.decoded_bytes)
+        rows = max(1, min(BLOCK_ROWS, *most))
         return rows - rows % share if share <= rows else rows
 
     def stretch_steps(self, share: int) -> int:
@@ -87,8 +147,8 @@ class Stream:
         share = self.plan.global_batch // world_size
         num_rows = len(steps) * share
 
-        def read(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-            return self.rows(batch["id"], rank, world_size, steps.start)
+        def read(batch: dict[str, np.ndarray]) -> "pa.Table":
+            return self.table(batch["id"], rank, world_size, steps.start)
 
         positions = ray.data.range(num_rows, override_num_blocks=max(1, num_rows // self.block_rows(share)))
         return positions.map_batches(read, batch_size=None, zero_copy_batch=True, num_cpus=reader_cpus)
@@ -100,10 +160,13 @@ def reader_of(index: Path, max_pixels: int) -> Reader:
     return Reader(Index(index), max_pixels=max_pixels)
 
 
-def stack(images: list[Any]) -> np.ndarray:
-    """uint8 (n, H, W, 3) where all sizes agree, else an object array of images."""
-    if len({image.shape for image in images}) == 1:
-        return np.stack(images)
-    ragged = np.empty(len(images), object)
-    ragged[:] = images
-    return ragged
+def _sample(
+    picture: NDArray[np.uint8] | BadSample | None, names: list[str], members: list[Parts | BadSample]
+) -> Sample | BadSample:
+    """The sample, or the first reason why it is none."""
+    good: dict[str, Parts] = {}
+    for name, member in zip(names, members):
+        if isinstance(member, BadSample):
+            return picture if isinstance(picture, BadSample) else member
+        good[name] = member
+    return picture if isinstance(picture, BadSample) else Sample(picture, good)

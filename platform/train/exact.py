@@ -6,7 +6,7 @@ gradient of the criterion with respect to the embeddings, then the chain rule on
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import torch
 from pydantic import BaseModel, Field, PositiveInt
@@ -42,9 +42,16 @@ class Result(NamedTuple):
     batch: Batch
 
 
+class MicroBatches(Protocol):
+    """The micro-batches of a share by number, from 0; a list will do. One that is asked for twice is the same."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, number: int, /) -> Batch: ...
+
+
 def accumulate(
     method: Method,
-    micros: Sequence[Batch],
+    micros: MicroBatches,
     *,
     seeds: Sequence[int],
     regime: Regime,
@@ -55,6 +62,7 @@ def accumulate(
 ) -> Result | None:
     """Forward, criterion and backward of a share that comes as micro-batches of equal size.
 
+    micros: each is asked for just before its forward, in two passes twice; of its views nothing is kept here.
     seeds: one a micro-batch; what its forward draws (dropout, stochastic depth) follows from it in both passes.
     autocast: a fresh context per call (weights cached in a pass without graph must not serve one with graph).
     backward(scalar, last): adds a scalar's gradients; `last` marks the final call of the step.
@@ -73,11 +81,15 @@ def accumulate(
         with torch.no_grad(), norms.samples(len(micro.ids), collect=True), autocast():
             return method.targets(micro)
 
-    outs, teachers = [], []
-    for micro, seed in zip(micros, seeds, strict=True):
+    assert len(micros) == len(seeds), f"{len(micros)} micro-batches and {len(seeds)} seeds"
+    outs, teachers, parts = [], [], []
+    for i, seed in enumerate(seeds):
+        micro = micros[i]
         outs.append(forward(micro, seed, graph=not two_pass))
         teachers.append(targets_of(micro))
-    out, targets, batch = _cat(outs), _cat(teachers), share_batch(micros)
+        parts.append(micro._replace(views=()))
+        del micro
+    out, targets, batch = _cat(outs), _cat(teachers), share_batch(parts)
     if two_pass:
         out = _make(out, [_leaf(x) for x in out])
     losses = method.criterion(out, targets, batch)
@@ -85,9 +97,9 @@ def accumulate(
         norms.discard()
         return None
     if two_pass:
-        chunks = _chunked_gradients(losses.loss, out, micros)
-        for i, (micro, seed, gradients) in enumerate(zip(micros, seeds, chunks)):
-            backward(_inner_product(forward(micro, seed, graph=True), gradients), i == len(micros) - 1)
+        chunks = _chunked_gradients(losses.loss, out, parts)
+        for i, (seed, gradients) in enumerate(zip(seeds, chunks)):
+            backward(_inner_product(forward(micros[i], seed, graph=True), gradients), i == len(seeds) - 1)
     else:
         backward(losses.loss, True)
     return Result(_detached(losses), _detached(out), _detached(targets), batch)

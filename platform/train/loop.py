@@ -6,7 +6,7 @@ unreadable samples), in the method's collectives, in the gradients, at metrics a
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vergence.methods import collectives
-from vergence.methods.method import Batch, Method, num_large
+from vergence.methods.method import Method
 from vergence.platform.augment import rng
 from vergence.platform.augment.views import Views
 from vergence.platform.data.index import Index
 from vergence.platform.data.read import Reader
+from vergence.platform.data.share import Share
 from vergence.platform.evaluate.monitor import Monitor, remarks
 from vergence.platform.evaluate.spread import effective_rank, embedding_std
 from vergence.platform.evaluate.sweep import Sweep
@@ -30,6 +31,7 @@ from vergence.platform.train.engine import Engine
 from vergence.platform.train.exact import Result, accumulate
 from vergence.platform.train.job import Job
 from vergence.platform.train.layout import layout
+from vergence.platform.train.micro import Micros
 from vergence.platform.train.record import Recorder, committed
 from vergence.platform.train.schedule import factor
 
@@ -94,7 +96,7 @@ class RankLoop:
         self.recorder = Recorder(job, commit, speaks=self.rank == 0)
         self.recorder.stage("workers", entered_s)
 
-    def run(self, rows: Iterator[Mapping[str, np.ndarray]]) -> Outcome:
+    def run(self, shares: Iterator[Share]) -> Outcome:
         """Train until the last step, a stop or a failure; always leaves a commit unless it failed."""
         job, per_epoch = self.job, self.job.plan.batches_per_epoch
         if self.commit is not None and self.commit.monitor_due:
@@ -103,8 +105,8 @@ class RankLoop:
             if self.looks_ahead and self.step % per_epoch == 0:
                 self._before_epoch(self.step // per_epoch)
             with self.recorder.waiting():
-                row = next(rows)
-            stop = self._train_step(row)
+                share = next(shares)
+            stop = self._train_step(share)
             self.step += 1
             if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
                 return Outcome("failed", self._skip_message())
@@ -135,12 +137,12 @@ class RankLoop:
         """Of the step under way, in [0, 1)."""
         return self.step / self.job.steps
 
-    def _train_step(self, row: Mapping[str, np.ndarray]) -> bool:
+    def _train_step(self, share: Share) -> bool:
         """One global batch; True if a stop is wanted. A step that is not finite anywhere is skipped."""
         job, step = self.job, self.step
         expected = step * job.plan.global_batch + self.rank * self.share
-        assert row["position"][0] == expected, f"stream is at {row['position'][0]}, loop at {expected}"
-        bad = self._report_bad(row)
+        assert share.positions[0] == expected, f"stream is at {share.positions[0]}, loop at {expected}"
+        bad = self._report_bad(share)
         progress = self.progress
         self.lr_factor = factor(job.schedule, progress, job.epochs)
         self.engine.set_lr(self.lr_factor, epoch=progress * job.epochs)
@@ -152,7 +154,7 @@ class RankLoop:
 
         result = accumulate(
             self.method,
-            self._micros(row),
+            self._micros(share),
             seeds=[self._draws(start) for start in range(0, self.share, self.layout.micro)],
             regime=self.layout.regime,
             norms=self.norms,
@@ -161,7 +163,7 @@ class RankLoop:
             proceed=proceed,
         )
         _, stop, num_bad, loss = agreed
-        self._report_alike(row)
+        self._report_alike(share)
         due = (step + 1) % job.metrics_every == 0 or step == 0
         grad_norms = self.engine.grad_norms() if due and result is not None else None
         taken = result is not None and self.engine.step()
@@ -185,25 +187,17 @@ class RankLoop:
             self._record(result, loss, grad_norms)
         return stop > 0
 
-    def _micros(self, row: Mapping[str, np.ndarray]) -> list[Batch]:
-        """The share as micro-batches with their views; view draws depend on the sample only."""
-        micros = []
-        epoch = self.step // self.job.plan.batches_per_epoch
-        for start in range(0, self.share, self.layout.micro):
-            part = slice(start, start + self.layout.micro)
-            ids = np.array(row["id"][part])
-            views, geometry = self.views(row["image"][part], ids, epoch)
-            micros.append(
-                Batch(
-                    views=views,
-                    ids=torch.from_numpy(ids).to(self.device),
-                    geometry=geometry,
-                    shuffle=self._shuffle(self.rank * self.share + start),
-                    num_large=num_large([view.shape[-1] for view in views]),
-                    progress=self.progress,
-                )
-            )
-        return micros
+    def _micros(self, share: Share) -> Micros:
+        """The share as micro-batches; what their views draw depends on the sample and the epoch only."""
+        return Micros(
+            share,
+            self.layout.micro,
+            views=self.views,
+            progress=self.progress,
+            epoch=self.step // self.job.plan.batches_per_epoch,
+            shuffle=lambda start: self._shuffle(self.rank * self.share + start),
+            device=self.device,
+        )
 
     def _draws(self, start: int) -> int:
         """Seed of what the forward of the micro-batch at `start` of the share draws; a function of its place."""
@@ -219,7 +213,7 @@ class RankLoop:
             offset + rng.permutation(span, SHUFFLE, self.job.plan.seed, self.step, (start + offset) // span)
             for offset in range(0, self.layout.micro, span)
         ]
-        return torch.from_numpy(np.concatenate(spans)).to(self.device)
+        return torch.from_numpy(np.concatenate(spans))
 
     def _agree(self, loss: Tensor, bad: int) -> list[float]:
         """Over all ranks: number of losses that are not finite, stops wanted, unreadable samples; mean of the others.
@@ -307,21 +301,21 @@ class RankLoop:
         self.score = None
         return failure
 
-    def _report_bad(self, row: Mapping[str, np.ndarray]) -> int:
+    def _report_bad(self, share: Share) -> int:
         """Log the samples of this share that could not be read, and their number."""
-        rows = np.flatnonzero(row["bad"])
-        for position, used in zip(row["position"][rows], row["id"][rows]):
+        rows = np.flatnonzero(share.bad)
+        for position, used in zip(share.positions[rows], share.ids[rows]):
             name, reason = self._describe(int(position))
             log.warning(
                 "unreadable sample %s (%s), %s takes its place", name, reason, self.reader.index.where(used)
             )
         return len(rows)
 
-    def _report_alike(self, row: Mapping[str, np.ndarray]) -> None:
+    def _report_alike(self, share: Share) -> None:
         """Log the samples of this share that gave no gradient: their norm group is one image again and again."""
         places = self.norms.alike_samples()
         if places:
-            names = ", ".join(self.reader.index.where(int(sample)) for sample in row["id"][places])
+            names = ", ".join(self.reader.index.where(int(sample)) for sample in share.ids[places])
             log.warning("step %d: no gradient from a norm group of one image: %s", self.step, names)
         self.num_alike += len(places)
 

@@ -1,6 +1,6 @@
 """Which samples come, and as which views."""
 
-from .names import OPS, PLAN, RNG, STREAM, VIEWS, Faults
+from .names import CROP, OPS, PLAN, RNG, STREAM, VIEWS, Faults
 
 _PLAN: Faults = {
     "probe-is-the-orders-stream": (
@@ -60,6 +60,8 @@ _PLAN: Faults = {
     ),
 }
 
+_RESIZE = f"{CROP}::test_resize_equals_pillow"
+_CROPS = f"{STREAM}::test_crops_are_those_of_sample_epoch_and_seed"
 _ROWS = f"{STREAM}::test_rows_are_the_planned_ones_however_far_the_run_is"
 
 _STREAM: Faults = {
@@ -85,47 +87,80 @@ _STREAM: Faults = {
         _ROWS,
     ),
     "stand-in-of-epoch-0": ("self.replacement(int(epochs[row]),", "self.replacement(0,", _ROWS),
-    "stand-in-not-told": ('"bad": bad}', '"bad": bad & False}', _ROWS),
+    "stand-in-not-told": (
+        "(ids, run_positions, bad, epochs,",
+        "(ids, run_positions, bad & False, epochs,",
+        _ROWS,
+    ),
+    "crops-of-epoch-0": ("cut(pictures, ids, epochs, self", "cut(pictures, ids, 0, self", f"{_CROPS}[5]"),
+    "crops-ignore-the-seed": ("self.views, self.plan.seed)", "self.views, 0)", f"{_CROPS}[0]"),
+    "crops-of-positions": ("cut(pictures, ids, epochs", "cut(pictures, positions, epochs", f"{_CROPS}[0]"),
+}
+
+_RECORDS = f"{CROP}::test_records_hold_the_drawn_crops_and_small_pictures_whole"
+
+_CROP: Faults = {
+    "all-crops-are-view-0": (
+        "draw.Counter.of(seed, ids, epochs, view)",
+        "draw.Counter.of(seed, ids, epochs, 0)",
+        _RECORDS,
+    ),
+    "crops-are-not-flipped": ("resized[:, :, ::-1] if flip", "resized[:, :, ::-1] if False", _RESIZE),
+    "a-crop-too-far": (
+        "end += 3 * size**2 if side > size else 0",
+        "end += 3 * size**2",
+        f"{CROP}::test_what_travels_follows_from_the_pictures_size",
+    ),
+    "a-picture-of-the-views-size-is-resized": (
+        "end if side > size else -1",
+        "end if side >= size else -1",
+        f"{CROP}::test_what_travels_follows_from_the_pictures_size",
+    ),
 }
 
 _DRAWN = f"{VIEWS}::test_every_draw_comes_from_the_stream_of_its_operation"
 
-_VIEWS: Faults = {
+_WORDS = "cls(seed, ids[:, None], epochs if isinstance(epochs, int) else epochs[:, None], view)"
+
+_DRAW: Faults = {
     "solarise-from-the-blurs-stream": (
         "chance(SOLARIZE, spec.solarize)",
         "chance(BLUR, spec.solarize)",
         _DRAWN,
     ),
-    "sigma-from-the-blurs-stream": ("uniform(*words, SIGMA, 0)", "uniform(*words, BLUR, 0)", _DRAWN),
+    "sigma-from-the-blurs-stream": ("uniform(*counter, SIGMA, 0)", "uniform(*counter, BLUR, 0)", _DRAWN),
     "gray-from-the-jitters-stream": ("chance(GRAY, spec.gray)", "chance(JITTER, spec.gray)", _DRAWN),
     "draws-ignore-the-view": (
-        "words = (seed, ids[:, None], epoch, view)",
-        "words = (seed, ids[:, None], epoch, 0)",
+        _WORDS,
+        _WORDS.replace("view)", "0)"),
         _DRAWN,
     ),
     "draws-ignore-the-epoch": (
-        "words = (seed, ids[:, None], epoch, view)",
-        "words = (seed, ids[:, None], 0, view)",
+        _WORDS,
+        "cls(seed, ids[:, None], 0, view)",
         _DRAWN,
     ),
     "drawn-ids-of-32-bits": (
-        "words = (seed, ids[:, None], epoch, view)",
-        "words = (seed, ids[:, None].astype(np.int32), epoch, view)",
+        _WORDS,
+        _WORDS.replace("ids[:, None]", "ids[:, None].astype(np.int32)"),
         _DRAWN,
     ),
     "top-and-left-swapped": (
-        "where = uniform(*words, POSITION, np.arange(2))",
-        "where = uniform(*words, POSITION, np.arange(2))[:, ::-1]",
+        "where = uniform(*counter, POSITION, np.arange(2))",
+        "where = uniform(*counter, POSITION, np.arange(2))[:, ::-1]",
         _DRAWN,
     ),
+}
+
+_VIEWS: Faults = {
     "solarise-from-the-next-level-on": (
         "spec.solarize_threshold / 255",
         "(spec.solarize_threshold + 1) / 255",
         f"{VIEWS}::test_solarize_inverts_from_its_level_on",
     ),
     "all-views-are-view-0": (
-        "draw(spec, self.seed, ids, epoch, view, sizes",
-        "draw(spec, self.seed, ids, epoch, 0, sizes",
+        "draw.Counter.of(self.seed, ids, epoch, view)",
+        "draw.Counter.of(self.seed, ids, epoch, 0)",
         f"{VIEWS}::test_views_equal_torchvision_with_the_drawn_parameters[simclr-cifar-32]",
     ),
 }
@@ -154,6 +189,8 @@ _RNG: Faults = {
 FAULTS = {
     "platform/data/plan.py": _PLAN,
     "platform/data/stream.py": _STREAM,
+    "platform/augment/crop.py": _CROP,
+    "platform/augment/draw.py": _DRAW,
     "platform/augment/views.py": _VIEWS,
     "platform/augment/ops.py": _OPS,
     "platform/augment/rng.py": _RNG,

@@ -8,6 +8,9 @@ _UPDATE = f"        if result is not None and taken:\n            self.norms.upd
 _DRAWS = "rng.mix(DRAWS, self.job.plan.seed, self.step, first)"
 _PLACE = "rng.permutation(span, SHUFFLE, self.job.plan.seed, self.step, (start + offset) // span)"
 
+_EPOCH = "epoch=self.step // self.job.plan.batches_per_epoch,"
+_MADE = "pictures.part(rows), ids, self.epoch, parcel)"
+
 _LOOP: Faults = {
     "ema-per-micro-batch": (_AFTER, f"[{_AFTER} for _ in range(self.share // self.layout.micro)]", MOCO),
     "ema-before-the-optimiser": (
@@ -59,26 +62,9 @@ _LOOP: Faults = {
     "shuffle-ignores-the-span": (_PLACE, _PLACE.replace("start + offset", "start"), MOCO),
     "shuffle-counts-samples": (_PLACE, _PLACE.replace("(start + offset) // span", "start + offset"), MOCO),
     "shuffle-is-the-dropout-stream": (_PLACE, _PLACE.replace("SHUFFLE", "DRAWS"), MOCO),
-    "shuffle-does-nothing": ("shuffle=self._shuffle(", "shuffle=None and self._shuffle(", MOCO),
     "shuffle-moves-whole-spans": ("offset + rng.permutation", "0 * offset + rng.permutation", MOCO),
-    "view-ids-are-positions": (
-        'self.views(row["image"][part], ids, epoch)',
-        'self.views(row["image"][part], row["position"][part], epoch)',
-        SIMCLR,
-    ),
-    "view-ids-of-32-bits": (
-        'row["image"][part], ids, epoch)',
-        'row["image"][part], ids % 2**32, epoch)',
-        SIMCLR,
-    ),
-    "batch-ids-of-32-bits": (
-        "ids=torch.from_numpy(ids)",
-        "ids=torch.from_numpy(ids % 2**32)",
-        RECORDS + "[simclr]",
-    ),
-    "views-of-epoch-0": ("ids, epoch)", "ids, 0)", SIMCLR),
-    "views-of-the-step": ("ids, epoch)", "ids, self.step)", SIMCLR),
-    "views-of-the-next-epoch": ("ids, epoch)", "ids, epoch + 1)", SIMCLR),
+    "views-of-the-step": (_EPOCH, "epoch=self.step,", SIMCLR),
+    "views-of-the-next-epoch": (_EPOCH, f"{_EPOCH[:-1]} + 1,", SIMCLR),
     "views-ignore-the-seed": ("            seed=job.plan.seed,\n", "            seed=0,\n", SIMCLR),
     "views-normalised-by-std-alone": (
         "mean=job.data.mean,\n            std=job.data.std,\n            dtype",
@@ -201,6 +187,21 @@ _LOOP: Faults = {
     ),
 }
 
+_MICRO: Faults = {
+    "view-ids-are-positions": (_MADE, _MADE.replace("ids", "self.share.positions[rows]"), SIMCLR),
+    "view-ids-of-32-bits": (_MADE, _MADE.replace("ids", "ids % 2**32"), SIMCLR),
+    "batch-ids-of-32-bits": (
+        "ids=torch.from_numpy(ids)",
+        "ids=torch.from_numpy(ids % 2**32)",
+        RECORDS + "[simclr]",
+    ),
+    "views-of-epoch-0": (_MADE, _MADE.replace("self.epoch", "0"), SIMCLR),
+    "every-micro-batch-is-the-first": ("start = number * self.size", "start = 0", SIMCLR),
+    "shuffle-does-nothing": ("shuffle=self.shuffle(start)", "shuffle=None", MOCO),
+    "shuffle-of-the-first-micro-batch": ("shuffle=self.shuffle(start)", "shuffle=self.shuffle(0)", MOCO),
+}
+
 FAULTS = {
+    "platform/train/micro.py": _MICRO,
     "platform/train/loop.py": _LOOP,
 }

@@ -12,7 +12,7 @@ LOOP, EXACT, NORMS, ENGINE, RECORD, SCHEDULE = (
 )
 BATCH_NORM, NORM_CHECK = (f"{_TRAIN}/test_{part}.py" for part in ("batch_norm", "norm_check"))
 PLAN, STREAM = (f"{_DATA}/test_{part}.py" for part in ("plan", "stream"))
-VIEWS, OPS, RNG = (f"{_AUGMENT}/test_{part}.py" for part in ("views", "ops", "rng"))
+CROP, VIEWS, OPS, RNG = (f"{_AUGMENT}/test_{part}.py" for part in ("crop", "views", "ops", "rng"))
 COMMIT = "tests/platform/runs/test_commit.py"
 MONITOR, SWEEP, FEATURES, PROTOCOLS, LINEAR = (
     f"tests/platform/evaluate/test_{part}.py"

@@ -4,18 +4,18 @@ from .names import BATCH_NORM, ENGINE, EXACT, MOCO, NORM_CHECK, NORMS, RECORDS, 
 
 _EXACT: Faults = {
     "second-pass-draws-anew": (
-        "forward(micro, seed, graph=True)",
-        "forward(micro, seed + 1, graph=True)",
+        "forward(micros[i], seed, graph=True)",
+        "forward(micros[i], seed + 1, graph=True)",
         f"{EXACT}::test_dropout_is_the_same_in_both_passes_and_on_any_rank",
     ),
     "draws-not-seeded": ("        torch.manual_seed(seed)\n", "", MOCO),
     "boundary-on-every-backward": (
-        "i == len(micros) - 1)",
+        "i == len(seeds) - 1)",
         "True)",
         f"{EXACT}::test_gradients_do_not_depend_on_micro_batches[two-pass-toy]",
     ),
     "boundary-on-the-first": (
-        "i == len(micros) - 1)",
+        "i == len(seeds) - 1)",
         "i == 0)",
         f"{EXACT}::test_gradients_do_not_depend_on_micro_batches[two-pass-toy]",
     ),

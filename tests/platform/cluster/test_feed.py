@@ -13,13 +13,13 @@ from vergence.platform.data.stream import STRETCH_BLOCKS, Stream
 DATA = DataConfig(train="")
 
 
-def stream_of(num_samples, epochs, batch=512, decoded_bytes=3072):
-    return Stream(None, Plan(num_samples, 0.0, 0, batch), epochs, 1 << 20, decoded_bytes)
+def stream_of(num_samples, epochs, batch=512, row_bytes=3072):
+    return Stream(None, Plan(num_samples, 0.0, 0, batch), epochs, (), (), 1 << 20, 0, row_bytes)
 
 
-@pytest.mark.parametrize("decoded_bytes", [3072, 562_000, 40_000_000])
-def test_a_stretch_is_a_bounded_number_of_blocks_and_whole_steps(decoded_bytes):
-    stream = stream_of(1_281_167, 300, decoded_bytes=decoded_bytes)
+@pytest.mark.parametrize("row_bytes", [3072, 562_000, 40_000_000])
+def test_a_stretch_is_a_bounded_number_of_blocks_and_whole_steps(row_bytes):
+    stream = stream_of(1_281_167, 300, row_bytes=row_bytes)
     rows = stream.stretch_steps(512) * 512
     assert 1 <= rows // stream.block_rows(512) <= max(STRETCH_BLOCKS, 512)
 

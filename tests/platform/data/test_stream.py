@@ -8,13 +8,17 @@ import pytest
 import ray
 from PIL import Image
 
+from vergence.platform.augment.crop import cut
+from vergence.platform.augment.presets import ViewSpec
 from vergence.platform.cluster.feed import Feed
 from vergence.platform.data.config import DataConfig
 from vergence.platform.data.index import open_index
 from vergence.platform.data.plan import Plan
-from vergence.platform.data.stream import Stream, stack
+from vergence.platform.data.share import Share
+from vergence.platform.data.stream import Stream
 
 NUM, BATCH, EPOCHS, BROKEN = 83, 12, 2, (4, 30)
+WHOLE = (ViewSpec(size=8, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0),)
 
 
 def write(path, sides):
@@ -49,10 +53,10 @@ def stream(tmp_path_factory):
     return make_stream(tmp_path_factory.mktemp("stream"), sides=(8,))
 
 
-def make_stream(folder, sides):
+def make_stream(folder, sides, views=WHOLE):
     write(folder / "train-000000.tar", sides)
     index = open_index(folder / "train-000000.tar", folder / "index")
-    return Stream(index.path, Plan(len(index), 0.1, 7, BATCH), EPOCHS, 1 << 20, 192)
+    return Stream(index.path, Plan(len(index), 0.1, 7, BATCH), EPOCHS, views, (), 1 << 20, 192, 192)
 
 
 def batches(stream, rank, world_size, start_step):
@@ -63,7 +67,7 @@ def batches(stream, rank, world_size, start_step):
 def global_ids(stream, world_size, start_step=0):
     """(steps, BATCH) ids of every global batch, from all ranks."""
     ranks = [batches(stream, rank, world_size, start_step) for rank in range(world_size)]
-    return np.array([np.concatenate([batch["id"] for batch in step]) for step in zip(*ranks)])
+    return np.array([np.concatenate([batch.ids for batch in step]) for step in zip(*ranks)])
 
 
 def test_ids_are_the_same_for_1_2_and_3_workers_and_after_a_resume(ray_session, stream):
@@ -83,7 +87,7 @@ def test_no_planned_id_comes_twice_in_an_epoch(ray_session, stream):
     rows = batches(stream, 0, 1, 0)
     for epoch in range(EPOCHS):
         steps = rows[epoch * per_epoch : (epoch + 1) * per_epoch]
-        good = np.concatenate([batch["id"][~batch["bad"]] for batch in steps])
+        good = np.concatenate([batch.ids[~batch.bad] for batch in steps])
         assert len(set(good)) == len(good)
 
 
@@ -92,20 +96,20 @@ def test_rows_carry_pixels_position_and_badness(ray_session, stream):
         for rank in range(world_size):
             for step, batch in enumerate(batches(stream, rank, world_size, 0)):
                 share = BATCH // world_size
-                np.testing.assert_array_equal(batch["image"][:, 3, 3, 0], batch["id"])
-                assert batch["image"].shape == (share, 8, 8, 3)
-                assert batch["image"].dtype == np.uint8
-                assert batch["position"][0] == step * BATCH + rank * share
+                pixels = batch.pictures.pixels.padded().reshape(share, 3, 8, 8)
+                np.testing.assert_array_equal(pixels[:, 0, 3, 3], batch.ids)
+                assert (pixels.dtype, pixels[:, 1:].max()) == (np.uint8, 0)
+                assert batch.positions.tolist() == [step * BATCH + rank * share + i for i in range(share)]
                 planned = stream.plan.rank_ids(step, rank, world_size)
-                np.testing.assert_array_equal(batch["bad"], np.isin(planned, BROKEN))
+                np.testing.assert_array_equal(batch.bad, np.isin(planned, BROKEN))
 
 
 def test_a_broken_sample_has_the_same_stand_in_everywhere(stream):
     order = stream.plan.epoch(0)
     position = int(np.flatnonzero(order == BROKEN[0])[0])
-    stand_in, image = stream.replacement(0, position)
+    stand_in, sample = stream.replacement(0, position)
     assert stand_in not in BROKEN
-    assert image[0, 0, 0] == stand_in
+    assert sample.picture[0, 0, 0] == stand_in
     tail = order[stream.plan.batches_per_epoch * BATCH :]
     assert stand_in in tail
     assert stream.replacement(0, position)[0] == stand_in
@@ -114,29 +118,50 @@ def test_a_broken_sample_has_the_same_stand_in_everywhere(stream):
 @pytest.mark.parametrize("start_step", [0, 5, 2**32 + 4])
 def test_rows_are_the_planned_ones_however_far_the_run_is(stream, start_step):
     plan, share = stream.plan, BATCH // 2
-    rows = stream.rows(np.arange(40 * share), 1, 2, start_step)
+    rows = Share.of(stream.table(np.arange(40 * share), 1, 2, start_step))
     steps = range(start_step, start_step + 40)
-    assert rows["bad"].sum() > 3
+    assert rows.bad.sum() > 3
     places = [step * BATCH + share + place for step in steps for place in range(share)]
-    assert rows["position"].tolist() == places
+    assert rows.positions.tolist() == places
     for row, place in enumerate(places):
         epoch, position = divmod(place, plan.batches_per_epoch * BATCH)
         planned = int(plan.epoch(epoch)[position])
         good = (i for i in (planned, *plan.candidates(epoch, position)) if i not in BROKEN)
-        assert rows["id"][row] == next(good)
-        assert rows["bad"][row] == (planned in BROKEN)
-        assert rows["image"][row, 0, 0, 0] == rows["id"][row]
-    assert rows["id"].dtype == rows["position"].dtype == np.int64
+        assert rows.ids[row] == next(good)
+        assert rows.bad[row] == (planned in BROKEN)
+        assert rows.pictures.pixels[row : row + 1].flat[0] == rows.ids[row]
+    assert rows.ids.dtype == rows.positions.dtype == np.int64
 
 
-def test_pictures_of_unequal_size_arrive_whole(ray_session, tmp_path):
-    stream = make_stream(tmp_path, sides=(8, 11, 5))
-    rows = [row for batch in batches(stream, 0, 2, 0) for row in zip(batch["image"], batch["id"])]
-    assert {image.shape[0] for image, _ in rows} == {8, 11, 5}
-    assert all(image.shape == ((8, 11, 5)[i % 3],) * 2 + (3,) and image[0, 0, 0] == i for image, i in rows)
+def test_pictures_of_unequal_size_arrive_as_what_their_views_need(ray_session, tmp_path):
+    views = (ViewSpec(count=2, size=8), ViewSpec(size=4))
+    stream = make_stream(tmp_path, sides=(8, 11, 5), views=views)
+    for rank in range(2):
+        for step, batch in enumerate(batches(stream, rank, 2, 0)):
+            here = stream.share(step, rank, 2)
+            assert batch.pictures.sizes.tolist() == [[(8, 11, 5)[i % 3]] * 2 for i in batch.ids]
+            assert (batch.pictures.pixels.flat == here.pictures.pixels.flat).all()
+            assert (batch.pictures.pixels.lengths == here.pictures.pixels.lengths).all()
+            assert (batch.pictures.geometry == here.pictures.geometry).all()
 
 
-def test_stack_keeps_unequal_pictures_apart():
-    ragged = stack([np.zeros((2, 3, 3), np.uint8), np.zeros((3, 2, 3), np.uint8)])
-    assert ragged.dtype == object
-    assert stack([np.zeros((2, 3, 3), np.uint8)] * 4).shape == (4, 2, 3, 3)
+@pytest.mark.parametrize("start_step", [0, 5])
+def test_crops_are_those_of_sample_epoch_and_seed(tmp_path, start_step):
+    views = (ViewSpec(count=2, size=8),)
+    stream = make_stream(tmp_path, sides=(11,), views=views)
+    plan = stream.plan
+    rows = Share.of(stream.table(np.arange(40), 0, 1, start_step))
+    for row, place in enumerate(start_step * BATCH + np.arange(40)):
+        picture = np.full((11, 11, 3), [rows.ids[row], 0, 0], np.uint8)
+        alone = cut(
+            [picture], rows.ids[[row]], int(place // (plan.batches_per_epoch * BATCH)), views, plan.seed
+        )
+        assert (rows.pictures.geometry[row] == alone.geometry[0]).all()
+        assert (rows.pictures.pixels[row : row + 1].flat == alone.pixels.flat).all()
+
+
+def test_the_size_of_a_typical_sample_is_measured(tmp_path):
+    stream = make_stream(tmp_path, sides=(100,), views=(ViewSpec(count=2, size=64),)).measured()
+    assert stream.decoded_bytes == 3 * 100**2
+    assert 2 * 3 * 64**2 < stream.row_bytes < 2 * 3 * 64**2 + 200
+    assert stream.block_rows(BATCH) % BATCH == 0

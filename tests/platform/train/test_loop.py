@@ -53,8 +53,8 @@ def make_loop(tmp_path, monkeypatch):
         stream = resolved.stream()
         loop = RankLoop(resolved.job(run, {}), commit, lambda: loop.step + 1 == stops_after)
         steps = range(loop.step, resolved.steps)
-        rows = (stream.rows(np.arange(16), 0, 1, step) for step in steps)
-        return loop, rows, run
+        shares = (stream.share(step, 0, 1) for step in steps)
+        return loop, shares, run
 
     return make
 

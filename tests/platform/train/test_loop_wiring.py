@@ -22,7 +22,9 @@ from vergence.methods.catalog import METHODS
 from vergence.methods.method import Method
 from vergence.pipelines.recipe import Recipe
 from vergence.pipelines.resolve import resolve
+from vergence.platform.augment.crop import cut
 from vergence.platform.data.index import open_index
+from vergence.platform.data.share import Share
 from vergence.platform.runs import commit as commits
 from vergence.platform.runs.outcome import Outcome
 from vergence.platform.runs.run import Run, locked
@@ -221,19 +223,21 @@ def attempt(rank: int, case: Case, job: Job, orders: list[np.ndarray], states: l
     upset(loop.method, rank, case, orders)
     del states[start:]
 
-    def rows() -> Iterator[Mapping[str, np.ndarray]]:
+    def shares() -> Iterator[Share]:
         for step in range(start, job.steps):
             states.append(arrays(loop))
             places = rank * SHARE + np.arange(SHARE)
-            yield {
-                "image": IMAGES[orders[step][places]],
-                "id": orders[step][places] + case.first_id,
-                "position": step * WORLD * SHARE + places,
-                "bad": np.array([(step, place) in case.bad for place in places.tolist()]),
-            }
+            ids, epoch = orders[step][places] + case.first_id, step // job.plan.batches_per_epoch
+            yield Share(
+                ids=ids,
+                positions=step * WORLD * SHARE + places,
+                bad=np.array([(step, place) in case.bad for place in places.tolist()]),
+                pictures=cut(IMAGES[orders[step][places]], ids, epoch, job.views, job.plan.seed),
+                fields={},
+            )
 
     with locked(Run(job.run.name, attempt="test")) if rank == 0 else nullcontext():
-        outcome = loop.run(rows())
+        outcome = loop.run(shares())
     states.append(arrays(loop))
     return outcome
 

@@ -1,0 +1,82 @@
+"""What a rank gets for one step: its part of the global batch, as it travels from reader tasks to the rank loop."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from vergence.platform.augment.crop import GEOMETRY, Cut
+from vergence.platform.data.modality import LABEL, MODALITIES, Parts
+from vergence.platform.data.ragged import Ragged
+
+
+class Share(NamedTuple):
+    """n samples of one step, in the order of the plan.
+
+    pictures: cut for their views, None where the method has none.  fields: what else the method needs, by name, each
+    (n, ...).
+    """
+
+    ids: NDArray[np.int64]  # (n,)
+    positions: NDArray[np.int64]  # (n,) in the whole run
+    bad: NDArray[np.bool_]  # (n,) another sample stands in for the planned one
+    pictures: Cut | None
+    fields: Mapping[str, NDArray[Any]]
+
+    @classmethod
+    def of(cls, table: pa.Table) -> "Share":
+        """The samples of a table, as `table_of` made it; nothing is copied but where rows are padded."""
+        columns = {name: _array(table[name]) for name in table.column_names}
+        pictures = None
+        if "pixels" in columns:
+            sizes = np.stack([columns.pop(name) for name in ("height", "width")], axis=1)
+            geometry = np.asarray(columns.pop("geometry").flat).reshape(len(table), -1, GEOMETRY)
+            pictures = Cut(columns.pop("pixels"), sizes, geometry)
+        ids, positions, bad = (columns.pop(name) for name in ("id", "position", "bad"))
+        return cls(ids, positions, bad.view(np.bool_), pictures, _collated(columns))
+
+
+def table_of(
+    ids: NDArray[np.int64],
+    positions: NDArray[np.int64],
+    bad: NDArray[np.bool_],
+    pictures: Cut | None,
+    fields: Mapping[str, NDArray[Any] | Ragged],
+) -> pa.Table:
+    """n samples as the columns of a table, which is cut and joined by rows: any run of its rows is a share."""
+    columns: dict[str, Any] = {"id": ids, "position": positions, "bad": bad.view(np.uint8)}
+    if pictures is not None:
+        columns |= {"pixels": pictures.pixels, "height": pictures.sizes[:, 0], "width": pictures.sizes[:, 1]}
+        width = pictures.geometry.shape[1] * GEOMETRY
+        columns["geometry"] = Ragged(pictures.geometry.reshape(-1), np.arange(len(ids) + 1) * width)
+    columns |= fields
+    return pa.table({n: x.column() if isinstance(x, Ragged) else pa.array(x) for n, x in columns.items()})
+
+
+def rows_of(name: str, parts: Sequence[Parts]) -> dict[str, NDArray[Any] | Ragged]:
+    """What n members of a modality hold, as rows by the names of their parts."""
+    return {
+        f"{name}{end}": Ragged.of(part[end] for part in parts)
+        if parts[0][end].ndim
+        else np.array([part[end] for part in parts])
+        for end in parts[0]
+    }
+
+
+def _array(column: pa.ChunkedArray) -> Any:
+    """numpy array or Ragged, a view of the column where it is in one piece."""
+    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    if isinstance(array, pa.LargeListArray):
+        return Ragged.of_column(array)
+    return array.to_numpy()
+
+
+def _collated(rows: Mapping[str, NDArray[Any] | Ragged]) -> dict[str, NDArray[Any]]:
+    fields: dict[str, NDArray[Any]] = {}
+    for name in dict.fromkeys(each.partition(".")[0] for each in rows):
+        own = {each.removeprefix(name): row for each, row in rows.items() if each.partition(".")[0] == name}
+        parts = own if name == LABEL else MODALITIES[name].collate(own)
+        fields |= {f"{name}{end}": np.asarray(part) for end, part in parts.items()}
+    return fields

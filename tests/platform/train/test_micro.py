@@ -1,0 +1,101 @@
+"""Micro-batches of a share: made one at a time, by one copy to the device, and nothing that waits for it."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vergence.platform.augment.crop import cut
+from vergence.platform.augment.presets import ViewSpec
+from vergence.platform.augment.views import Views
+from vergence.platform.data.share import Share
+from vergence.platform.train.micro import Micros
+
+N, SIZE = 12, 4
+VIEWS = (ViewSpec(count=2, size=32, recipe="byol"), ViewSpec(count=4, size=16, recipe="simclr"))
+SIDES = {"small": [32] * N, "large": [80] * N, "mixed": [32, 20, 40, 80] * 3}
+
+
+def share_of(sides: list[int]) -> Share:
+    rng, ids = np.random.default_rng(0), np.arange(N) + 2**40
+    pictures = [rng.integers(0, 256, (side, side, 3), dtype=np.uint8) for side in sides]
+    fields = {"label": np.arange(N), "audio": rng.normal(size=(N, 7)).astype(np.float32)}
+    return Share(ids, np.arange(N), np.zeros(N, bool), cut(pictures, ids, 3, VIEWS, 0), fields)
+
+
+def micros_of(share: Share, size: int, device: str = "cpu") -> Micros:
+    views = Views(VIEWS, seed=0, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25), device=device)
+    return Micros(
+        share,
+        size,
+        views=views,
+        epoch=3,
+        progress=0.25,
+        shuffle=lambda start: torch.arange(size).flip(0) + 100 * start,
+        device=torch.device(device),
+    )
+
+
+@pytest.mark.parametrize("sides", SIDES)
+def test_micro_batches_are_the_share_in_pieces(sides: str) -> None:
+    share = share_of(SIDES[sides])
+    (whole,), parts = micros_of(share, N), list(micros_of(share, SIZE))
+    assert [view.shape[-1] for view in whole.views] == [32, 32, 16, 16, 16, 16]
+    for name in ("views", "geometry"):
+        for view, pieces in zip(getattr(whole, name), zip(*(getattr(part, name) for part in parts))):
+            assert torch.equal(view, torch.cat(pieces))
+    assert torch.cat([part.ids for part in parts]).tolist() == whole.ids.tolist() == share.ids.tolist()
+    for name in ("label", "audio"):
+        assert torch.equal(torch.cat([part.fields[name] for part in parts]), whole.fields[name])
+        assert (whole.fields[name].numpy() == share.fields[name]).all()
+    assert [part.shuffle[0].item() for part in parts] == [3, 403, 803]
+
+
+def test_a_share_without_pictures_has_no_views() -> None:
+    batch = micros_of(share_of(SIDES["small"])._replace(pictures=None), SIZE)[1]
+    assert (batch.views, batch.geometry, batch.ids.tolist()) == ([], [], [2**40 + i for i in range(4, 8)])
+    assert batch.fields["label"].tolist() == [4, 5, 6, 7]
+
+
+class Counted(TorchDispatchMode):
+    """Counts copies from this host to the device (`meta`, which has no values to wait for), and what else it does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies: list[dict[str, Any]] = []
+        self.device_ops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, devices = kwargs or {}, set[str]()
+        result = func(*args, **kwargs)
+        for tensor in _tensors((args, kwargs)):
+            devices.add(tensor.device.type)
+        to = {tensor.device.type for tensor in _tensors(result)}
+        if "cpu" in devices and "meta" in to | devices:
+            self.copies.append(kwargs)
+        elif "meta" in to:
+            self.device_ops += 1
+        return result
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    if isinstance(tree, torch.Tensor):
+        return [tree]
+    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
+    return [tensor for part in parts for tensor in _tensors(part)]
+
+
+def test_a_micro_batch_is_one_copy_that_nothing_waits_for() -> None:
+    """A value asked of the device raises there; grids, masks and factors are made there or came with the pixels."""
+    micros = micros_of(share_of(SIDES["mixed"]), SIZE, device="meta")
+    with Counted() as counted:
+        batches = [micros[0], micros[1], micros[1]]
+    assert [copy["non_blocking"] for copy in counted.copies] == [True] * 3
+    assert counted.device_ops > 300
+    assert {view.device.type for batch in batches for view in batch.views} == {"meta"}
+    for batch in batches:
+        rest = [batch.ids, *batch.fields.values(), *batch.geometry, batch.shuffle]
+        assert {tensor.device.type for tensor in rest if tensor is not None} == {"meta"}
+        assert [tuple(view.shape) for view in batch.views] == [(4, 3, s, s) for s in (32, 32, 16, 16, 16, 16)]
