@@ -8,6 +8,7 @@ from types import FunctionType
 import pytest
 
 import vergence.pipelines
+from vergence.pipelines import UserError, load_encoder, load_recipe, pretrain
 
 
 def python(code):
@@ -60,3 +61,19 @@ def test_help_takes_less_than_half_a_second():
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert min(seconds() for _ in range(3)) < 0.5
+
+
+def test_mistakes_are_exceptions(tmp_path, monkeypatch):
+    monkeypatch.setenv("VERGENCE_HOME", str(tmp_path))
+    with pytest.raises(UserError, match="did you mean simclr-cifar10"):
+        pretrain("simclr-cifar")
+    with pytest.raises(UserError, match=r"method\.temprature is not a setting"):
+        load_recipe("simclr-cifar10", ["method.temprature=1"])
+    recipe = load_recipe("simclr-cifar10", ["data.train=nowhere/*.tar"])
+    with pytest.raises(UserError, match="a Recipe comes with a name"):
+        pretrain(recipe)
+    with pytest.raises(UserError, match="nowhere"):
+        pretrain(recipe, name="first")
+    assert not [path for path in tmp_path.iterdir() if path.name != "first"]
+    with pytest.raises(UserError, match="no such run"):
+        load_encoder("second")
