@@ -17,13 +17,12 @@ import pyarrow.parquet as pq
 from vergence.platform.data.formats import MEMBER_EXTENSIONS
 from vergence.platform.data.index_cache import hold, tidy, used
 from vergence.platform.data.pattern import expand
-from vergence.platform.data.scan import CHUNK, Scanned, image_extensions, scan, stamps
+from vergence.platform.data.scan import CHUNK, VERSION, Scanned, image_extensions, scan, stamps
 from vergence.platform.errors import UserError
 from vergence.platform.files import replacing
 from vergence.platform.text import printable
 
 SHOWN = 5  # shards that cannot be used, in a message
-_VERSION = 3
 
 
 class Index:
@@ -33,6 +32,10 @@ class Index:
         self.path = path
         self._file = file = pq.ParquetFile(hold(path))  # pyarrow takes no path that is not UTF-8
         about = json.loads(self._file.schema_arrow.metadata[b"vergence"])
+        if about.get("schema") != VERSION:
+            raise ValueError(
+                f"{path}: an index of another version of Vergence"
+            )  # made anew where it is asked for
         self.digest: str = about["digest"]
         self.shards = [Path(shard) for shard, _, _ in about["shards"]]
         self.shard_sizes = [size for _, size, _ in about["shards"]]
@@ -154,7 +157,7 @@ def keep(scanned: Scanned, shards: Sequence[Path], cache: Path) -> Index:
 
 def _file(cache: Path, shards: Sequence[Path]) -> Path:
     name = hashlib.sha256(json.dumps(stamps(shards)).encode("utf-8", "surrogateescape")).hexdigest()[:24]
-    return cache.absolute() / f"{name}-{_VERSION}.parquet"
+    return cache.absolute() / f"{name}-{VERSION}.parquet"
 
 
 def _refuse_unusable(scanned: Scanned, num_shards: int) -> None:

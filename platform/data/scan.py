@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 16  # samples grouped at a time, and rows of a parquet row group
 MAX_EXTENSIONS = 64
+VERSION = 3  # of the index: its columns, and what its metadata hold
 SECOND = "second images of a key, which ends at the first dot of a file name (`vergence shards pack` replaces dots)"
 LINKS = "links to other members (tar --dereference --hard-dereference packs the files)"
 
@@ -87,6 +88,7 @@ def scan(shards: Sequence[Path], progress: bool = False) -> Scanned:
     views = _second_images(table, counts, used, lost)
     scanned = Scanned(table, damaged, without_images, lost, views, mixed)
     about = {
+        "schema": VERSION,
         "digest": sha256.hexdigest(),
         "shards": stamps(used),
         "extensions": counts,

@@ -1,15 +1,17 @@
 """What is deleted from the folder of indexes, and what a living process keeps."""
 
+import json
 import os
 import subprocess
 import sys
 import time
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from shard_files import png, write_shard
 
-from vergence.platform.data.index import open_index
+from vergence.platform.data.index import Index, open_index
 from vergence.platform.data.index_cache import DRAFT_LIFE_S, UNUSED_S
 
 HOLD = """
@@ -102,3 +104,16 @@ def test_drafts_that_were_left_long_ago_go(shards, cache):
     age(old, DRAFT_LIFE_S + 10)
     second = open_index(shards(4), cache).path
     assert set(cache.iterdir()) == {second, new}
+
+
+def test_an_index_of_another_schema_is_made_again(shards, cache):
+    pattern = shards(3)
+    path = open_index(pattern, cache).path
+    table = pq.read_table(path)
+    about = json.loads(table.schema.metadata[b"vergence"])
+    for schema in (None, about["schema"] + 1):
+        changed = {"vergence": json.dumps(about | {"schema": schema})}
+        pq.write_table(table.replace_schema_metadata(changed), path)
+        with pytest.raises(ValueError, match="another version"):
+            Index(path)
+        assert open_index(pattern, cache).key(2) == "k2"
