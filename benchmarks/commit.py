@@ -62,11 +62,12 @@ def _commits(rank: int, world_size: int, folder: Path, zero: int, rounds: int) -
     from vergence.platform.train.engine import Engine
     from vergence.platform.train.optim.config import OptimConfig
     from vergence.platform.train.record import committed
+    from vergence.platform.train.schedule import ScheduleConfig
 
     torch.set_num_threads(1)
     optim = OptimConfig(name="adamw", lr=0.001, rule="none")
-    engine = Engine(Net(), optim, global_batch=4, zero=zero, precision="fp32", device=torch.device("cpu"))
-    engine.set_lr(1.0, epoch=0)
+    settings: Any = {"global_batch": 4, "zero": zero, "precision": "fp32", "device": torch.device("cpu")}
+    engine = Engine(Net(), optim, ScheduleConfig(shape="constant"), epochs=1, **settings)
     engine.backward(engine.module(torch.randn(4, WIDTH)), True)
     engine.step()  # memory that has never been written to would not count
     job: Any = SimpleNamespace(run=folder, attempt="bench", commit=CommitConfig(keep=1))

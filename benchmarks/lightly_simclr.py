@@ -15,7 +15,7 @@ import torch
 
 from vergence.methods import torchvision_shim  # noqa: F401  lightly imports torchvision
 from vergence.methods.parts.backbones import EncoderConfig, build_encoder
-from vergence.platform.train.schedule import ScheduleConfig, factor
+from vergence.platform.train.schedule import ScheduleConfig
 
 ENCODER = EncoderConfig(name="resnet18", stem="cifar", width=0.25, zero_init_residual=False)
 
@@ -51,7 +51,7 @@ def train(options: argparse.Namespace) -> torch.nn.Module:
     step, steps = 0, options.epochs * len(batches)
     for _ in range(options.epochs):
         for (x0, x1), _, _ in batches:
-            optimizer.param_groups[0]["lr"] = options.lr * factor(schedule, step / steps, options.epochs)
+            optimizer.param_groups[0]["lr"] = options.lr * schedule.at(step / steps, options.epochs)
             if options.channels_last:
                 x0, x1 = (x.contiguous(memory_format=torch.channels_last) for x in (x0, x1))
             with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):

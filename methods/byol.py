@@ -20,6 +20,7 @@ from .parts.backbones import ZeroInit
 from .parts.forwarding import ViewForward, embed_views
 from .parts.heads import mlp
 from .parts.precision import full
+from .schedule import Share, scheduled
 
 
 class BYOLConfig(BaseModel, frozen=True, extra="forbid", strict=True):
@@ -28,7 +29,10 @@ class BYOLConfig(BaseModel, frozen=True, extra="forbid", strict=True):
     name: Literal["byol"] = "byol"
     hidden_dim: PositiveInt = Field(4096, description="Hidden width of projector and predictor.")
     embed_dim: PositiveInt = Field(256, description="Width of projection and prediction.")
-    momentum: float = Field(0.996, ge=0, le=1, description="m at the start; it rises to 1 by a half-cosine.")
+    momentum: Share = Field(
+        0.996,
+        description="m of teacher = m * teacher + (1 - m) * student; a number rises to 1 by a half-cosine.",
+    )
     view_forward: ViewForward = Field(
         "per_view", description="Both views in one forward, or one forward each."
     )
@@ -55,6 +59,7 @@ class BYOL(Method[BYOLConfig, Embeddings, Targets]):
 
     def __init__(self, config: BYOLConfig, encoder: Encoder, data: DataFacts) -> None:
         super().__init__(config, encoder, data)
+        self.momentum = scheduled(config.momentum, end=1.0)
         hidden, d = config.hidden_dim, config.embed_dim
         self.projector = mlp((encoder.dim, hidden, d), norm=True, hidden_bias=True, last_bias=False)
         self.predictor = mlp((d, hidden, d), norm=True, hidden_bias=True, last_bias=False)
@@ -81,5 +86,5 @@ class BYOL(Method[BYOLConfig, Embeddings, Targets]):
     @torch.no_grad()
     def after_step(self, out: Embeddings, targets: Targets, batch: Batch) -> None:
         """Move the teacher towards the new student."""
-        momentum = ema.half_cosine(self.config.momentum, batch.progress)
+        momentum = self.momentum.at(batch.progress, self.data.epochs)
         ema.update(self.teacher, nn.Sequential(self.encoder, self.projector), momentum)

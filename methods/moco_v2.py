@@ -12,7 +12,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, Field, PositiveInt
 from torch import Tensor, nn
 
 from . import collectives
@@ -23,6 +23,7 @@ from .parts.contrast import info_nce
 from .parts.heads import mlp
 from .parts.precision import full
 from .parts.queue import Queue
+from .schedule import Positive, Share, scheduled
 
 
 class MoCoV2Config(BaseModel, frozen=True, extra="forbid", strict=True):
@@ -31,8 +32,8 @@ class MoCoV2Config(BaseModel, frozen=True, extra="forbid", strict=True):
     name: Literal["mocov2"] = "mocov2"
     hidden_dim: PositiveInt = Field(2048, description="Hidden width of the projector.")
     embed_dim: PositiveInt = Field(128, description="Width of queries and keys.")
-    temperature: PositiveFloat = Field(0.2, description="T; cosine similarities are divided by it.")
-    momentum: float = Field(0.999, ge=0, le=1, description="m of teacher = m * teacher + (1 - m) * student.")
+    temperature: Positive = Field(0.2, description="T; cosine similarities are divided by it.")
+    momentum: Share = Field(0.999, description="m of teacher = m * teacher + (1 - m) * student.")
     queue_size: PositiveInt = Field(65536, description="K, the number of negatives.")
     view_forward: Literal["per_view"] = Field("per_view", description="Each network sees one view only.")
 
@@ -58,6 +59,7 @@ class MoCoV2(Method[MoCoV2Config, Embeddings, Targets]):
 
     def __init__(self, config: MoCoV2Config, encoder: Encoder, data: DataFacts) -> None:
         super().__init__(config, encoder, data)
+        self.momentum, self.temperature = scheduled(config.momentum), scheduled(config.temperature)
         dims = (encoder.dim, config.hidden_dim, config.embed_dim)
         self.projector = mlp(dims, norm=False, hidden_bias=True, last_bias=True)
         self.teacher = ema.teacher_of(nn.Sequential(encoder, self.projector))
@@ -83,7 +85,9 @@ class MoCoV2(Method[MoCoV2Config, Embeddings, Targets]):
         q, k = F.normalize(full(out.q_bd), dim=1), targets.k_bd.detach()
         positive = (q * k).sum(dim=1, keepdim=True)  # (b, 1)
         negative = q @ self.queue.keys.T  # (b, K)
-        logits = torch.cat([positive, negative], dim=1) / self.config.temperature
+        logits = torch.cat([positive, negative], dim=1) / self.temperature.at(
+            batch.progress, self.data.epochs
+        )
         first = torch.zeros(len(q), dtype=torch.int64, device=q.device)
         loss, accuracy = info_nce(logits, first)
         return Losses(loss, accuracy, positive.detach().mean())
@@ -91,5 +95,6 @@ class MoCoV2(Method[MoCoV2Config, Embeddings, Targets]):
     @torch.no_grad()
     def after_step(self, out: Embeddings, targets: Targets, batch: Batch) -> None:
         """Move the teacher (eq. 2), then enqueue the keys of all ranks in the order of the global batch."""
-        ema.update(self.teacher, nn.Sequential(self.encoder, self.projector), self.config.momentum)
+        momentum = self.momentum.at(batch.progress, self.data.epochs)
+        ema.update(self.teacher, nn.Sequential(self.encoder, self.projector), momentum)
         self.queue.enqueue(collectives.gather(targets.k_bd))

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, Field, PositiveInt
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -21,6 +21,7 @@ from .parts.contrast import info_nce
 from .parts.forwarding import ViewForward, embed_views
 from .parts.heads import mlp, scale_norm
 from .parts.precision import full
+from .schedule import Positive, scheduled
 
 BLOCK = 1024  # anchors scored at a time when 2B is large
 LARGE = 4096  # candidates from which the (2b, 2B) matrix is not worth keeping for the backward
@@ -32,7 +33,7 @@ class SimCLRConfig(BaseModel, frozen=True, extra="forbid", strict=True):
     name: Literal["simclr"] = "simclr"
     hidden_dim: PositiveInt = Field(2048, description="Hidden width of the projector.")
     embed_dim: PositiveInt = Field(128, description="Width of the embedding.")
-    temperature: PositiveFloat = Field(0.1, description="T; cosine similarities are divided by it.")
+    temperature: Positive = Field(0.1, description="T; cosine similarities are divided by it.")
     view_forward: ViewForward = Field("joint", description="Both views in one forward, or one forward each.")
 
 
@@ -51,6 +52,7 @@ class SimCLR(Method[SimCLRConfig, Embeddings, tuple[()]]):
 
     def __init__(self, config: SimCLRConfig, encoder: Encoder, data: DataFacts) -> None:
         super().__init__(config, encoder, data)
+        self.temperature = scheduled(config.temperature)
         dims = (encoder.dim, config.hidden_dim, config.embed_dim)
         self.projector = nn.Sequential(
             mlp(dims, norm=True, hidden_bias=False, last_bias=False), scale_norm(config.embed_dim)
@@ -69,17 +71,18 @@ class SimCLR(Method[SimCLRConfig, Embeddings, tuple[()]]):
         b, B = len(z_bvd), len(keys) // 2
         view0 = torch.arange(b, device=keys.device) + b * collectives.rank()
         itself, positive = torch.cat([view0, view0 + B]), torch.cat([view0 + B, view0])
-        loss, accuracy = self._nt_xent(anchors, keys, positive, itself)
+        temperature = self.temperature.at(batch.progress, self.data.epochs)
+        loss, accuracy = self._nt_xent(anchors, keys, positive, itself, temperature)
         cosine = (z_bvd[:, 0] * z_bvd[:, 1]).sum(dim=-1).mean()
         return Losses(loss, accuracy, cosine.detach())
 
     def _nt_xent(
-        self, anchors: Tensor, keys: Tensor, positive: Tensor, itself: Tensor
+        self, anchors: Tensor, keys: Tensor, positive: Tensor, itself: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
         """Mean loss and accuracy of the anchors, in blocks with recomputation where the matrix is large."""
 
         def score(a: Tensor, p: Tensor, i: Tensor) -> Tensor:
-            logits = a @ keys.T / self.config.temperature  # (2b, 2B)
+            logits = a @ keys.T / temperature  # (2b, 2B)
             logits = logits.scatter(1, i[:, None], float("-inf"))  # k != i
             return torch.stack(info_nce(logits, p)) * len(a)
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationEr
 from vergence.methods.catalog import METHODS
 from vergence.methods.method import DataFacts, Encoder, Method
 from vergence.methods.parts.backbones import EncoderConfig, build_encoder
+from vergence.methods.schedule import SCHEDULE_TAG, Schedule
 from vergence.platform import yaml
 from vergence.platform.augment.presets import ViewSpec
 from vergence.platform.cluster.capacity import ScaleConfig
@@ -148,9 +149,8 @@ def explain_all(errors: Sequence[Any], raw: Any) -> list[str]:
 def _path(error: Any) -> list[str]:
     """Names from the top to the setting, without what pydantic adds: the method's name, branches of a union."""
     loc = [str(part) for i, part in enumerate(error["loc"]) if not (i == 1 and error["loc"][0] == "method")]
-    if error["type"] == "extra_forbidden":
-        return loc  # the last part is the user's word
-    return [part for part in loc if not re.search(r"[-\[]", part)]
+    last = loc[-1:] if error["type"] == "extra_forbidden" else []  # the user's word
+    return [part for part in loc[: len(loc) - len(last)] if not re.search(r"[-\[]", part)] + last
 
 
 def explain(same: Sequence[Any], path: str, raw: Any) -> str:
@@ -190,6 +190,8 @@ def _settings(loc: Sequence[Any]) -> list[str]:
     for i, part in enumerate(loc[:-1]):
         if i == 1 and loc[0] == "method":
             model = METHODS[part][0]
+        elif part == SCHEDULE_TAG:
+            model = Schedule
         elif isinstance(part, str):
             model = section(_annotation(model, part))
     return [field.alias or name for name, field in model.model_fields.items()]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from vergence.methods.method import Batch, DataFacts, Method, num_large
-from vergence.pipelines.recipe import Recipe, build_method
+from vergence.pipelines.recipe import Recipe, build_method, flatten
 from vergence.platform.cluster.capacity import Need
 from vergence.platform.data.index import Index
 from vergence.platform.data.plan import HOLDOUT_RULE, Plan
@@ -146,17 +146,17 @@ def resolve(
     group = resolved.layout.norm_group
     if isinstance(group, int) and group < resolved.layout.micro:
         _check_rows(recipe, group, forwards)
-    parameter_groups(method, recipe.optim, resolved.lr)
+    parameter_groups(method, recipe.optim, resolved.lr, recipe.schedule)
     return resolved
 
 
 def _check_lengths(recipe: Recipe, method: Method) -> None:
-    """Of the warm-up, and of the list of views."""
-    if recipe.schedule.warmup_epochs > recipe.epochs:
-        raise UserError(
-            f"schedule.warmup_epochs={recipe.schedule.warmup_epochs:g} is longer than the run of {recipe.epochs} "
-            f"epochs; at most {recipe.epochs}"
-        )
+    """Of all warm-ups, and of the list of views."""
+    for path, value in flatten(recipe.dump()).items():
+        if path.endswith("warmup_epochs") and value > recipe.epochs:
+            raise UserError(
+                f"{path}={value:g} is longer than the run of {recipe.epochs} epochs; at most {recipe.epochs}"
+            )
     sizes, rule = sizes_of(recipe), method.needs.views
     if rule is None and sizes:
         raise UserError(f"views: {recipe.method.name} takes no views, got {len(sizes)}; leave views out")

@@ -45,7 +45,7 @@ def first_screen(planned: Planned) -> None:
         f"({layout.regime}), batch norm over {layout.norm_group}; about {decimal(layout.num_bytes)} a worker",
         "steps": f"{resolved.steps:,} = {recipe.epochs} epochs x {plan.batches_per_epoch:,}; {recipe.optim.name}, "
         f"lr {resolved.lr:g} ({recipe.optim.rule} from {recipe.optim.lr:g} per {recipe.optim.per}), "
-        f"warm-up {recipe.schedule.warmup_epochs:g} epochs, {recipe.schedule.name}",
+        f"warm-up {recipe.schedule.warmup_epochs:g} epochs, {recipe.schedule.shape}",
         "machine": f"{resolved.need.arithmetic()} on {_machine(resolved.machine, planned.place)}; {layout.precision}, "
         f"ZeRO {scale.zero}",
         "kept in": f"{run.path}",

@@ -5,7 +5,6 @@ own forwards. In fp32: a bf16 teacher hardly moves, since (1 - m) * (student - t
 """
 
 import copy
-import math
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +22,3 @@ def update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     old: list[Tensor] = [t for t, _ in pairs]
     new: list[Tensor] = [s.to(t.dtype) for t, s in pairs]
     torch._foreach_lerp_(old, new, 1 - momentum)
-
-
-def half_cosine(start: float, progress: float) -> float:
-    """Momentum from `start` at progress 0 to 1 at progress 1 (BYOL, arXiv:2006.07733, section 3.3)."""
-    return 1 - (1 - start) * (1 + math.cos(math.pi * progress)) / 2

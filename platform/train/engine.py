@@ -16,6 +16,7 @@ from vergence.methods.method import Method
 from vergence.platform.errors import UserError
 from vergence.platform.train.optim.config import OptimConfig, effective_lr
 from vergence.platform.train.optim.groups import build_optimizer, slots
+from vergence.platform.train.schedule import ScheduleConfig
 
 Precision = Literal["fp32", "bf16"]
 
@@ -45,13 +46,17 @@ class Engine:
         self,
         method: Method,
         optim: OptimConfig,
+        schedule: ScheduleConfig,
         *,
+        epochs: float,
         global_batch: int,
         zero: int,
         precision: Precision,
         device: torch.device,
     ) -> None:
-        """zero: ZeRO stage 0, 1 or 2. Moves `method` to `device`, at stage 0 channels_last. Collective.
+        """schedule: of the learning rate; epochs: of the run; zero: ZeRO stage 0, 1 or 2.
+
+        Moves `method` to `device`, at stage 0 channels_last. Collective.
 
         With precision fp32 this process computes products and convolutions in fp32, on GPUs too, whose cuDNN
         would round their factors to TF32.
@@ -63,11 +68,12 @@ class Engine:
             torch.backends.cudnn.allow_tf32 = False
             torch.set_float32_matmul_precision("highest")
         self.module = method.to(device)
-        self.lr, self._device, self._precision = effective_lr(optim, global_batch), device, precision
+        self._lr, self._device, self._precision = effective_lr(optim, global_batch), device, precision
+        self._schedule, self._epochs = schedule, epochs
         self._slots = slots(optim)
         self._norms: tuple[Tensor, Tensor] | None = None
         names = {parameter: name for name, parameter in method.named_parameters() if parameter.requires_grad}
-        optimizer = build_optimizer(method, optim, self.lr)
+        optimizer = build_optimizer(method, optim, self._lr, schedule)
         optimizer.register_step_pre_hook(_drop_frozen)
         groups = [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
         self._first = next(p for p in method.encoder.parameters() if p.requires_grad)
@@ -84,6 +90,7 @@ class Engine:
             for i, group in enumerate(groups)
         ]
         self._create_optimizer_state()
+        self.set_progress(0.0)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """A fresh context around one forward; fp32 weights, bf16 arithmetic if that is the precision."""
@@ -95,15 +102,17 @@ class Engine:
         self._deepspeed.set_gradient_accumulation_boundary(last)
         self._deepspeed.backward(scalar)
 
-    def set_lr(self, factor: float, epoch: float) -> None:
-        """lr = scaled lr * factor * the group's own; groups that are frozen until later do not move.
+    def set_progress(self, progress: float) -> None:
+        """Learning rates, decays and what is frozen, of the step at a progress in [0, 1).
 
         A frozen group counts neither in the norm nor for clipping, and to the optimiser it has no gradient:
         its state, Adam's step count too, begins with its first own step.
         """
+        self.lr = self._lr * self._schedule.at(progress, self._epochs)
         for group in self._optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
-            group["frozen"] = epoch < group["frozen_until"]
+            group["lr"] = group["base_lr"] * group["schedule"].at(progress, self._epochs)
+            group["weight_decay"] = group["decay"].at(progress, self._epochs)
+            group["frozen"] = progress * self._epochs < group["frozen_until"]
 
     def grad_norms(self) -> tuple[Tensor, Tensor]:
         """0-d fp32 norms of the averaged gradient before clipping: all parameters, and the encoder's first.

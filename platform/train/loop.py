@@ -33,7 +33,6 @@ from vergence.platform.train.job import Job
 from vergence.platform.train.layout import layout
 from vergence.platform.train.micro import Micros
 from vergence.platform.train.record import Recorder, committed
-from vergence.platform.train.schedule import factor
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +69,8 @@ class RankLoop:
         self.engine = Engine(
             self.method,
             job.optim,
+            job.schedule,
+            epochs=job.epochs,
             global_batch=job.plan.global_batch,
             zero=job.zero,
             precision=self.layout.precision,
@@ -80,7 +81,7 @@ class RankLoop:
             self.engine.load_state(commits.load_state(commit))
             self.counts = dict(commit.manifest["counts"])
         self.score: float | None = None
-        self.skipped_in_a_row, self.lr_factor = 0, 0.0
+        self.skipped_in_a_row = 0
         self.num_alike = 0  # samples of this rank without a gradient since the last record
         self.views = Views(
             job.views,
@@ -143,9 +144,7 @@ class RankLoop:
         expected = step * job.plan.global_batch + self.rank * self.share
         assert share.positions[0] == expected, f"stream is at {share.positions[0]}, loop at {expected}"
         bad = self._report_bad(share)
-        progress = self.progress
-        self.lr_factor = factor(job.schedule, progress, job.epochs)
-        self.engine.set_lr(self.lr_factor, epoch=progress * job.epochs)
+        self.engine.set_progress(self.progress)
         agreed: list[float] = []
 
         def proceed(loss: Tensor) -> bool:
@@ -232,7 +231,7 @@ class RankLoop:
 
     def _record(self, result: Result | None, loss: float, grad_norms: tuple[Any, Any] | None) -> None:
         """Metrics of this step, without a loss where no rank has one; collective."""
-        metrics: dict[str, float] = {"lr": self.engine.lr * self.lr_factor, **self.counts}
+        metrics: dict[str, float] = {"lr": self.engine.lr, **self.counts}
         warning = self._alike_message()
         if math.isfinite(loss):
             metrics["loss"] = loss

@@ -1,33 +1,28 @@
-"""The learning rate as a function of progress alone, so that a resumed run cannot disagree."""
+"""The learning rate's schedule, in fractions of it."""
 
-import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import Field, NonNegativeFloat, model_validator
+
+from vergence.methods.schedule import Schedule
+
+_BEFORE = {"name": "shape", "floor": "end"}  # what the settings were called in version 0.1
 
 
-class ScheduleConfig(BaseModel, frozen=True, extra="forbid", strict=True):
-    name: Literal["cosine", "constant"] = Field(
-        default="cosine", description="shape after the warm-up: half a cosine down to the floor, or constant"
+class ScheduleConfig(Schedule, frozen=True):
+    """By default from 0 to the whole and, half a cosine later, to 0."""
+
+    start: NonNegativeFloat = Field(
+        0, description="where the warm-up starts, as a fraction of the learning rate"
     )
-    warmup_epochs: float = Field(
-        default=0, ge=0, description="epochs of linear warm-up from 0; may be as long as the run"
-    )
-    floor: float = Field(
-        default=0, ge=0, le=1, description="where the cosine ends, as a fraction of the learning rate"
-    )
+    peak: NonNegativeFloat = Field(1, description="where it ends, as a fraction of the learning rate")
+    end: NonNegativeFloat = Field(0, description="where the run ends, as a fraction of the learning rate")
 
-
-def factor(config: ScheduleConfig, progress: float, epochs: float) -> float:
-    """What the learning rate is multiplied with, in [0, 1]. progress in [0, 1] of a run of `epochs`.
-
-    SimCLR, arXiv:2002.05709, appendix B.6: linear warm-up, then
-    f + (1 - f) (1 + cos(pi t)) / 2 without restarts.
-    """
-    warmup = config.warmup_epochs / epochs
-    if progress < warmup:
-        return progress / warmup
-    if config.name == "constant" or warmup >= 1:
-        return 1.0
-    t = (progress - warmup) / (1 - warmup)
-    return config.floor + (1 - config.floor) * (1 + math.cos(math.pi * t)) / 2
+    @model_validator(mode="before")
+    @classmethod
+    def _rename(cls, raw: Any) -> Any:
+        if not isinstance(raw, Mapping):
+            return raw
+        renamed = {old: new for old, new in _BEFORE.items() if new not in raw}
+        return {renamed.get(key, key): value for key, value in raw.items()}

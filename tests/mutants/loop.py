@@ -46,12 +46,10 @@ _LOOP: Faults = {
         BYOL,
     ),
     "lr-of-the-step-before": (
-        "factor(job.schedule, progress, job.epochs)",
-        "factor(job.schedule, max(0, step - 1) / job.steps, job.epochs)",
+        "self.engine.set_progress(self.progress)",
+        "self.engine.set_progress(max(0, step - 1) / job.steps)",
         SIMCLR,
     ),
-    "frozen-by-progress-not-epoch": ("epoch=progress * job.epochs", "epoch=progress", SIMCLR),
-    "frozen-for-ever": ("epoch=progress * job.epochs", "epoch=0", SIMCLR),
     "shuffle-ignores-the-rank": (
         "self._shuffle(self.rank * self.share + start)",
         "self._shuffle(start)",
@@ -171,7 +169,7 @@ _LOOP: Faults = {
         "values",
         RECORDS + "[mocov2]",
     ),
-    "lr-without-the-schedule": ("self.engine.lr * self.lr_factor", "self.engine.lr", RECORDS + "[byol]"),
+    "lr-without-the-schedule": ('"lr": self.engine.lr,', '"lr": self.engine._lr,', RECORDS + "[byol]"),
     "grad-norms-swapped": (
         "float(grad_norms[0]), float(grad_norms[1])",
         "float(grad_norms[1]), float(grad_norms[0])",

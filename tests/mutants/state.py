@@ -144,11 +144,6 @@ _QUEUE: Faults = {
 
 _EMA: Faults = {
     "momentum-turned": ("new, 1 - momentum)", "new, momentum)", f"{PARTS}/test_ema.py"),
-    "momentum-falls": (
-        "(1 + math.cos(math.pi * progress))",
-        "(1 - math.cos(math.pi * progress))",
-        f"{PARTS}/test_ema.py",
-    ),
     "teacher-learns": (".float().requires_grad_(False)", ".float()", f"{PARTS}/test_ema.py"),
 }
 

@@ -1,6 +1,6 @@
 """Batches in micro-batches, norm groups, the engine, the schedule."""
 
-from .names import BATCH_NORM, ENGINE, EXACT, MOCO, NORM_CHECK, NORMS, RECORDS, SCHEDULE, Faults
+from .names import BATCH_NORM, ENGINE, EXACT, MOCO, NORM_CHECK, NORMS, RECORDS, SCHEDULE, SIMCLR, Faults
 
 _EXACT: Faults = {
     "second-pass-draws-anew": (
@@ -236,17 +236,25 @@ _ENGINE: Faults = {
         "                    pass\n",
         _AS_IF,
     ),
-    "frozen-a-step-too-long": ('epoch < group["frozen_until"]', 'epoch <= group["frozen_until"]', _AS_IF),
+    "frozen-a-step-too-long": (
+        '< group["frozen_until"]',
+        '<= group["frozen_until"]',
+        _AS_IF,
+    ),
     "thawed-group-stays-frozen": (
-        'group["frozen"] = epoch < group["frozen_until"]',
-        'group["frozen"] |= epoch < group["frozen_until"]',
+        'group["frozen"] = progress',
+        'group["frozen"] |= progress',
         _AS_IF,
     ),
     "group-lr-ignored": (
-        'group["base_lr"] * factor',
-        "self.lr * factor",
+        'group["base_lr"] * group',
+        "self._lr * group",
         f"{ENGINE}::test_a_group_has_its_own_learning_rate",
     ),
+    "group-schedule-ignored": ('group["schedule"].at', "self._schedule.at", _PLAIN),
+    "decay-of-the-start": ('group["decay"].at(progress,', 'group["decay"].at(0,', _PLAIN),
+    "frozen-by-progress-not-epoch": ("= progress * self._epochs < group", "= progress < group", SIMCLR),
+    "frozen-for-ever": ("= progress * self._epochs < group", "= 0 < group", SIMCLR),
     "fp32-rounds-factors": (
         '            torch.set_float32_matmul_precision("highest")\n',
         "",
@@ -254,8 +262,8 @@ _ENGINE: Faults = {
     ),
     "no-clipping": ('"gradient_clipping": clip or 0.0', '"gradient_clipping": 0.0', _PLAIN),
     "lr-not-scaled-to-the-batch": (
-        "self.lr, self._device, self._precision = effective_lr(optim, global_batch),",
-        "self.lr, self._device, self._precision = optim.lr,",
+        "self._lr, self._device, self._precision = effective_lr(optim, global_batch),",
+        "self._lr, self._device, self._precision = optim.lr,",
         MOCO,
     ),
     "gradient-norm-of-a-part": (
@@ -304,7 +312,9 @@ _ENGINE: Faults = {
 }
 
 _SCHEDULE: Faults = {
-    "warm-up-from-1": ("return progress / warmup", "return 1 - progress / warmup", SCHEDULE),
+    "warm-up-from-1": ("* (progress / warmup)", "* (1 - progress / warmup)", SCHEDULE),
+    "warm-up-from-0": ("return start + (self.peak - start)", "return self.peak", SCHEDULE),
+    "cosine-turned": ("(1 + math.cos(math.pi * t))", "(1 - math.cos(math.pi * t))", SCHEDULE),
     "cosine-over-the-whole-run": ("t = (progress - warmup) / (1 - warmup)", "t = progress", SCHEDULE),
 }
 
@@ -314,5 +324,5 @@ FAULTS = {
     "platform/train/batch_norm.py": _BATCH_NORM,
     "platform/train/norm_check.py": _NORM_CHECK,
     "platform/train/engine.py": _ENGINE,
-    "platform/train/schedule.py": _SCHEDULE,
+    "methods/schedule.py": _SCHEDULE,
 }

@@ -94,6 +94,14 @@ def test_initial_weights_follow_the_seed_and_leave_the_global_generator_alone():
         ("norm.group=0", "norm.group: input should be greater than or equal to 2 or 'global', got 0"),
         ("optim.lr=1e999", "a value is no number"),
         ("track.register=a@b", "track.register: "),
+        ("optim.weight_decay=-1", "optim.weight_decay: input should be at least 0, got -1"),
+        ("optim.weight_decay={pek: 1}", "optim.weight_decay.pek is not a setting (did you mean peak?"),
+        ("optim.weight_decay={end: 1}", "optim.weight_decay.peak is missing"),
+        ("method.temperature=low", "method.temperature: input should be a valid number, got 'low'"),
+        ("method.temperature={peak: 0}", "method.temperature: input should be greater than 0"),
+        ("schedule.shape=cosin", "schedule.shape: got 'cosin' (did you mean cosine?"),
+        ("optim.groups=[{lr: 2}]", "optim.groups.0: a group needs match, kinds or both"),
+        ("optim.groups=[{kinds: [nrm]}]", "optim.groups.0.kinds.0: got 'nrm' (did you mean norm?"),
     ],
 )
 def test_mistakes_name_path_and_nearest(assignment, message):

@@ -1,18 +1,41 @@
 """The optimiser section of a recipe."""
 
 import math
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import BaseModel, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from vergence.methods.schedule import NonNegative
+from vergence.platform.train.schedule import ScheduleConfig
+
+Kind = Literal["weight", "norm", "bias", "token", "prototype"]
 
 
 class GroupConfig(BaseModel, frozen=True, extra="forbid", strict=True):
-    match: str = Field(
-        description="glob on parameter names, e.g. `predictor.*`; a parameter joins the first match"
+    match: str | None = Field(
+        default=None,
+        description="glob on parameter names, e.g. `predictor.*`; a parameter joins the first group that fits",
+    )
+    kinds: tuple[Kind, ...] = Field(
+        default=(), description="what the parameters are: weight, norm, bias, token, prototype; default: any"
     )
     lr: NonNegativeFloat = Field(default=1.0, description="factor on the learning rate")
-    weight_decay: NonNegativeFloat | None = Field(default=None, description="instead of optim.weight_decay")
+    schedule: ScheduleConfig | None = Field(
+        default=None,
+        description="of the learning rate, instead of the recipe's; {shape: constant} is constant",
+    )
+    weight_decay: NonNegative | None = Field(default=None, description="instead of optim.weight_decay")
     frozen_until: NonNegativeFloat = Field(default=0.0, description="epochs during which nothing moves")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.match is None and not self.kinds:
+            raise ValueError("a group needs match, kinds or both")
+        return self
+
+    def __str__(self) -> str:
+        kinds = f"kinds [{', '.join(self.kinds)}]" if self.kinds else ""
+        return " and ".join(filter(None, [f"match {self.match!r}" if self.match else "", kinds]))
 
 
 class OptimConfig(BaseModel, frozen=True, extra="forbid", strict=True):
@@ -27,7 +50,9 @@ class OptimConfig(BaseModel, frozen=True, extra="forbid", strict=True):
     momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd and lars")
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="of adamw")
     eps: PositiveFloat = Field(default=1e-8, description="of adamw")
-    weight_decay: NonNegativeFloat = Field(default=1e-4, description="adamw: decoupled; sgd, lars: L2")
+    weight_decay: NonNegative = Field(
+        default=1e-4, description="adamw: decoupled; sgd, lars: L2; a number or a schedule"
+    )
     trust: PositiveFloat = Field(
         default=1e-3, description="eta of lars: step length relative to the weight norm"
     )

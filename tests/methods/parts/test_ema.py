@@ -37,10 +37,3 @@ def test_teacher_is_a_frozen_copy_with_its_own_running_statistics() -> None:
     student(torch.randn(8, 3) + 5)
     ema.update(teacher, student, momentum=0.0)
     assert torch.equal(teacher[1].running_mean, torch.zeros(4))
-
-
-def test_half_cosine_starts_at_the_start_and_ends_at_one() -> None:
-    assert ema.half_cosine(0.996, 0) == 0.996
-    assert ema.half_cosine(0.996, 0.5) == pytest.approx(0.998)
-    assert ema.half_cosine(0.996, 1 / 3) == pytest.approx(0.997)  # 1 - .004 * (1 + .5) / 2
-    assert ema.half_cosine(0.996, 1) == 1

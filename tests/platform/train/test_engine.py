@@ -9,10 +9,12 @@ import torch
 from ranks import import_deepspeed, run_ranks
 from torch import Tensor, nn
 
+from vergence.methods.schedule import Schedule
 from vergence.platform.errors import UserError
 from vergence.platform.train.engine import Engine, expected_state
 from vergence.platform.train.optim.config import GroupConfig, OptimConfig
 from vergence.platform.train.optim.lars import LARS
+from vergence.platform.train.schedule import ScheduleConfig
 
 N, STAGES = 12, (0, 1, 2)
 OPTIMS = {
@@ -20,7 +22,17 @@ OPTIMS = {
     "adamw": OptimConfig(name="adamw", lr=0.01, rule="none", weight_decay=0.1),
     "clipped": OptimConfig(name="sgd", lr=0.1, rule="none", clip=0.05),
     "lars": OptimConfig(name="lars", lr=1.0, rule="none", trust=0.1, weight_decay=0.01),
+    "scheduled": OptimConfig(
+        name="adamw",
+        lr=0.01,
+        rule="none",
+        weight_decay=Schedule(peak=0.1, end=2.0, shape="linear"),
+        groups=(GroupConfig(match="head.*", schedule=ScheduleConfig(shape="constant")),),
+    ),
 }
+UNGROUPED = ("sgd", "adamw", "clipped", "lars")
+FALLING = ScheduleConfig(shape="linear")
+EPOCHS = 10  # of one step each
 Arrays = dict[str, np.ndarray]
 
 
@@ -50,9 +62,13 @@ def inputs(step: int) -> Tensor:
     return torch.randn(N, 3, 8, 8, generator=generator) * scale
 
 
+def engine_of(net: nn.Module, config: OptimConfig, zero: int, **changes: Any) -> Engine:
+    settings = {"schedule": FALLING, "epochs": EPOCHS, "precision": "fp32", **changes}
+    return Engine(net, config, global_batch=N, zero=zero, device=torch.device("cpu"), **settings)
+
+
 def make(optim: str, zero: int, **changes: Any) -> Engine:
-    config = OptimConfig(**{**OPTIMS[optim].model_dump(), **changes})
-    return Engine(Net(), config, global_batch=N, zero=zero, precision="fp32", device=torch.device("cpu"))
+    return engine_of(Net(), OptimConfig(**{**OPTIMS[optim].model_dump(), **changes}), zero)
 
 
 def train(
@@ -65,7 +81,7 @@ def train(
         for i, micro in enumerate(share.chunk(num_micros)):
             loss = engine.module(micro.contiguous(memory_format=torch.channels_last)) / num_micros
             engine.backward(loss, i == num_micros - 1)
-        engine.set_lr(1 - step / 10, epoch=step)
+        engine.set_progress(step / EPOCHS)
         all_norm, first_norm = engine.grad_norms()
         norms.append((all_norm.item(), first_norm.item()))
         assert engine.step()
@@ -98,6 +114,12 @@ def reference(
     elif optim == "lars":
         groups = [{"params": weights, "weight_decay": 0.01}, {"params": others, "adapt": False}]
         optimizer = LARS(groups, lr=config.lr, trust=config.trust)
+    elif optim == "scheduled":
+        head = {"params": [net.head.weight], "decays": True, "constant": True}
+        head_bias = {"params": [net.head.bias], "weight_decay": 0.0, "constant": True}
+        rest = {"params": [p for p in others if p is not net.head.bias], "weight_decay": 0.0}
+        groups = [{"params": weights[:2], "decays": True}, head, rest, head_bias]
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=False, foreach=False)
     else:
         optimizer = torch.optim.SGD(
             weights + others, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay, foreach=False
@@ -121,7 +143,9 @@ def reference(
         if config.clip:
             nn.utils.clip_grad_norm_(weights + others, config.clip)
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * (1 - step / 10)
+            group["lr"] = config.lr * (1 if group.get("constant") else 1 - step / 10)
+            if group.get("decays"):
+                group["weight_decay"] = 0.1 + 1.9 * step / 10
         optimizer.step()
     state = {f"model.{n}": v for n, v in net.state_dict().items()}
     for parameter, slots in optimizer.state.items():
@@ -223,7 +247,7 @@ def _first_state(rank: int, world: int) -> Arrays:
     with torch.no_grad():
         net.queue += rank
         net.head.weight += rank
-    engine = Engine(net, OPTIMS["sgd"], global_batch=N, zero=0, precision="fp32", device=torch.device("cpu"))
+    engine = engine_of(net, OPTIMS["sgd"], 0)
     return arrays(engine.state())
 
 
@@ -269,7 +293,7 @@ def _frozen_head(rank: int, world: int, todo: list[tuple[str, int]]) -> list[dic
 
 
 def test_a_frozen_group_is_to_the_optimiser_as_if_it_had_no_gradient() -> None:
-    todo = [(optim, zero) for optim in OPTIMS for zero in STAGES if optim != "lars" or zero == 0]
+    todo = [(optim, zero) for optim in UNGROUPED for zero in STAGES if optim != "lars" or zero == 0]
     for (optim, zero), result in zip(todo, run_ranks(_frozen_head, 2, todo)[0]):
         what, states = f"{optim}, stage {zero}", result["states"]
         for steps in (THAW, THAW + 1, THAW + 3):
@@ -296,12 +320,13 @@ def _step_lengths(rank: int, world: int) -> list[list[float]]:
     lengths = []
     for zero in (0, 2):
         rules = (GroupConfig(match="head.*", frozen_until=50.0), GroupConfig(match="encoder.*", lr=0.0))
-        engine = make("adamw", zero, groups=rules, decay_1d=False, weight_decay=0.0)
+        config = OptimConfig(name="adamw", lr=0.01, rule="none", weight_decay=0.0, groups=rules)
+        engine = engine_of(Net(), config, zero, schedule=ScheduleConfig(shape="constant"), epochs=64)
         own: list[float] = []
         for step in range(54):
             before = engine.module.head.bias.detach().clone()
             engine.backward(engine.module.head.bias.sum() + 0 * engine.module(inputs(0)), True)
-            engine.set_lr(1.0, epoch=step)
+            engine.set_progress(step / 64)
             assert engine.step()
             own.append((before - engine.module.head.bias).max().item() / engine.lr)
         lengths.append(own)
@@ -341,7 +366,7 @@ def _float32_products(rank: int, world: int) -> list[tuple[bool, str]]:
     torch.set_float32_matmul_precision("high")
     chosen = []
     for precision in ("bf16", "fp32"):
-        Engine(Net(), OPTIMS["sgd"], global_batch=N, zero=0, precision=precision, device=torch.device("cpu"))
+        engine_of(Net(), OPTIMS["sgd"], 0, precision=precision)
         chosen.append((torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()))
     return chosen
 

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from vergence.platform.errors import UserError
 from vergence.platform.train.optim.config import GroupConfig, OptimConfig, effective_lr
 from vergence.platform.train.optim.groups import build_optimizer, parameter_groups
 from vergence.platform.train.optim.lars import LARS
+from vergence.platform.train.schedule import ScheduleConfig
 
 
 class Model(nn.Module):
@@ -23,8 +25,8 @@ class Model(nn.Module):
 def decays(config: OptimConfig) -> dict[str, float]:
     model = Model()
     names = {parameter: name for name, parameter in model.named_parameters()}
-    groups = parameter_groups(model, config, 0.1)
-    return {names[p]: group["weight_decay"] for group in groups for p in group["params"]}
+    groups = parameter_groups(model, config, 0.1, ScheduleConfig())
+    return {names[p]: group["decay"].at(0, 1) for group in groups for p in group["params"]}
 
 
 WEIGHTS = {"encoder.0.weight", "encoder.2.weight"}
@@ -44,7 +46,7 @@ def test_sgd_decays_everything_unless_told_otherwise() -> None:
 
 
 def test_lars_adapts_only_weights() -> None:
-    groups = parameter_groups(Model(), OptimConfig(name="lars"), 0.1)
+    groups = parameter_groups(Model(), OptimConfig(name="lars"), 0.1, ScheduleConfig())
     assert {group["adapt"]: len(group["params"]) for group in groups} == {True: 2, False: 8}
 
 
@@ -56,19 +58,48 @@ def test_first_matching_group_sets_lr_decay_and_freezing() -> None:
     )
     model = Model()
     names = {parameter: name for name, parameter in model.named_parameters()}
-    groups = parameter_groups(model, OptimConfig(weight_decay=0.5, groups=rules), 0.2)
+    groups = parameter_groups(model, OptimConfig(weight_decay=0.5, groups=rules), 0.2, ScheduleConfig())
     settings = {names[p]: group for group in groups for p in group["params"]}
     assert settings["prototypes.weight"]["frozen_until"] == 1.0
     assert settings["encoder.2.weight"]["lr"] == pytest.approx(2.0)
-    assert settings["encoder.2.weight"]["weight_decay"] == 0
+    assert settings["encoder.2.weight"]["decay"].at(0.5, 1) == 0
     assert settings["encoder.0.weight"]["lr"] == pytest.approx(0.02)
     assert settings["cls_token"]["lr"] == pytest.approx(0.2)
+
+
+def test_groups_by_kind_and_by_both() -> None:
+    """Barlow Twins: .2 for weights, .0048 for biases and norms, alike wherever they are."""
+    rules = (
+        GroupConfig(match="encoder.*", kinds=("bias",), lr=0.5),
+        GroupConfig(kinds=("norm", "bias"), lr=0.024),
+        GroupConfig(kinds=("prototype",), frozen_until=1.0),
+    )
+    model = Model()
+    model.head = nn.Linear(4, 2)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, OptimConfig(groups=rules), 0.2, ScheduleConfig())
+    rates = {names[p]: group["base_lr"] for group in groups for p in group["params"]}
+    assert {name for name, rate in rates.items() if rate == 0.1} == {
+        "encoder.0.bias", "encoder.1.bias", "encoder.2.bias", "encoder.3.bias",
+    }  # fmt: skip
+    small = {name for name, rate in rates.items() if rate == pytest.approx(0.0048)}
+    assert small == {"encoder.1.weight", "encoder.3.weight", "head.bias"}
+    until = {names[p]: group["frozen_until"] for group in groups for p in group["params"]}
+    assert {name for name, epochs in until.items() if epochs} == {"prototypes.weight"}
+
+
+def test_a_group_of_a_kind_that_there_is_not_is_refused() -> None:
+    config = OptimConfig(groups=(GroupConfig(match="encoder.*", kinds=("token",)),))
+    with pytest.raises(UserError, match=r"match 'encoder\.\*' and kinds \[token\] fits no trainable"):
+        parameter_groups(Model(), config, 0.1, ScheduleConfig())
+    with pytest.raises(ValidationError, match="needs match, kinds or both"):
+        GroupConfig(lr=2.0)
 
 
 def test_glob_without_a_match_names_the_nearest() -> None:
     config = OptimConfig(groups=(GroupConfig(match="prototype.*"),))
     with pytest.raises(UserError, match=r"'prototype\.\*' fits no .*did you mean prototypes\.\*\?"):
-        parameter_groups(Model(), config, 0.1)
+        parameter_groups(Model(), config, 0.1, ScheduleConfig())
 
 
 @pytest.mark.parametrize(("rule", "expected"), [("linear", 1.2), ("sqrt", 0.6), ("none", 0.3)])
@@ -103,6 +134,8 @@ def test_lars_equals_its_transcription_in_float64() -> None:
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
 def test_optimizer_takes_its_settings_from_the_config(name: str) -> None:
-    optimizer = build_optimizer(Model(), OptimConfig(name=name, momentum=0.7, betas=(0.8, 0.9)), 0.1)
+    optimizer = build_optimizer(
+        Model(), OptimConfig(name=name, momentum=0.7, betas=(0.8, 0.9)), 0.1, ScheduleConfig()
+    )
     key, expected = ("betas", (0.8, 0.9)) if name == "adamw" else ("momentum", 0.7)
     assert all(group[key] == expected for group in optimizer.param_groups)

@@ -1,0 +1,59 @@
+"""Shipped recipes train as they did: losses of a few steps, of narrow encoders on a few images of noise.
+
+The runs of version 0.1 had these losses. A change here is a change of the objective, of the
+initial weights, of the order, of the views or of a schedule, and needs a reason.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ranks import run_ranks
+from shard_files import png, write_shard
+
+from vergence.pipelines.recipe import build_method, load_recipe, shipped
+from vergence.pipelines.resolve import data_facts, resolve
+from vergence.platform.data.index import open_index
+from vergence.platform.runs.run import Run, locked
+from vergence.platform.train.loop import RankLoop
+
+LOSSES = {
+    "barlow_twins-cifar10": [632.152, 771.96, 512.37, 549.91, 485.035, 466.702],
+    "byol-cifar10": [4.04036, 4.08026, 3.97323, 3.77404, 3.37829, 3.10946],
+    "digits": [4.12833, 4.24706, 3.77788, 3.50605, 3.454, 4.05421],
+    "mocov2-cifar10": [0.434419, 2.99364, 3.68706, 3.89449, 4.1175, 4.4887],
+    "simclr-cifar10": [4.49424, 5.14845, 4.61502, 3.9984, 4.15571, 4.18176],
+}
+
+
+def losses(rank: int, world_size: int, name: str, folder: Path) -> list[float]:
+    small = (
+        "data.holdout=0", "epochs=2", "schedule.warmup_epochs=0.5", "encoder.width=0.0625", "batch.global=16",
+        "norm.group=8", "precision=fp32", "scale.workers=1", "track.every_steps=1",
+        *(["norm.span=16"] if name.startswith("moco") else []),
+    )  # fmt: skip
+    shard = folder / "t-000000.tar"
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 8, 8, 3), dtype=np.uint8)
+    enlarged = pixels.repeat(4, 1).repeat(4, 2)
+    write_shard(shard, ((f"{i:03d}", {"png": png(image)}) for i, image in enumerate(enlarged)))
+    recipe, index = load_recipe(name, [f"data.train={shard}", *small]), open_index(shard, folder / "index")
+    resolved = resolve(recipe, index, build_method(recipe, data_facts(recipe, index)))
+    run = Run(name, attempt="test")
+    run.logs.mkdir(parents=True)
+    loop, stream = RankLoop(resolved.job(run, {})), resolved.stream()
+    with locked(run):
+        loop.run(stream.share(step, 0, 1) for step in range(resolved.steps))
+    records = (json.loads(line) for line in (run.logs / "metrics.jsonl").read_text().splitlines())
+    return [record["loss"] for record in records if "loss" in record]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_of_the_first_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VERGENCE_HOME", str(tmp_path / "home"))
+    (found,) = run_ranks(losses, 1, name, tmp_path)
+    assert found[:6] == pytest.approx(LOSSES[name], rel=1e-3)  # later ones amplify rounding
+
+
+def test_every_recipe_that_runs_on_small_images_is_here() -> None:
+    assert {name for name in shipped() if name.endswith("-cifar10")} <= set(LOSSES)
