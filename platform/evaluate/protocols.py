@@ -13,7 +13,7 @@ from vergence.platform.augment import rng
 from vergence.platform.encoders.encoder import CPU
 from vergence.platform.evaluate.definitions import KNN, LINEAR, Definition
 from vergence.platform.evaluate.knn import knn_predict
-from vergence.platform.evaluate.linear import fit, predict
+from vergence.platform.evaluate.linear import Regression, predict
 
 DRAW = 0x11  # stream of random words: the tenth of the bank that chooses C
 
@@ -77,26 +77,21 @@ class Linear:
         known, numbers = np.unique(bank.labels, return_inverse=True)
         classes = torch.as_tensor(numbers, device=device)
         c = self._choose(x, classes, len(known))
-        predicted = predict(asked, self._fit(x, classes, len(known), c))
-        return Scores(known[predicted.cpu().numpy()] == queries.labels, {"C": c})
+        w = Regression(x, classes, len(known)).fit(c, tolerance=self.definition.fixed["tolerance"])
+        return Scores(known[predict(asked, w).cpu().numpy()] == queries.labels, {"C": c})
 
     def _choose(self, x: Tensor, classes: Tensor, num_classes: int) -> float:
-        """The C of the grid that classifies a drawn tenth best when it is fitted to the others."""
+        """The C of the grid that classifies a drawn tenth best when it is fitted to the others; of equals the lowest."""
         drawn = torch.from_numpy(rng.permutation(len(x), DRAW)).to(x.device)
         judges, others = drawn.tensor_split([len(x) // 10])
         if not len(judges):
             return 1.0  # fewer than ten examples choose nothing
-        best, w = (-1, 0.0), None
+        regression = Regression(x[others], classes[others], num_classes)
+        right = {}
         for c in self.definition.fixed["C"]:
-            w = self._fit(x[others], classes[others], num_classes, c, start=w)
-            right = int((predict(x[judges], w) == classes[judges]).sum())
-            best = max(best, (right, -c))
-        return -best[1]
-
-    def _fit(
-        self, x: Tensor, classes: Tensor, num_classes: int, c: float, start: Tensor | None = None
-    ) -> Tensor:
-        return fit(x, classes, num_classes, c, tolerance=self.definition.fixed["tolerance"], start=start)
+            w = regression.fit(c, tolerance=self.definition.fixed["tolerance"])
+            right[c] = int((predict(x[judges], w) == classes[judges]).sum())
+        return max(right, key=right.__getitem__)
 
 
 def _unit(rows: NDArray[np.float32], device: torch.device) -> Tensor:

@@ -52,34 +52,31 @@ _FEATURES: Faults = {
 _LINEAR_IS = f"{PROTOCOLS}::test_linear_is_scikit_learns_logistic_regression"
 
 _PROTOCOLS: Faults = {
-    "judges-are-fitted": ("x[others], classes[others]", "x, classes", _LINEAR_IS),
+    "judges-are-fitted": (
+        "Regression(x[others], classes[others], num_classes)",
+        "Regression(x, classes, num_classes)",
+        _LINEAR_IS,
+    ),
     "embeddings-keep-their-length": (
         "return F.normalize(torch.as_tensor(rows, device=device).double(), dim=1)",
         "return torch.as_tensor(rows, device=device).double()",
         _LINEAR_IS,
     ),
     "classes-by-their-place": (
-        "known[predicted.cpu().numpy()]",
-        "predicted.cpu().numpy()",
+        "known[predict(asked, w).cpu().numpy()]",
+        "predict(asked, w).cpu().numpy()",
         f"{PROTOCOLS}::test_numbers_of_classes_may_have_gaps_and_a_class_the_bank_lacks_is_never_right[linear-v1]",
     ),
 }
 
-_STARTS = f"{LINEAR}::test_the_minimum_does_not_depend_on_the_start_nor_on_the_chunk"
-_MINIMUM = f"{LINEAR}::test_fit_finds_the_minimum_of_the_stated_objective[0.1]"
+_MINIMUM = f"{LINEAR}::test_fit_finds_the_minimum_of_the_stated_objective[10.0]"
+_CHUNK = f"{LINEAR}::test_the_minimum_does_not_depend_on_the_chunk"
 
 _LINEAR: Faults = {
-    "bias-decays": (
-        "w.grad[:d], w.grad[d] = decay, 0.0",
-        "w.grad[:d], w.grad[d] = decay, w[d] / (c * n)",
-        _MINIMUM,
-    ),
-    "c-of-the-mean": ("decay = w[:d] / (c * n)", "decay = w[:d] / c", _MINIMUM),
-    "last-chunk-only": (
-        "            w.grad[d] += error.sum(dim=0)",
-        "            w.grad[d] = error.sum(dim=0)",
-        _STARTS,
-    ),
+    "c-of-the-mean": ("decay = 1 / (c * n)", "decay = 1 / c", _MINIMUM),
+    "decay-is-not-felt": ("(slope + decay * w)", "slope", _MINIMUM),
+    "bias-of-the-centred": ("v[d:] - self.mean @ w", "v[d:]", _MINIMUM),
+    "gradient-of-the-last-chunk": ("slope += rows.T @ error", "slope = rows.T @ error", _CHUNK),
 }
 
 _LABELLED: Faults = {
