@@ -3,8 +3,9 @@
 Grill et al. 2020, arXiv:2006.07733, eq. 2 and Algorithm 1. With student prediction p, teacher projection z'
 and hat = L2 normalisation:
     l = |hat(p^1) - hat(z'^2)|^2 + |hat(p^2) - hat(z'^1)|^2 = (2 - 2 cos) + (2 - 2 cos),  mean over images.
-Online and target network are called student and teacher here.
-Shape suffixes: b = images on this rank, v = views (2), d = embed_dim.
+With more views the teacher sees the full-size ones, and l is the mean of the terms |hat(p^s) - hat(z'^t)|^2 over
+full-size views t and all other views s. Online and target network are called student and teacher here.
+Shape suffixes: b = images on this rank, v = views, full-size ones first, t = full-size views, d = embed_dim.
 """
 
 from typing import ClassVar, Literal, NamedTuple
@@ -14,11 +15,12 @@ import torch.nn.functional as F
 from pydantic import BaseModel, Field, PositiveInt
 from torch import Tensor, nn
 
-from .method import Batch, DataFacts, Encoder, Method
+from .method import Batch, DataFacts, Encoder, Method, Needs, at_least
 from .parts import ema
 from .parts.backbones import ZeroInit
-from .parts.forwarding import ViewForward, embed_views
+from .parts.forwarding import VIEW_FORWARD, ViewForward, embed_views
 from .parts.heads import mlp
+from .parts.multi_crop import directed
 from .parts.precision import full
 from .schedule import Share, scheduled
 
@@ -33,9 +35,7 @@ class BYOLConfig(BaseModel, frozen=True, extra="forbid", strict=True):
         0.996,
         description="m of teacher = m * teacher + (1 - m) * student; a number rises to 1 by a half-cosine.",
     )
-    view_forward: ViewForward = Field(
-        "per_view", description="Both views in one forward, or one forward each."
-    )
+    view_forward: ViewForward = Field("per_view", description=VIEW_FORWARD)
 
 
 class Embeddings(NamedTuple):
@@ -43,7 +43,7 @@ class Embeddings(NamedTuple):
 
 
 class Targets(NamedTuple):
-    z_bvd: Tensor  # teacher's projection, not normalised
+    z_btd: Tensor  # teacher's projection of the full-size views, not normalised
 
 
 class Losses(NamedTuple):
@@ -57,6 +57,8 @@ class Losses(NamedTuple):
 class BYOL(Method[BYOLConfig, Embeddings, Targets]):
     """Student (encoder, projector, predictor) and teacher (encoder, projector)."""
 
+    needs: ClassVar[Needs] = Needs(at_least(2, small=True))
+
     def __init__(self, config: BYOLConfig, encoder: Encoder, data: DataFacts) -> None:
         super().__init__(config, encoder, data)
         self.momentum = scheduled(config.momentum, end=1.0)
@@ -66,22 +68,27 @@ class BYOL(Method[BYOLConfig, Embeddings, Targets]):
         self.teacher = ema.teacher_of(nn.Sequential(encoder, self.projector))
 
     def forward(self, batch: Batch) -> Embeddings:
-        """Predictions of two views, each (b, 3, H, W)."""
-        f, g, q = self.encoder, self.projector, self.predictor
-        return Embeddings(embed_views(lambda x: q(g(f(x))), batch.views, self.config.view_forward))
+        """Predictions of the views, each (b, 3, H, W)."""
+        head = nn.Sequential(self.projector, self.predictor)
+        return Embeddings(embed_views(self.encoder, head, batch.views, self.config.view_forward))
 
     @torch.no_grad()
     def targets(self, batch: Batch) -> Targets:
-        """The teacher's projections of the same views."""
-        return Targets(embed_views(self.teacher, batch.views, self.config.view_forward))
+        """The teacher's projections of the full-size views."""
+        encoder, projector = self.teacher
+        return Targets(
+            embed_views(encoder, projector, batch.views[: batch.num_large], self.config.view_forward)
+        )
 
     def criterion(self, out: Embeddings, targets: Targets, batch: Batch) -> Losses:
-        """Sum of both directions, mean over this rank's b images (eq. 2)."""
+        """Mean over this rank's b images of the sum of both directions (eq. 2), of more than two views of their mean."""
         p_bvd = F.normalize(full(out.p_bvd), dim=-1)
-        z_bvd = F.normalize(full(targets.z_bvd.detach()), dim=-1)
-        cosine = (p_bvd * z_bvd.flip(1)).sum(dim=-1)  # (b, 2): p^1 with z'^2, p^2 with z'^1
-        loss = (2 - 2 * cosine).sum(dim=1).mean()
-        return Losses(loss, cosine.detach().mean(), z_bvd.std(dim=0, correction=0).mean())
+        z_btd = F.normalize(full(targets.z_btd.detach()), dim=-1)
+        t, s = (list(views) for views in zip(*directed(batch.num_large, p_bvd.shape[1])))
+        cosine = (p_bvd[:, s] * z_btd[:, t]).sum(dim=-1)  # (b, terms): p^s with z'^t
+        terms = 2 - 2 * cosine
+        loss = terms.sum(dim=1).mean() if p_bvd.shape[1] == 2 else terms.mean()
+        return Losses(loss, cosine.detach().mean(), z_btd.std(dim=0, correction=0).mean())
 
     @torch.no_grad()
     def after_step(self, out: Embeddings, targets: Targets, batch: Batch) -> None:

@@ -3,9 +3,10 @@
 He et al. 2019, arXiv:1911.05722, Algorithm 1 and eq. 1-2; Chen et al. 2020, arXiv:2003.04297 (MLP head). With
 unit vectors q (student, view 0), k (teacher, view 1) and the queue's rows n:
     l = -log( exp(q.k / T) / ( exp(q.k / T) + sum_n exp(q.n / T) ) ),  mean over images.
+With more views every one but view 1 gives a query, small crops too, and l is the mean over them.
 Query and key encoder are called student and teacher here. The official code moves the teacher before the key
 forward; moving it after the optimiser step gives the same sequence, since m is constant and the two start
-equal. Shape suffixes: b = images on this rank, d = embed_dim, K = queue_size.
+equal. Shape suffixes: b = images on this rank, v = queries of an image, d = embed_dim, K = queue_size.
 """
 
 from typing import ClassVar, Literal, NamedTuple
@@ -16,10 +17,11 @@ from pydantic import BaseModel, Field, PositiveInt
 from torch import Tensor, nn
 
 from . import collectives
-from .method import Batch, DataFacts, Encoder, Method, Needs
+from .method import Batch, DataFacts, Encoder, Method, Needs, at_least
 from .parts import ema
 from .parts.backbones import ZeroInit
 from .parts.contrast import info_nce
+from .parts.forwarding import embed_views
 from .parts.heads import mlp
 from .parts.precision import full
 from .parts.queue import Queue
@@ -39,7 +41,7 @@ class MoCoV2Config(BaseModel, frozen=True, extra="forbid", strict=True):
 
 
 class Embeddings(NamedTuple):
-    q_bd: Tensor  # projector output, not normalised
+    q_bvd: Tensor  # projector output of every view but view 1, not normalised
 
 
 class Targets(NamedTuple):
@@ -55,7 +57,7 @@ class Losses(NamedTuple):
 class MoCoV2(Method[MoCoV2Config, Embeddings, Targets]):
     """Student (encoder, projector), teacher, and the queue of keys."""
 
-    needs: ClassVar[Needs] = Needs(shuffle=True)
+    needs: ClassVar[Needs] = Needs(at_least(2, small=True), shuffle=True)
 
     def __init__(self, config: MoCoV2Config, encoder: Encoder, data: DataFacts) -> None:
         super().__init__(config, encoder, data)
@@ -66,14 +68,15 @@ class MoCoV2(Method[MoCoV2Config, Embeddings, Targets]):
         self.queue = Queue(config.queue_size, config.embed_dim)
 
     def forward(self, batch: Batch) -> Embeddings:
-        """Queries of view 0, (b, 3, H, W)."""
-        view_0, _ = batch.views
-        return Embeddings(self.projector(self.encoder(view_0)))
+        """Queries of all views but view 1, each (b, 3, H, W)."""
+        view_0, _, *others = batch.views
+        views = [view_0, *others]
+        return Embeddings(embed_views(self.encoder, self.projector, views, self.config.view_forward))
 
     @torch.no_grad()
     def targets(self, batch: Batch) -> Targets:
         """Keys of view 1, from shuffled images: else the norm's groups would tell which key is whose."""
-        _, view_1 = batch.views
+        view_1 = batch.views[1]
         order = batch.shuffle
         k = self.teacher(view_1 if order is None else view_1[order])
         if order is not None:
@@ -81,13 +84,14 @@ class MoCoV2(Method[MoCoV2Config, Embeddings, Targets]):
         return Targets(F.normalize(full(k), dim=1))
 
     def criterion(self, out: Embeddings, targets: Targets, batch: Batch) -> Losses:
-        """InfoNCE of this rank's b queries against the queue as it was before this batch (eq. 1)."""
-        q, k = F.normalize(full(out.q_bd), dim=1), targets.k_bd.detach()
-        positive = (q * k).sum(dim=1, keepdim=True)  # (b, 1)
-        negative = q @ self.queue.keys.T  # (b, K)
-        logits = torch.cat([positive, negative], dim=1) / self.temperature.at(
-            batch.progress, self.data.epochs
-        )
+        """InfoNCE of this rank's queries against the queue as it was before this batch (eq. 1)."""
+        v = out.q_bvd.shape[1]
+        q = F.normalize(full(out.q_bvd), dim=-1).flatten(0, 1)  # (b v, d)
+        k = targets.k_bd.detach().repeat_interleave(v, dim=0)
+        positive = (q * k).sum(dim=1, keepdim=True)  # (b v, 1)
+        negative = q @ self.queue.keys.T  # (b v, K)
+        temperature = self.temperature.at(batch.progress, self.data.epochs)
+        logits = torch.cat([positive, negative], dim=1) / temperature
         first = torch.zeros(len(q), dtype=torch.int64, device=q.device)
         loss, accuracy = info_nce(logits, first)
         return Losses(loss, accuracy, positive.detach().mean())

@@ -2,10 +2,12 @@
 
 Chen et al. 2020, arXiv:2002.05709, Algorithm 1 and eq. 1. With s_ij = cos(z_i, z_j):
     l(i, j) = -log( exp(s_ij / T) / sum_{k != i} exp(s_ik / T) ),  mean over the 2B anchors i with positive j.
-The official code sums the means of the two halves, twice this; the paper's mean is kept.
-Shape suffixes: v = views (2), b = images on this rank, B = b * world_size, d = embed_dim.
+The official code sums the means of the two halves, twice this; the paper's mean is kept. With more views, small
+crops too, each other view j of the image is a positive of its own, and k leaves out the image's views but j.
+Shape suffixes: v = views, V = their number, b = images on this rank, B = b * world_size, d = embed_dim.
 """
 
+from itertools import combinations
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -15,10 +17,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from . import collectives
-from .method import Batch, DataFacts, Encoder, Method
+from .method import Batch, DataFacts, Encoder, Method, Needs, at_least
 from .parts.backbones import ZeroInit
 from .parts.contrast import info_nce
-from .parts.forwarding import ViewForward, embed_views
+from .parts.forwarding import VIEW_FORWARD, ViewForward, embed_views
 from .parts.heads import mlp, scale_norm
 from .parts.precision import full
 from .schedule import Positive, scheduled
@@ -34,7 +36,7 @@ class SimCLRConfig(BaseModel, frozen=True, extra="forbid", strict=True):
     hidden_dim: PositiveInt = Field(2048, description="Hidden width of the projector.")
     embed_dim: PositiveInt = Field(128, description="Width of the embedding.")
     temperature: Positive = Field(0.1, description="T; cosine similarities are divided by it.")
-    view_forward: ViewForward = Field("joint", description="Both views in one forward, or one forward each.")
+    view_forward: ViewForward = Field("joint", description=VIEW_FORWARD)
 
 
 class Embeddings(NamedTuple):
@@ -50,6 +52,8 @@ class Losses(NamedTuple):
 class SimCLR(Method[SimCLRConfig, Embeddings, tuple[()]]):
     """Encoder f and projector g (section 2.1; the head as in the official code)."""
 
+    needs: ClassVar[Needs] = Needs(at_least(2, small=True))
+
     def __init__(self, config: SimCLRConfig, encoder: Encoder, data: DataFacts) -> None:
         super().__init__(config, encoder, data)
         self.temperature = scheduled(config.temperature)
@@ -59,37 +63,43 @@ class SimCLR(Method[SimCLRConfig, Embeddings, tuple[()]]):
         )
 
     def forward(self, batch: Batch) -> Embeddings:
-        """Embed two views, each (b, 3, H, W)."""
-        f, g = self.encoder, self.projector
-        return Embeddings(embed_views(lambda x: g(f(x)), batch.views, self.config.view_forward))
+        """Embed the views, each (b, 3, H, W)."""
+        return Embeddings(embed_views(self.encoder, self.projector, batch.views, self.config.view_forward))
 
     def criterion(self, out: Embeddings, targets: tuple[()], batch: Batch) -> Losses:
-        """NT-Xent over this rank's 2b anchors (eq. 1); collective."""
+        """NT-Xent over this rank's anchors (eq. 1); collective."""
         z_bvd = F.normalize(full(out.z_bvd), dim=-1)
-        anchors = z_bvd.transpose(0, 1).flatten(0, 1)  # (2b, d), view 0 first
-        keys = collectives.gather(z_bvd).transpose(0, 1).flatten(0, 1)  # (2B, d)
-        b, B = len(z_bvd), len(keys) // 2
-        view0 = torch.arange(b, device=keys.device) + b * collectives.rank()
-        itself, positive = torch.cat([view0, view0 + B]), torch.cat([view0 + B, view0])
+        b, V, _ = z_bvd.shape
+        anchors = z_bvd.transpose(0, 1).flatten(0, 1)  # (V b, d), view 0 first
+        keys = collectives.gather(z_bvd).transpose(0, 1).flatten(0, 1)  # (V B, d)
+        image = torch.arange(b, device=keys.device) + b * collectives.rank()
+        views = torch.stack([image + v * (len(keys) // V) for v in range(V)], dim=1)  # keys of the same image
+        own = torch.cat([views.roll(-v, dims=1) for v in range(V)])  # (V b, V): first the anchor itself
         temperature = self.temperature.at(batch.progress, self.data.epochs)
-        loss, accuracy = self._nt_xent(anchors, keys, positive, itself, temperature)
-        cosine = (z_bvd[:, 0] * z_bvd[:, 1]).sum(dim=-1).mean()
-        return Losses(loss, accuracy, cosine.detach())
+        loss, accuracy = self._nt_xent(anchors, keys, own, temperature)
+        cosines = [(z_bvd[:, i] * z_bvd[:, j]).sum(dim=-1).mean() for i, j in combinations(range(V), 2)]
+        return Losses(loss, accuracy, torch.stack(cosines).detach().mean())
 
     def _nt_xent(
-        self, anchors: Tensor, keys: Tensor, positive: Tensor, itself: Tensor, temperature: float
+        self, anchors: Tensor, keys: Tensor, own: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
-        """Mean loss and accuracy of the anchors, in blocks with recomputation where the matrix is large."""
+        """Mean loss and accuracy over anchors and their positives, in blocks with recomputation where there are many.
 
-        def score(a: Tensor, p: Tensor, i: Tensor) -> Tensor:
-            logits = a @ keys.T / temperature  # (2b, 2B)
-            logits = logits.scatter(1, i[:, None], float("-inf"))  # k != i
-            return torch.stack(info_nce(logits, p)) * len(a)
+        own: (a, V) int64 keys of each anchor's image: the anchor itself, then its positives, one after the other.
+        """
+
+        def score(a: Tensor, own: Tensor) -> Tensor:
+            logits = a @ keys.T / temperature  # (a, V B)
+            terms = []
+            for k in range(1, own.shape[1]):
+                others = torch.cat([own[:, :k], own[:, k + 1 :]], dim=1)  # neither positive nor negative
+                terms.append(torch.stack(info_nce(logits.scatter(1, others, float("-inf")), own[:, k])))
+            return torch.stack(terms).mean(dim=0) * len(a)
 
         if len(keys) < LARGE:
-            total = score(anchors, positive, itself)
+            total = score(anchors, own)
         else:
-            blocks = zip(anchors.split(BLOCK), positive.split(BLOCK), itself.split(BLOCK), strict=True)
+            blocks = zip(anchors.split(BLOCK), own.split(BLOCK), strict=True)
             scores = [checkpoint(score, *block, use_reentrant=False) for block in blocks]
             total = torch.stack(scores).sum(dim=0)
         loss, accuracy = total / len(anchors)

@@ -19,12 +19,12 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 class ToyEncoder(Encoder):
-    """(n, 3, SIDE, SIDE) -> (n, dim), each sample on its own."""
+    """(n, 3, S, S) -> (n, dim), each sample on its own; S a multiple of 2."""
 
     def __init__(self, dim: int = 6) -> None:
         super().__init__()
         self.dim = dim
-        self.net = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, dim), nn.Tanh())
+        self.net = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(3 * 4, dim), nn.Tanh())
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
@@ -45,13 +45,13 @@ def small_method(name: str, seed: int = 0, **overrides: Any) -> Any:
     return method.build(config(**{**SMALL[name], **overrides}), ToyEncoder(), FACTS).double()
 
 
-def two_views(n: int, seed: int = 0, skew: float = 0.0) -> Batch:
-    """n samples in two views; with skew the mean and spread of a sample grow with its position."""
+def two_views(n: int, seed: int = 0, skew: float = 0.0, small: int = 0) -> Batch:
+    """n samples in two views and small ones; with skew mean and spread of a sample grow with its position."""
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(2, n, 3, SIDE, SIDE, generator=generator, dtype=torch.float64)
+    images = torch.randn(2 + small, n, 3, SIDE, SIDE, generator=generator, dtype=torch.float64)
     drift = skew * torch.arange(n, dtype=torch.float64).view(1, n, 1, 1, 1) / n
-    view_0, view_1 = images * (1 + drift) + drift
-    return Batch([view_0, view_1], torch.arange(n))
+    views = images * (1 + drift) + drift
+    return Batch([*views[:2], *views[2:, ..., : SIDE // 2, : SIDE // 2]], torch.arange(n))
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -5,12 +5,15 @@ own forwards. In fp32: a bf16 teacher hardly moves, since (1 - m) * (student - t
 """
 
 import copy
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Network = TypeVar("Network", bound=nn.Module)
 
-def teacher_of(student: nn.Module) -> nn.Module:
+
+def teacher_of(student: Network) -> Network:
     """A frozen fp32 copy, to be called without gradient and in train mode."""
     return copy.deepcopy(student).float().requires_grad_(False)
 

@@ -45,6 +45,19 @@ def test_loss_equals_float64_transcription(n: int) -> None:
     assert loss_of(z).item() == pytest.approx(total, abs=1e-10)
 
 
+@pytest.mark.parametrize(("large", "views"), [(2, 5), (3, 3)])
+def test_loss_of_many_views_is_the_mean_over_pairs_with_a_full_size_one(large: int, views: int) -> None:
+    z, losses = normal(7, views, 3) * 2 + 1, []
+    for t in range(views):
+        for s in range(t):
+            if min(t, s) < large:
+                losses.append(loss_of(z[:, [s, t]]).item())  # which is transcribed above
+    assert len(losses) == {(2, 5): 7, (3, 3): 3}[large, views]
+    method = small_method("barlow_twins", redundancy_weight=0.0051)
+    loss = method.criterion(Embeddings(z), (), whole(7)._replace(num_large=large)).loss
+    assert loss.item() == pytest.approx(sum(losses) / len(losses), abs=1e-12)
+
+
 def test_closed_forms() -> None:
     d, n, weight = 16, 64, 0.0051
     assert loss_of(torch.ones(n, 2, d, dtype=torch.float64)).item() == pytest.approx(d, abs=1e-6)

@@ -26,6 +26,29 @@ def test_loss_equals_float64_transcription() -> None:
     assert loss_of(p, z).item() == pytest.approx(total / 5, abs=1e-10)
 
 
+@pytest.mark.parametrize(("large", "views"), [(2, 5), (3, 3), (2, 3)])
+def test_loss_of_many_views_equals_float64_transcription(large: int, views: int) -> None:
+    """The mean over images, full-size views t and other views s of |hat(p^s) - hat(z^t)|^2."""
+    p, z, terms = normal(4, views, 6) * 3, normal(4, large, 6, seed=1), []
+    for i in range(4):
+        for t in range(large):
+            for s in range(views):
+                if s != t:
+                    a, b = p[i, s] / p[i, s].norm(), z[i, t] / z[i, t].norm()
+                    terms.append(sum((x - y) ** 2 for x, y in zip(a.tolist(), b.tolist(), strict=True)))
+    method, batch = small_method("byol"), whole(4)._replace(num_large=large)
+    loss = method.criterion(Embeddings(p), Targets(z), batch).loss
+    assert loss.item() == pytest.approx(sum(terms) / len(terms), abs=1e-10)
+
+
+def test_teacher_sees_full_size_views_only() -> None:
+    method, batch, sizes = small_method("byol"), two_views(5, small=3), []
+    method.teacher[0].register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[-1]))
+    assert method.targets(batch).z_btd.shape == (5, 2, 5)
+    assert sizes == [4, 4]
+    assert method(batch).p_bvd.shape == (5, 5, 5)
+
+
 def test_closed_forms() -> None:
     z = normal(4, 2, 6)
     swapped = z.flip(1)
@@ -50,8 +73,8 @@ def test_gradient_by_finite_differences() -> None:
 def test_gradient_reaches_the_student_only() -> None:
     method, batch = small_method("byol"), two_views(5)
     targets = method.targets(batch._replace(views=[view.clone().requires_grad_() for view in batch.views]))
-    assert not targets.z_bvd.requires_grad
-    z = targets.z_bvd.clone().requires_grad_()
+    assert not targets.z_btd.requires_grad
+    z = targets.z_btd.clone().requires_grad_()
     method.criterion(method(batch), Targets(z), whole(5)).loss.backward()
     assert z.grad is None
     assert all(p.grad is None and not p.requires_grad for p in method.teacher.parameters())

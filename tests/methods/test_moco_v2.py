@@ -13,7 +13,8 @@ def loss_of(q: Tensor, k: Tensor, queue: Tensor, temperature: float = 0.2) -> Te
     size, dim = queue.shape
     method = small_method("mocov2", queue_size=size, embed_dim=dim, temperature=temperature)
     method.queue.keys.copy_(queue)
-    return method.criterion(Embeddings(q), Targets(k), whole(len(q))).loss
+    queries = q if q.dim() == 3 else q[:, None]
+    return method.criterion(Embeddings(queries), Targets(k), whole(len(q))).loss
 
 
 def test_loss_equals_float64_transcription() -> None:
@@ -27,6 +28,26 @@ def test_loss_equals_float64_transcription() -> None:
         ]
         total -= math.log(math.exp(s[0]) / sum(map(math.exp, s)))
     assert loss_of(q, k, queue, T).item() == pytest.approx(total / 4, abs=1e-10)
+
+
+def test_loss_of_many_queries_is_the_mean_over_them() -> None:
+    q, k, queue = normal(4, 3, 5), F.normalize(normal(4, 5, seed=1)), F.normalize(normal(9, 5, seed=2))
+    apart = [loss_of(q[:, v], k, queue).item() for v in range(3)]  # each transcribed above
+    assert loss_of(q, k, queue).item() == pytest.approx(sum(apart) / 3, abs=1e-12)
+
+
+def test_every_view_but_the_key_s_gives_queries_and_small_ones_give_no_key() -> None:
+    method, batch = small_method("mocov2"), two_views(5, small=3)
+    out, targets = method(batch), method.targets(batch)
+    assert (out.q_bvd.shape, targets.k_bd.shape) == ((5, 4, 5), (5, 5))
+    moved = batch._replace(views=[batch.views[0], batch.views[1] + 1, *batch.views[2:]])
+    assert torch.equal(method(moved).q_bvd, out.q_bvd)
+    assert not torch.equal(method.targets(moved).k_bd, targets.k_bd)
+    for number in (0, 2, 3, 4):
+        moved = batch._replace(views=[v + (k == number) for k, v in enumerate(batch.views)])
+        differs = (method(moved).q_bvd != out.q_bvd).any(dim=2).all(dim=0)
+        assert differs.tolist() == [query == max(0, number - 1) for query in range(4)]
+        assert torch.equal(method.targets(moved).k_bd, targets.k_bd)
 
 
 def test_closed_forms() -> None:

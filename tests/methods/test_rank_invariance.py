@@ -11,14 +11,15 @@ from small_methods import small_method, two_views, without_norms
 from vergence.methods.catalog import METHODS
 
 SAMPLES, STEPS = 12, 3
+CASES = {f"{name}-{small}-small": (name, small) for name in METHODS for small in (0, 3)}
 
 
-def train(rank: int, world_size: int, names: list[str]) -> dict[str, dict[str, Any]]:
+def train(rank: int, world_size: int) -> dict[str, dict[str, Any]]:
     """Three steps of SGD on this rank's contiguous slice; gradients averaged over ranks."""
-    return {name: train_one(rank, world_size, name) for name in names}
+    return {case: train_one(rank, world_size, *CASES[case]) for case in CASES}
 
 
-def train_one(rank: int, world_size: int, name: str) -> dict[str, Any]:
+def train_one(rank: int, world_size: int, name: str, small: int) -> dict[str, Any]:
     def mean_over_ranks(x: torch.Tensor) -> torch.Tensor:
         x = x.detach().clone()
         if world_size > 1:
@@ -28,7 +29,7 @@ def train_one(rank: int, world_size: int, name: str) -> dict[str, Any]:
     method = without_norms(small_method(name))
     losses, gradients = [], {}
     for step in range(STEPS):
-        batch = two_views(SAMPLES, seed=step, skew=5.0)._replace(progress=step / STEPS)
+        batch = two_views(SAMPLES, seed=step, skew=5.0, small=small)._replace(progress=step / STEPS)
         share = slice(rank * SAMPLES // world_size, (rank + 1) * SAMPLES // world_size)
         batch = batch._replace(views=[view[share] for view in batch.views], ids=batch.ids[share])
         out, targets = method(batch), method.targets(batch)
@@ -48,15 +49,15 @@ def train_one(rank: int, world_size: int, name: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def single() -> dict[str, dict[str, Any]]:
-    return train(0, 1, list(METHODS))
+    return train(0, 1)
 
 
 @pytest.fixture(scope="module", params=[2, 3])
 def several(request: pytest.FixtureRequest) -> list[dict[str, dict[str, Any]]]:
-    return run_ranks(train, request.param, list(METHODS))
+    return run_ranks(train, request.param)
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", CASES)
 def test_losses_and_gradients_are_those_of_one_rank(name: str, single: Any, several: Any) -> None:
     expected = {key: torch.from_numpy(g) for key, g in single[name]["gradients"].items()}
     for rank in several:
@@ -70,7 +71,7 @@ def test_losses_and_gradients_are_those_of_one_rank(name: str, single: Any, seve
                 assert error <= 1e-9 * max(g.norm().item(), 1e-3 * everything), key
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", CASES)
 def test_state_is_the_same_on_every_rank_and_that_of_one_rank(name: str, single: Any, several: Any) -> None:
     first = several[0][name]["state"]
     for key, value in single[name]["state"].items():

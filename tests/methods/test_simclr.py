@@ -33,6 +33,38 @@ def transcription(z_bvd: Tensor, temperature: float) -> float:
     return total / (2 * n)
 
 
+def multi_crop_transcription(z_bvd: Tensor, temperature: float) -> float:
+    """Each other view of the image is a positive; it and all views of other images are the candidates."""
+    (n, views, _), total = z_bvd.shape, 0.0
+    hat = (z_bvd / z_bvd.norm(dim=2, keepdim=True)).tolist()
+
+    def e(i: int, v: int, k: int, u: int) -> float:
+        return math.exp(sum(a * b for a, b in zip(hat[i][v], hat[k][u], strict=True)) / temperature)
+
+    for i in range(n):
+        for v in range(views):
+            negatives = sum(e(i, v, k, u) for k in range(n) if k != i for u in range(views))
+            for u in range(views):
+                if u != v:
+                    positive = e(i, v, i, u)
+                    total -= math.log(positive / (positive + negatives))
+    return total / (n * views * (views - 1))
+
+
+@pytest.mark.parametrize(("n", "views"), [(2, 2), (2, 3), (5, 6)])
+def test_loss_of_many_views_equals_float64_transcription(n: int, views: int) -> None:
+    z_bvd = normal(n, views, 5) * 3 + 1
+    assert loss_of(z_bvd).item() == pytest.approx(multi_crop_transcription(z_bvd, 0.2), abs=1e-10)
+
+
+def test_closed_forms_of_many_views() -> None:
+    N, V, T = 6, 4, 0.2
+    collapsed = torch.ones(N, V, 16, dtype=torch.float64)
+    assert loss_of(collapsed, T).item() == pytest.approx(3.044522, abs=1e-6)  # ln(1 + V (N - 1))
+    orthogonal = torch.eye(N, 16, dtype=torch.float64)[:, None].repeat(1, V, 1)
+    assert loss_of(orthogonal, T).item() == pytest.approx(0.126420, abs=1e-6)
+
+
 @pytest.mark.parametrize("n", [2, 4, 7])
 def test_loss_equals_float64_transcription(n: int) -> None:
     z_bvd = normal(n, 2, 5) * 3 + 1
@@ -71,8 +103,11 @@ def test_gradient_by_finite_differences() -> None:
     assert torch.autograd.gradcheck(loss_of, normal(4, 2, 8).requires_grad_())
 
 
-def test_blocks_with_recomputation_equal_the_whole_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
-    z = normal(11, 2, 5).requires_grad_()
+@pytest.mark.parametrize("views", [2, 5])
+def test_blocks_with_recomputation_equal_the_whole_matrix(
+    views: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    z = normal(11, views, 5).requires_grad_()
     losses = small_method("simclr").criterion(Embeddings(z), (), whole(11))
     (expected,) = torch.autograd.grad(losses.loss, z)
     monkeypatch.setattr(simclr, "LARGE", 1)

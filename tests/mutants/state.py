@@ -157,6 +157,54 @@ _MOCO: Faults = {
     ),
 }
 
+_SIMCLR: Faults = {
+    "own-views-are-negatives": (
+        "others = torch.cat([own[:, :k], own[:, k + 1 :]], dim=1)",
+        "others = own[:, :1]",
+        "tests/methods/test_simclr.py::test_loss_of_many_views_equals_float64_transcription[5-6]",
+    ),
+    "views-of-rank-0": (
+        " + b * collectives.rank()\n",
+        "\n",
+        "tests/methods/test_rank_invariance.py::test_losses_and_gradients_are_those_of_one_rank[2-simclr-3-small]",
+    ),
+}
+
+_BYOL: Faults = {
+    "small-crops-to-the-teacher": (
+        "batch.views[: batch.num_large]",
+        "batch.views",
+        "tests/methods/test_byol.py::test_teacher_sees_full_size_views_only",
+    ),
+    "sum-over-many-views": (
+        "if p_bvd.shape[1] == 2 else",
+        "if p_bvd.shape[1] else",
+        "tests/methods/test_byol.py::test_loss_of_many_views_equals_float64_transcription[2-5]",
+    ),
+}
+
+_MULTI_CROP: Faults = {
+    "small-crops-as-targets": (
+        "for t in range(num_large) for s in range(t + 1",
+        "for t in range(num_views) for s in range(t + 1",
+        "tests/methods/test_barlow_twins.py::"
+        "test_loss_of_many_views_is_the_mean_over_pairs_with_a_full_size_one[2-5]",
+    ),
+}
+
+_FORWARDING: Faults = {
+    "small-crops-one-by-one": (
+        "*small]]",
+        "*([view] for some in small for view in some)]]",
+        f"{PARTS}/test_forwarding.py",
+    ),
+    "head-once-a-size": (
+        "head(_cat([encoder(_cat(same)) for same in sizes]))",
+        "_cat([head(encoder(_cat(same))) for same in sizes])",
+        f"{PARTS}/test_forwarding.py",
+    ),
+}
+
 _COLLECTIVES: Faults = {
     "gathered-gradient-of-this-rank": (
         "        grad = grads[0].contiguous().clone()\n        dist.all_reduce(grad)\n        return grad[rank()",
@@ -180,5 +228,9 @@ FAULTS = {
     "methods/parts/queue.py": _QUEUE,
     "methods/parts/ema.py": _EMA,
     "methods/moco_v2.py": _MOCO,
+    "methods/simclr.py": _SIMCLR,
+    "methods/byol.py": _BYOL,
+    "methods/parts/multi_crop.py": _MULTI_CROP,
+    "methods/parts/forwarding.py": _FORWARDING,
     "methods/collectives.py": _COLLECTIVES,
 }

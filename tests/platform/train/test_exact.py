@@ -96,14 +96,19 @@ def global_batch() -> dict[str, Tensor]:
     return {"views": views, "weight": 1 + position.flatten(), "shuffle": shuffle}
 
 
-def micro_batches(rank: int, world_size: int, micro: int, shuffles: bool, blank: bool = False) -> list[Batch]:
+def micro_batches(
+    rank: int, world_size: int, micro: int, shuffles: bool, blank: bool = False, crops: bool = False
+) -> list[Batch]:
     whole, share = global_batch(), G // world_size
     if blank:
         whole["views"][:, BLANK] = 1.0
+    small = [view[..., :6, 1:7] for view in whole["views"].flip(3)] if crops else []
     batches = []
     for start in range(rank * share, (rank + 1) * share, micro):
         rows = slice(start, start + micro)
-        views = [view[rows].contiguous(memory_format=torch.channels_last) for view in whole["views"]]
+        views = [
+            view[rows].contiguous(memory_format=torch.channels_last) for view in [*whole["views"], *small]
+        ]
         # permutations inside a span are the same wherever the micro-batch is cut
         offsets = torch.arange(micro) // SPAN * SPAN
         batches.append(
@@ -121,6 +126,7 @@ def build(name: str) -> nn.Module:
     torch.manual_seed(0)
     if name.startswith("toy"):
         return Toy(dropout=0.3 if name == "toy-dropout" else 0.0).double().train()
+    name = name.removesuffix("-crops")
     config_class, cls = METHODS[name]
     small: dict[str, Any] = {"hidden_dim": 16, "embed_dim": 8}
     if name == "mocov2":
@@ -142,7 +148,14 @@ def step(rank: int, world_size: int, name: str, group: Any, micro: int, regime: 
 
     result = accumulate(
         method,
-        micro_batches(rank, world_size, micro, shuffles=name == "mocov2", blank=name == "toy-blank"),
+        micro_batches(
+            rank,
+            world_size,
+            micro,
+            shuffles="mocov2" in name,
+            blank=name == "toy-blank",
+            crops="-crops" in name,
+        ),
         seeds=range(rank * share, (rank + 1) * share, micro),
         regime=regime,
         norms=norms,
@@ -191,6 +204,10 @@ SETTINGS: dict[str, list[Any]] = {
     "mocov2": [GROUP],
     "byol": [GROUP, "global"],
     "barlow_twins": [GROUP, "global"],
+    "simclr-crops": [GROUP, "global"],
+    "mocov2-crops": [GROUP],
+    "byol-crops": [GROUP, "global"],
+    "barlow_twins-crops": [GROUP, "global"],
 }
 
 
