@@ -20,7 +20,7 @@ from vergence.platform.train.loop import RankLoop
 
 
 def shares(resolved: Resolved, start_step: int) -> Iterator[Share]:
-    stream = resolved.stream()
+    stream = resolved.stream
     for step in range(start_step, resolved.steps):
         yield stream.share(step, 0, 1)
 

@@ -32,7 +32,7 @@ def run(rounds: int, says: Callable[[str], None]) -> dict[str, Any]:
     index = open_index(recipe.data.train, data.CACHE / "index")
     facts = data_facts(recipe, index)
     resolved = resolve(recipe, index, build_method(recipe, facts))
-    stream = resolved.stream()
+    stream = resolved.stream
 
     run_folder = Run("step")
     run_folder.logs.mkdir(parents=True, exist_ok=True)

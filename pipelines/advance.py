@@ -70,7 +70,7 @@ def advance(
     past = Past.read(run)
     decision, index = decide(past, recipe), None
     if isinstance(decision, LookAtData):
-        index = open_index(recipe.data.train, home() / "index", progress=True)
+        index = open_index(recipe.data.train, home() / "index", progress=True, images=bool(recipe.views))
         decision = decide(past, recipe, Data(index.digest, len(index)))
     match decision:
         case Refuse(reason):
@@ -94,7 +94,7 @@ def plan(recipe: Recipe, run: Run) -> Planned:
     decision = decide(past, recipe)
     if isinstance(decision, Refuse):
         raise UserError(decision.reason)
-    index = open_index(recipe.data.train, home() / "index", progress=True)
+    index = open_index(recipe.data.train, home() / "index", progress=True, images=bool(recipe.views))
     decision = decide(past, recipe, Data(index.digest, len(index)))
     if isinstance(decision, Refuse):
         raise UserError(decision.reason)

@@ -31,7 +31,7 @@ def train(
     job = resolved.job(run, {**(stages or {}), "ray": time.time()})
     outcome = fit(
         job,
-        resolved.stream(),
+        resolved.stream,
         session,
         name=run.name,
         start_step=resolved.start_step,

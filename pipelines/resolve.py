@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from vergence.methods.method import Batch, DataFacts, Method, num_large
 from vergence.pipelines.recipe import Recipe, build_method, flatten
 from vergence.platform.cluster.capacity import Need
+from vergence.platform.data.formats import MEMBER_EXTENSIONS
 from vergence.platform.data.index import Index
+from vergence.platform.data.modality import FIELDS, LABEL
 from vergence.platform.data.plan import HOLDOUT_RULE, Plan
 from vergence.platform.data.stream import Stream
 from vergence.platform.errors import UserError
@@ -36,6 +39,7 @@ class Resolved:
     spec: LayoutSpec
     machine: Machine
     start_step: int
+    stream: Stream
 
     @property
     def need(self) -> Need:
@@ -80,16 +84,6 @@ class Resolved:
             stages=stages,
         )
 
-    def stream(self) -> Stream:
-        return Stream(
-            index=self.index.path,
-            plan=self.plan,
-            epochs=self.recipe.epochs,
-            views=self.recipe.views,
-            fields=(),
-            max_pixels=self.recipe.data.max_pixels,
-        ).measured()
-
 
 def need_of(recipe: Recipe) -> Need:
     return Need(recipe.scale, recipe.data.readers, recipe.data.reader_cpus)
@@ -131,8 +125,9 @@ def resolve(
             f"encoder.name={recipe.encoder.name}: {unknown}, whose statistics would depend on micro-batch and "
             f"number of workers; use an encoder with {norm_check.KNOWN}"
         )
+    stream = _stream(recipe, index, plan, method)
     with norm_check.recorded(method) as forwards:
-        bytes_per_sample = _bytes_per_sample(recipe, method, precision)
+        bytes_per_sample = _bytes_per_sample(recipe, method, precision, stream)
     spec = LayoutSpec(
         batch=recipe.batch,
         norm=recipe.norm,
@@ -142,7 +137,7 @@ def resolve(
         bytes_per_sample={precision: bytes_per_sample},
         kept=kept,
     )
-    resolved = Resolved(recipe, index, plan, spec, machine, start_step)
+    resolved = Resolved(recipe, index, plan, spec, machine, start_step, stream)
     group = resolved.layout.norm_group
     if isinstance(group, int) and group < resolved.layout.micro:
         _check_rows(recipe, group, forwards)
@@ -191,16 +186,36 @@ def _check_rows(recipe: Recipe, group: int, forwards: Sequence[norm_check.Rows])
         )
 
 
-def _bytes_per_sample(recipe: Recipe, method: Method, precision: Precision) -> int:
+def _stream(recipe: Recipe, index: Index, plan: Plan, method: Method) -> Stream:
+    """Raises UserError: the shards lack what the method needs."""
+    needs = method.needs
+    for name in needs.fields:
+        assert name in FIELDS, f"{recipe.method.name} needs the field {name!r}; there are {', '.join(FIELDS)}"
+        there = index.has_labels if name == LABEL else index.extensions_of(name)
+        if not there:
+            wanted = "cls" if name == LABEL else ", .".join(MEMBER_EXTENSIONS[name])
+            raise UserError(
+                f"data.train: {recipe.method.name} needs the field {name}, and no sample has a .{wanted}; there are "
+                f".{', .'.join(index.extensions)}"
+            )
+    stream = Stream(index.path, plan, recipe.epochs, recipe.views, needs.fields, recipe.data.max_pixels)
+    return stream.measured()
+
+
+def _bytes_per_sample(recipe: Recipe, method: Method, precision: Precision, stream: Stream) -> int:
     """What a forward keeps for its backward, per sample, measured on a tiny batch.
 
     Raises UserError: the network cannot take such views.
     """
-    sides = sizes_of(recipe)
+    sides, fields = sizes_of(recipe), dict[str, torch.Tensor]()
+    if stream.fields:
+        found = stream.example(max(memory.SIZES)).fields
+        fields = {name: torch.from_numpy(np.array(field)) for name, field in found.items()}
 
     def example(n: int) -> Batch:
         views = [_distinct_images(n, side) for side in sides]
-        return Batch(views=views, ids=torch.arange(n), num_large=num_large(sides))
+        few = {name: field[torch.arange(n) % len(field)] for name, field in fields.items()}
+        return Batch(views=views, ids=torch.arange(n), fields=few, num_large=num_large(sides))
 
     def autocast() -> Any:
         return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")

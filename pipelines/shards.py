@@ -72,7 +72,7 @@ def _configure_pack(parser: argparse.ArgumentParser) -> None:
 PACK_EPILOG = """\
 SRC:
   FOLDER                    images below it; the first folder of a path is the class. No classes if an image
-                            lies directly in FOLDER
+                            lies directly in FOLDER. Without any image: sounds (.wav, .flac, .ogg)
   FILE.parquet or a glob    as on the Hugging Face hub: img or image = {bytes, path}, label = a whole number or a
                             word (words are numbered in sorted order)
   torchvision:NAME?KEY=VALUE&...   a torchvision data set with these arguments
@@ -136,7 +136,7 @@ def _tell(notes: Sequence[str]) -> None:
 def _index(args: argparse.Namespace) -> int:
     from vergence.platform.data.index import open_index
 
-    index = open_index(args.shards, home() / "index", progress=True)
+    index = open_index(args.shards, home() / "index", progress=True, images=False)
     kinds = list(index.extensions.items())
     members = ", ".join(f"{count:,} .{extension}" for extension, count in kinds[:SHOWN])
     members += f" and {len(kinds) - SHOWN} more" if len(kinds) > SHOWN else ""

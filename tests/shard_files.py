@@ -1,7 +1,8 @@
-"""Small shards and folders of PNG images, written with nothing but the standard library and Pillow."""
+"""Small shards and folders of PNG images and WAV sounds, written with nothing but the standard library and Pillow."""
 
 import io
 import tarfile
+import wave
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -12,6 +13,17 @@ from PIL import Image
 def png(image: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
+def wav(samples: np.ndarray, rate: int = 8000) -> bytes:
+    """By the standard library: samples (n, channels), int16, uint8 or int32."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(samples.shape[1])
+        writer.setsampwidth(samples.itemsize)
+        writer.setframerate(rate)
+        writer.writeframes(samples.tobytes())
     return file.getvalue()
 
 

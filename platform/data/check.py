@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vergence.platform.data.decode import MAX_PIXELS, BadSample
+from vergence.platform.data.formats import MEMBER_EXTENSIONS
 from vergence.platform.data.index import Index, keep
 from vergence.platform.data.labels import why_no_class
 from vergence.platform.data.pattern import expand
@@ -38,9 +39,9 @@ def check_shards(
     """
     shards = expand(pattern)
     scanned = scan(shards.paths, progress)
-    broken = [
-        Broken(path, None, reason) for path, reason in {**scanned.damaged, **scanned.without_images}.items()
-    ]
+    others = scanned.without_images if len(scanned.without_images) < len(shards.paths) else {}
+    unusable = scanned.damaged | (others if len(scanned.table) else scanned.without_images)
+    broken = [Broken(path, None, reason) for path, reason in unusable.items()]
     for path, lost in scanned.lost.items():
         broken += [Broken(path, None, line) for line in lost.lines("images that end in no sample")]
     notes = shards.notes + scanned.views.lines("images of other views, not used")
@@ -53,14 +54,19 @@ def check_shards(
 
 
 def check(index: Index, max_pixels: int = MAX_PIXELS, progress: bool = False) -> list[Broken]:
-    """The samples whose image cannot be decoded or whose class cannot be read, in the order of ids."""
+    """The samples whose image cannot be decoded or whose class cannot be read, in the order of ids.
+
+    In a set without images, those whose other members cannot be.
+    """
     reader, broken = Reader(index, max_pixels), []
+    images = bool(index.extensions_of("image"))
+    kinds = [] if images else [kind for kind in MEMBER_EXTENSIONS if index.extensions_of(kind)]
     with Bar("checking", len(index), enabled=progress) as advance:
         for start in range(0, len(index), BATCH):
             ids = np.arange(start, min(start + BATCH, len(index)))
             classes = reader.raw(ids, "cls") if "cls" in index.extensions else None
-            for i, image in enumerate(reader.images(ids)):
-                reasons = [str(image)] if isinstance(image, BadSample) else []
+            for i, sample in enumerate(reader.samples(ids, images, kinds)):
+                reasons = [str(sample)] if isinstance(sample, BadSample) else []
                 if classes and (reason := why_no_class(classes[i])):
                     reasons.append(reason)
                 broken += [Broken(index.shard_of(ids[i]), index.key(ids[i]), reason) for reason in reasons]

@@ -93,9 +93,14 @@ class Index:
         offset, size = self._members[kind]
         return self._shard_numbers()[ids], offset[ids], size[ids]
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether some sample has a class."""
+        return "label" in self._file.schema_arrow.names
+
     def labels(self, ids: np.ndarray) -> np.ndarray | None:
         """Class of each sample, int64 (n,), -1 for none; None when no sample of the set has one."""
-        if "label" not in self._file.schema_arrow.names:
+        if not self.has_labels:
             return None
         if self._labels is None:
             self._labels = self._column("label")
@@ -120,14 +125,15 @@ class Index:
         return np.asarray(self._file.read(columns=[name])[name].fill_null(-1).to_numpy())
 
 
-def open_index(pattern: str | Path, cache: Path, progress: bool = False) -> Index:
+def open_index(pattern: str | Path, cache: Path, progress: bool = False, images: bool = True) -> Index:
     """The index of the shards of a pattern: from `cache` if no shard has changed, else by a scan.
 
     Args:
         pattern: see `expand`.
         cache: folder that keeps the parquet files.
         progress: draw a bar on stderr if the scan is slow.
-    Raises UserError: nothing matches, a shard is empty, compressed or truncated, or none has images.
+        images: whether a set without any is refused.
+    Raises UserError: nothing matches, a shard is empty, compressed or truncated, or none has images (or samples).
     """
     shards = expand(pattern)
     try:
@@ -135,8 +141,10 @@ def open_index(pattern: str | Path, cache: Path, progress: bool = False) -> Inde
         used(index.path)
     except (OSError, ValueError, KeyError, TypeError):  # not there, or no index: it is only a cache
         scanned = scan(shards.paths, progress)
-        _refuse_unusable(scanned, len(shards.paths))
+        _refuse_unusable(scanned, len(shards.paths), images)
         index = keep(scanned, shards.paths, cache)
+    if images and not index.extensions_of("image"):
+        raise UserError(f"{pattern}: the shards hold no images, only .{', .'.join(index.extensions)}")
     index.notes = shards.notes + index.notes
     return index
 
@@ -160,9 +168,10 @@ def _file(cache: Path, shards: Sequence[Path]) -> Path:
     return cache.absolute() / f"{name}-{VERSION}.parquet"
 
 
-def _refuse_unusable(scanned: Scanned, num_shards: int) -> None:
+def _refuse_unusable(scanned: Scanned, num_shards: int, images: bool) -> None:
     """All shards that cannot be read are named at once, and those without images if there are no others."""
-    unusable = scanned.damaged or ({} if len(scanned.table) else scanned.without_images)
+    others = len(scanned.without_images) < num_shards or (len(scanned.table) and not images)
+    unusable = scanned.damaged or ({} if others else scanned.without_images)
     if not unusable:
         return
     named = "; ".join(f"{path}: {reason}" for path, reason in [*unusable.items()][:SHOWN])

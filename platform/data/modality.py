@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vergence.platform.data.decode import BadSample
 from vergence.platform.data.ragged import Ragged
-from vergence.platform.errors import VergenceError
+from vergence.platform.errors import UserError, VergenceError
 
 # By what follows the name of the field; "" is the member itself.
 Parts = Mapping[str, NDArray[Any]]
@@ -132,8 +132,10 @@ def _samples(data: bytes, kind: int, bits: int) -> NDArray[np.float32]:
 
 def _sound_file(data: bytes) -> tuple[NDArray[np.float32], int]:
     """By soundfile, which knows FLAC and Ogg."""
-    import soundfile
-
+    try:
+        import soundfile
+    except ImportError:
+        raise UserError("audio other than WAV is read by soundfile: pip install 'vergence[audio]'") from None
     try:
         wave, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
     except soundfile.SoundFileError as error:

@@ -3,18 +3,28 @@
 import os
 import time
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from io import FileIO
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vergence.platform.data.decode import MAX_PIXELS, BadSample, decode
 from vergence.platform.data.formats import MEMBER_EXTENSIONS
 from vergence.platform.data.index import Index
-from vergence.platform.data.modality import MODALITIES, Parts
+from vergence.platform.data.modality import LABEL, MODALITIES, Parts
 from vergence.platform.errors import VergenceError
 
 OPEN_FILES = 64
 TRIES, PAUSE_S = 3, 0.2
+
+
+class Sample(NamedTuple):
+    """What was read of one sample. picture: uint8 (H, W, 3), or None where none is wanted."""
+
+    picture: NDArray[np.uint8] | None
+    members: dict[str, Parts]  # by modality
 
 
 class Reader:
@@ -27,6 +37,16 @@ class Reader:
     def __init__(self, index: Index, max_pixels: int = MAX_PIXELS) -> None:
         self.index, self.max_pixels = index, max_pixels
         self._files: OrderedDict[int, FileIO] = OrderedDict()
+
+    def samples(self, ids: np.ndarray, pictures: bool, fields: Sequence[str]) -> list["Sample | BadSample"]:
+        """All that is wanted of each sample, or the first reason why it cannot be used; int64 ids, (n,).
+
+        fields: of modality.FIELDS; classes are no members, see `Index.labels`.
+        """
+        names = [name for name in fields if name != LABEL]
+        found = self.images(ids) if pictures else [None] * len(ids)
+        members = [self.field(ids, name) for name in names]
+        return [_sample(picture, dict(zip(names, parts))) for picture, *parts in zip(found, *members)]
 
     def images(self, ids: np.ndarray) -> list[np.ndarray | BadSample]:
         """Pixels of each sample, uint8 (H, W, 3), or why there are none; in the order of ids, int64 (n,)."""
@@ -100,3 +120,14 @@ class Reader:
         else:
             self._files.move_to_end(shard)  # the most recent last
         return file.fileno()
+
+
+def _sample(
+    picture: NDArray[np.uint8] | BadSample | None, members: Mapping[str, Parts | BadSample]
+) -> Sample | BadSample:
+    bad = [part for part in (picture, *members.values()) if isinstance(part, BadSample)]
+    if bad or isinstance(picture, BadSample):
+        return bad[0]
+    return Sample(
+        picture, {name: parts for name, parts in members.items() if not isinstance(parts, BadSample)}
+    )

@@ -39,7 +39,8 @@ class Scanned(NamedTuple):
     """What was found.
 
     table: the index's columns; in its metadata digest, shards, extensions, class names and notes.
-    damaged: shards that cannot be read, and why.  without_images: those that can be and hold none.
+    damaged: shards that cannot be read, and why.  without_images: those that can be and hold none; they are left out,
+    unless no shard has any.
     lost: images that end in no sample, by shard.  views: those of named views, beside the image of their sample.
     mixed: a line about classes of two kinds.
     """
@@ -54,13 +55,13 @@ class Scanned(NamedTuple):
 
 def scan(shards: Sequence[Path], progress: bool = False) -> Scanned:
     """Read the headers of all shards, and the .cls members."""
-    sha256, used, chunks = hashlib.sha256(), list[Path](), list[Chunk]()
+    pictures, others = _Found(), _Found()  # of shards with images, and of those without
     damaged, without_images, lost = dict[Path, str](), dict[Path, str](), dict[Path, LeftOut]()
     with Bar("scanning shards", len(shards), enabled=progress) as advance:
         for path in shards:
-            digest, outside = sha256.copy(), LeftOut()
+            digests, outside = [pictures.sha256.copy(), others.sha256.copy()], LeftOut()
             try:
-                found = _shard(path, len(used), digest, outside)
+                found = _shard(path, digests, outside)
             except UserError as error:
                 damaged[path] = str(error).removeprefix(f"{path}: ")
             else:
@@ -68,10 +69,9 @@ def scan(shards: Sequence[Path], progress: bool = False) -> Scanned:
                     name.removesuffix(".size") for chunk in found for name in chunk if name.endswith(".size")
                 }
                 if image_extensions(kinds):
-                    sha256 = digest
-                    used.append(path)
-                    chunks += found
+                    pictures.add(path, found, digests[0])
                 else:
+                    others.add(path, found, digests[1])
                     kept = f"only .{', .'.join(sorted(kinds))}" if kinds else "no files"
                     without_images[path] = (
                         f"the tar holds no images ({kept}); an image is KEY.jpg, .png, .webp, ..."
@@ -79,7 +79,9 @@ def scan(shards: Sequence[Path], progress: bool = False) -> Scanned:
                 if outside.counts:
                     lost[path] = outside
             advance(1)
-    table, classes, mixed = _labelled(_table(chunks))
+    chosen = pictures if pictures.shards else others
+    used = chosen.shards
+    table, classes, mixed = _labelled(_table(chosen.chunks))
     counts = {
         name[:-5]: len(table) - table[name].null_count
         for name in table.column_names
@@ -89,13 +91,28 @@ def scan(shards: Sequence[Path], progress: bool = False) -> Scanned:
     scanned = Scanned(table, damaged, without_images, lost, views, mixed)
     about = {
         "schema": VERSION,
-        "digest": sha256.hexdigest(),
+        "digest": chosen.sha256.hexdigest(),
         "shards": stamps(used),
         "extensions": counts,
         "classes": classes,
         "notes": _notes(scanned, counts, len(shards)),
     }
     return scanned._replace(table=table.replace_schema_metadata({"vergence": json.dumps(about)}))
+
+
+class _Found:
+    """The samples of some shards, in order."""
+
+    def __init__(self) -> None:
+        self.sha256, self.shards, self.chunks = hashlib.sha256(), list[Path](), list[Chunk]()
+
+    def add(self, shard: Path, chunks: list[Chunk], sha256: "_Hash") -> None:
+        """sha256: continued by this shard."""
+        for chunk in chunks:
+            number = np.full(len(chunk["key"]), len(self.shards), np.int32)
+            self.chunks.append({"shard": pa.array(number)} | chunk)
+        self.shards.append(shard)
+        self.sha256 = sha256
 
 
 def samples(path: Path, lost: LeftOut) -> Iterator[Sample]:
@@ -152,16 +169,19 @@ def stamps(shards: Sequence[Path]) -> list[list[str | int]]:
     return [[str(path), status.st_size, status.st_mtime_ns] for path in shards for status in [path.stat()]]
 
 
-def _shard(path: Path, shard: int, digest: "_Hash", lost: LeftOut) -> list[Chunk]:
-    digest.update(f"{path.name}\n".encode("utf-8", "surrogateescape"))
+def _shard(path: Path, digests: Sequence["_Hash"], lost: LeftOut) -> list[Chunk]:
+    def note(data: bytes) -> None:
+        for digest in digests:
+            digest.update(data)
+
+    note(f"{path.name}\n".encode("utf-8", "surrogateescape"))
     chunks, found = list[Chunk](), samples(path, lost)
     while batch := list(islice(found, CHUNK)):
         keys, places = _places(batch, path)
-        digest.update("\0".join(keys).encode())
-        chunk = {"shard": pa.array(np.full(len(keys), shard, np.int32)), "key": pa.array(keys, pa.string())}
+        note("\0".join(keys).encode())
+        chunk = {"key": pa.array(keys, pa.string())}
         for extension, (offset, size) in places.items():
-            digest.update(f"{extension}\n".encode() + offset.astype("<i8").tobytes())
-            digest.update(size.astype("<i8").tobytes())
+            note(f"{extension}\n".encode() + offset.astype("<i8").tobytes() + size.astype("<i8").tobytes())
             chunk[f"{extension}.offset"] = pa.array(offset, mask=offset < 0)
             chunk[f"{extension}.size"] = pa.array(size, mask=offset < 0)
         if "cls" in places:
@@ -256,14 +276,16 @@ def _notes(scanned: Scanned, counts: Mapping[str, int], num_shards: int) -> list
         skipped.add(f"without images, of {num_shards:,}", path.name)
     for outside in scanned.lost.values():
         lost.merge(outside)
-    notes += skipped.lines("shards skipped") if len(table) else []
+    has_images = bool(image_extensions(counts))
+    notes += skipped.lines("shards skipped") if has_images else []
     notes += lost.lines("images that end in no sample")
     notes += scanned.views.lines("images of other views, not used")
     has_image = np.zeros(len(table), bool)
     for extension in image_extensions(counts):
         has_image |= _has(table, extension)
     without_class = table["label"].null_count if "label" in table.column_names else 0
-    if without_image := int((~has_image).sum()):
+    without_image = int((~has_image).sum()) if has_images else 0
+    if without_image:
         notes.append(f"{without_image:,} of {len(table):,} samples have no image")
     if without_class:
         notes.append(f"{without_class:,} of {len(table):,} samples have no class (.cls)")

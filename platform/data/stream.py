@@ -7,18 +7,18 @@ position -> plan -> bytes -> crops. So order and assignment depend on nothing th
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+import pyarrow.compute as pc
 
 from vergence.platform.augment.crop import cut
 from vergence.platform.augment.presets import ViewSpec
 from vergence.platform.data.decode import BadSample
 from vergence.platform.data.index import Index
-from vergence.platform.data.modality import LABEL, Parts
+from vergence.platform.data.modality import LABEL
 from vergence.platform.data.plan import Plan
-from vergence.platform.data.read import Reader
+from vergence.platform.data.read import Reader, Sample
 from vergence.platform.data.share import Share, rows_of, table_of
 from vergence.platform.errors import VergenceError
 
@@ -31,13 +31,7 @@ BLOCK_BYTES = 32 << 20
 DECODED_BYTES = 256 << 20  # of the pictures of a block, which a reader holds at once
 STRETCH_BLOCKS = 64
 MEASURED = 16  # samples
-
-
-class Sample(NamedTuple):
-    """What was read of one sample. picture: uint8 (H, W, 3), or None where no view is wanted."""
-
-    picture: NDArray[np.uint8] | None
-    members: dict[str, Parts]  # by modality
+NOT_ONE = "no sample of the training shards can be read; run `vergence shards check`"
 
 
 @dataclass(frozen=True)
@@ -60,15 +54,25 @@ class Stream:
 
     def measured(self) -> "Stream":
         """With the sizes of a few samples of this set; as it is if none of them can be read."""
-        ids = self.plan.training_ids(np.arange(min(MEASURED, self.plan.num_training)))
-        samples = [sample for sample in self._read(ids) if isinstance(sample, Sample)]
-        if not samples:
+        table = self._few(MEASURED)
+        if table is None:
             return self
-        table = self._table(
-            ids[: len(samples)], ids[: len(samples)], np.zeros(len(samples), bool), 0, samples
-        )
-        decoded = sum(sample.picture.nbytes for sample in samples if sample.picture is not None)
-        return replace(self, decoded_bytes=decoded // len(samples), row_bytes=table.nbytes // len(samples))
+        decoded = pc.sum(pc.multiply(table["height"], table["width"])).as_py() * 3 if self.views else 0
+        return replace(self, decoded_bytes=decoded // len(table), row_bytes=table.nbytes // len(table))
+
+    def example(self, num: int) -> Share:
+        """The good ones among the first `num` training samples. Raises VergenceError: there is none."""
+        table = self._few(num)
+        if table is None:
+            raise VergenceError(NOT_ONE)
+        return Share.of(table)
+
+    def _few(self, num: int) -> "pa.Table | None":
+        """The good ones among the first `num` training samples."""
+        ids = self.plan.training_ids(np.arange(min(num, self.plan.num_training)))
+        good = {int(i): x for i, x in zip(ids, self._read(ids)) if isinstance(x, Sample)}
+        found = np.array(list(good), np.int64)
+        return self._table(found, found, found < 0, 0, list(good.values())) if good else None
 
     def share(self, step: int, rank: int, world_size: int) -> Share:
         """What one rank gets for a step of the run, read in this process."""
@@ -112,11 +116,7 @@ class Stream:
         return table_of(ids, positions, bad, pieces, fields)
 
     def _read(self, ids: np.ndarray) -> list[Sample | BadSample]:
-        reader = self._reader
-        pictures = reader.images(ids) if self.views else [None] * len(ids)
-        names = [name for name in self.fields if name != LABEL]
-        members = [reader.field(ids, name) for name in names]
-        return [_sample(picture, names, found) for picture, *found in zip(pictures, *members)]
+        return self._reader.samples(ids, bool(self.views), self.fields)
 
     @property
     def _reader(self) -> Reader:
@@ -128,7 +128,7 @@ class Stream:
             (sample,) = self._read(np.array([candidate]))
             if isinstance(sample, Sample):
                 return int(candidate), sample
-        raise VergenceError("no sample of the training shards can be read; run `vergence shards check`")
+        raise VergenceError(NOT_ONE)
 
     def block_rows(self, share: int) -> int:
         """Rows of a Ray Data block: whole steps if one fits, so that a batch is a view of its block."""
@@ -158,15 +158,3 @@ class Stream:
 def reader_of(index: Path, max_pixels: int) -> Reader:
     """The process's own reader of an index, kept between tasks."""
     return Reader(Index(index), max_pixels=max_pixels)
-
-
-def _sample(
-    picture: NDArray[np.uint8] | BadSample | None, names: list[str], members: list[Parts | BadSample]
-) -> Sample | BadSample:
-    """The sample, or the first reason why it is none."""
-    good: dict[str, Parts] = {}
-    for name, member in zip(names, members):
-        if isinstance(member, BadSample):
-            return picture if isinstance(picture, BadSample) else member
-        good[name] = member
-    return picture if isinstance(picture, BadSample) else Sample(picture, good)

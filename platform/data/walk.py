@@ -1,4 +1,4 @@
-"""The images below a folder, and what was left out.
+"""The images (or sounds) below a folder, and what was left out.
 
 A real folder is read once, however many links lead to it: first all that are reached without a link, then
 the targets of links in the order of their paths. Hidden files and folders are left out.
@@ -8,11 +8,17 @@ import errno
 import heapq
 import os
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vergence.platform.data.formats import IMAGE_EXTENSIONS, START, common_name, image_format
+from vergence.platform.data.formats import (
+    IMAGE_EXTENSIONS,
+    MEMBER_EXTENSIONS,
+    START,
+    common_name,
+    image_format,
+)
 from vergence.platform.text import printable
 
 NAMED = 3  # of those left out for a reason that is worth a name
@@ -26,9 +32,9 @@ def few(names: Sequence[str], total: int | None = None) -> str:
     return ", ".join([*map(printable, names[:NAMED]), *(["..."] if more else [])])
 
 
-class ImageFile(NamedTuple):
+class SourceFile(NamedTuple):
     path: str  # below the folder, as the system names it
-    stem: str  # without the ending, where that names an image format
+    stem: str  # without the ending, where that names a format
     extension: str  # lower case; jpg for .jfif
 
 
@@ -64,17 +70,28 @@ class LeftOut:
         return f"{reason} ({count:,}" + (f": {few(names, count)})" if names else ")")
 
 
-def image_files(root: Path) -> tuple[list[ImageFile], LeftOut]:
+def image_files(root: Path) -> tuple[list[SourceFile], LeftOut]:
     """The images below a folder, in the order of their paths, and what else is there.
 
     Raises OSError: a folder or a file that may not be read.
     """
+    return _files(root, _image)
+
+
+def audio_files(root: Path) -> tuple[list[SourceFile], LeftOut]:
+    """The sounds below a folder, likewise."""
+    return _files(root, _sound)
+
+
+def _files(
+    root: Path, look: Callable[[Path, str, LeftOut], SourceFile | None]
+) -> tuple[list[SourceFile], LeftOut]:
     left_out = LeftOut()
     found = [
-        image
-        for folder, files in _walk(root, left_out)
-        for name in files
-        if (image := _image(root, folder + name, left_out))
+        file
+        for folder, names in _walk(root, left_out)
+        for name in names
+        if (file := look(root, folder + name, left_out))
     ]
     return sorted(found), left_out
 
@@ -122,15 +139,27 @@ def _kind(entry: "os.DirEntry[str]") -> str:
         return "dead links"
 
 
-def _image(root: Path, path: str, left_out: LeftOut) -> ImageFile | None:
+def _split(path: str) -> tuple[str, str]:
+    """A path without its ending, and the ending; no dot in the name: all of it, and nothing."""
     stem, dot, ending = path.rpartition(".")
-    if not dot or "/" in ending:
-        ending = ""
-    elif ending.lower() in IMAGE_EXTENSIONS:
-        return ImageFile(path, stem, common_name(ending.lower()))
+    return (path, "") if not dot or "/" in ending else (stem, ending)
+
+
+def _sound(root: Path, path: str, left_out: LeftOut) -> SourceFile | None:
+    stem, ending = _split(path)
+    if ending.lower() in MEMBER_EXTENSIONS["audio"]:
+        return SourceFile(path, stem, ending.lower())
+    left_out.add(f".{printable(ending.lower())}" if ending else "no ending")
+    return None
+
+
+def _image(root: Path, path: str, left_out: LeftOut) -> SourceFile | None:
+    stem, ending = _split(path)
+    if ending.lower() in IMAGE_EXTENSIONS:
+        return SourceFile(path, stem, common_name(ending.lower()))
     with open(os.path.join(root, path), "rb") as file:
         found = image_format(file.read(START), weak=not ending)
     if found:
-        return ImageFile(path, path, found)
+        return SourceFile(path, path, found)
     left_out.add(f".{printable(ending.lower())}" if ending else "no ending")
     return None

@@ -246,7 +246,7 @@ class RankLoop:
 
     def _monitor(self) -> Monitor | None:
         ids = self.job.plan.holdout_ids()
-        if len(ids) < 2:
+        if len(ids) < 2 or not self.job.views:  # an encoder of images is what is monitored
             return None
         return Monitor(self.job.monitor, self._sweep(ids, keep=True))
 
@@ -333,7 +333,9 @@ class RankLoop:
         plan = self.job.plan
         step, slot = divmod(position, plan.global_batch)
         planned = plan.batch_ids(step)[slot]
-        return self.reader.index.where(planned), str(self.reader.images(np.array([planned]))[0])
+        fields = self.method.needs.fields
+        (why,) = self.reader.samples(np.array([planned]), bool(self.job.views), fields)
+        return self.reader.index.where(planned), str(why)
 
     def _bad_message(self) -> str:
         return (

@@ -43,7 +43,7 @@ def activation_bytes_per_sample(
 
 
 def _saved_bytes(method: Method, batch: Batch, autocast: Callable[[], AbstractContextManager[Any]]) -> int:
-    """Bytes of all distinct storages saved for backward in one forward."""
+    """Bytes of all distinct storages saved for backward in one forward, and of the views."""
     storages: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address is used twice
 
     def pack(x: Tensor) -> Tensor:
@@ -51,6 +51,8 @@ def _saved_bytes(method: Method, batch: Batch, autocast: Callable[[], AbstractCo
         storages[storage.data_ptr()] = storage
         return x
 
+    for view in batch.views:
+        pack(view)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), torch.enable_grad(), autocast():
         method(batch)
     return sum(storage.nbytes() for storage in storages.values())

@@ -3,28 +3,17 @@
 import io
 import json
 import struct
-import wave
 from typing import Any
 
 import numpy as np
 import pytest
+from shard_files import wav
 
 from vergence.platform.data.decode import BadSample
 from vergence.platform.data.modality import MODALITIES, decode_array, decode_audio, decode_json, decode_text
 from vergence.platform.data.ragged import Ragged
 from vergence.platform.data.share import rows_of
 from vergence.platform.errors import VergenceError
-
-
-def wav(samples: np.ndarray, rate: int = 8000) -> bytes:
-    """By the standard library: samples (n, channels), int16, uint8 or int32."""
-    file = io.BytesIO()
-    with wave.open(file, "wb") as writer:
-        writer.setnchannels(samples.shape[1])
-        writer.setsampwidth(samples.itemsize)
-        writer.setframerate(rate)
-        writer.writeframes(samples.tobytes())
-    return file.getvalue()
 
 
 def riff(kind: int, bits: int, channels: int, data: bytes, extra: bytes = b"") -> bytes:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import ray
 from PIL import Image
+from shard_files import wav, write_shard
 
 from vergence.platform.augment.crop import cut
 from vergence.platform.augment.presets import ViewSpec
@@ -158,6 +159,52 @@ def test_crops_are_those_of_sample_epoch_and_seed(tmp_path, start_step):
         )
         assert (rows.pictures.geometry[row] == alone.geometry[0]).all()
         assert (rows.pictures.pixels[row : row + 1].flat == alone.pixels.flat).all()
+
+
+def test_fields_travel_beside_the_pictures_and_damaged_ones_have_a_stand_in(ray_session, tmp_path):
+    def members(i):
+        text = b"\xff" if i in BROKEN else f"number {i}".encode() * (i % 3)
+        array = io.BytesIO()
+        np.save(array, np.full((2, 3), i, np.float32))
+        picture = io.BytesIO()
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(picture, "PNG")
+        cls = {} if i == 7 else {"cls": str(i % 10).encode()}
+        rest = {"png": picture.getvalue(), "txt": text, "npy": array.getvalue()}
+        return rest | cls | {"wav": wav(np.full((i + 1, 1), 8192, np.int16))}
+
+    shard = write_shard(tmp_path / "a.tar", ((f"{i:03d}", members(i)) for i in range(NUM)))
+    index = open_index(shard, tmp_path / "index")
+    names = ("label", "text", "array", "audio")
+    stream = Stream(index.path, Plan(NUM, 0.0, 3, BATCH), 1, WHOLE, names, 1 << 20).measured()
+    seen = []
+    for rank in range(2):
+        for step, batch in enumerate(batches(stream, rank, 2, 0)):
+            ids, fields = batch.ids, batch.fields
+            planned = stream.plan.rank_ids(step, rank, 2)
+            assert (batch.bad == np.isin(planned, BROKEN)).all()
+            assert fields["label"].tolist() == [-1 if i == 7 else i % 10 for i in ids]
+            texts = [bytes(row[:n]).decode() for row, n in zip(fields["text"], fields["text.length"])]
+            assert texts == [f"number {i}" * (i % 3) for i in ids]
+            assert (fields["array"] == np.float32(ids)[:, None, None]).all()
+            assert fields["array"].shape == (BATCH // 2, 2, 3)
+            assert fields["audio.length"].tolist() == (ids + 1).tolist()
+            assert fields["audio"].shape == (BATCH // 2, ids.max() + 1)
+            assert (fields["audio"].sum(axis=1) == (ids + 1) / 4).all()
+            assert batch.pictures.pixels.padded()[:, 0].tolist() == ids.tolist()
+            seen += ids.tolist()
+    assert len(seen) == NUM // BATCH * BATCH
+    assert not set(seen) & set(BROKEN)
+
+
+def test_without_views_pictures_are_not_read(tmp_path):
+    shard = write_shard(
+        tmp_path / "a.tar", ((f"{i}", {"wav": wav(np.zeros((9, 1), np.int16))}) for i in range(24))
+    )
+    index = open_index(shard, tmp_path / "index", images=False)
+    share = Stream(index.path, Plan(24, 0.0, 3, BATCH), 1, (), ("audio",), 1 << 20).share(0, 0, 1)
+    assert share.pictures is None
+    assert share.fields["audio"].shape == (BATCH, 9)
+    assert not share.bad.any()
 
 
 def test_the_size_of_a_typical_sample_is_measured(tmp_path):

@@ -108,7 +108,7 @@ def attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
         def rows() -> Iterator[Any]:
             for step in range(loop.step, resolved.steps):
-                yield resolved.stream().share(step, 0, 1)
+                yield resolved.stream.share(step, 0, 1)
 
         with locked(run):
             assert loop.run(rows()).status == "finished"

@@ -50,7 +50,7 @@ def make_loop(tmp_path, monkeypatch):
         resolved = resolve(recipe, index, build_method(recipe, data_facts(recipe, index)))
         run = Run("r", attempt="test")
         run.logs.mkdir(parents=True, exist_ok=True)
-        stream = resolved.stream()
+        stream = resolved.stream
         loop = RankLoop(resolved.job(run, {}), commit, lambda: loop.step + 1 == stops_after)
         steps = range(loop.step, resolved.steps)
         shares = (stream.share(step, 0, 1) for step in steps)
