@@ -13,6 +13,7 @@ in the tail depends on the batch), and the one reduction is exact in float64.
 
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -166,7 +167,17 @@ def blur_taps(sigma: NDArray[np.float64], kernel: int, size: int) -> NDArray[np.
 
 
 def blur_(x: Tensor, taps: Tensor) -> Tensor:
-    """Gaussian blur by the weights of `blur_taps`, separable, reflected at the border."""
+    """Gaussian blur by the weights of `blur_taps`, separable, reflected at the border.
+
+    On a CPU by OpenCV, which passes a plane once where torch passes it three times a tap (2e-7 apart).
+    """
+    if x.device.type == "cpu":
+        for planes, weights in zip(x.numpy(), taps.numpy()):
+            own = weights[weights > 0]  # a sample's kernel is its own, whatever else is in the batch
+            kernel = np.concatenate([own[:0:-1], own])
+            for plane in planes:
+                cv2.sepFilter2D(plane, -1, kernel, kernel, dst=plane, borderType=cv2.BORDER_REFLECT_101)
+        return x
     half = taps.shape[1] - 1
     for dim in (2, 3):
         size = x.shape[dim]
@@ -176,6 +187,17 @@ def blur_(x: Tensor, taps: Tensor) -> Tensor:
             pair = padded.narrow(dim, half - k, size) + padded.narrow(dim, half + k, size)
             x.add_(pair.mul_(_column(taps[:, k])))
     return x
+
+
+def interleave(x: Tensor, out: Tensor) -> None:
+    """Copy (n, 3, H, W) planes into a channels_last tensor of the same type: out.copy_(x), on a CPU 2.5 times as fast."""
+    if x.device.type != "cpu":
+        out.copy_(x)
+        return
+    planes, pixels = x, out.permute(0, 2, 3, 1).flatten(1, 2)
+    if x.dtype == torch.bfloat16:  # OpenCV need not know what it moves
+        planes, pixels = x.view(torch.int16), pixels.view(torch.int16)
+    cv2.merge([planes[:, c].flatten(1).numpy() for c in range(3)], pixels.numpy())
 
 
 class Places(NamedTuple):
