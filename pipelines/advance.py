@@ -76,7 +76,6 @@ def advance(
         case Refuse(reason):
             raise UserError(reason)
         case Train() if index is not None:
-            session.check_reachable()
             stages = {"enter": entered_s or time.time()}
             status = _train(recipe, run, index, decision, stop, observe, stages)
         case HandOver() if index is not None:
@@ -98,11 +97,11 @@ def plan(recipe: Recipe, run: Run) -> Planned:
     decision = decide(past, recipe, Data(index.digest, len(index)))
     if isinstance(decision, Refuse):
         raise UserError(decision.reason)
-    kept = past.facts if past.has_begun else RunFacts()
+    kept, place = past.facts if past.has_begun else RunFacts(), session.place()
     with ExitStack() as ray:
         joined = _joined(recipe, ray)
         resolved, method = _resolved(recipe, run, index, kept, past.start_step, joined)
-        return _planned(resolved, run, method, joined)
+        return _planned(resolved, run, method, place)
 
 
 def what_exists(recipe: Recipe, run: Run) -> str:
@@ -123,7 +122,7 @@ def _train(
     stages: dict[str, float],
 ) -> Literal["finished", "interrupted"]:
     """From a decision to train to the handed-over encoder."""
-    start, says = decision.commit, _sayer(observe)
+    start, says, place = decision.commit, _sayer(observe), session.place()
     with ExitStack() as ray:
         joined = _joined(recipe, ray)
         start_step = start.step if start else 0
@@ -137,7 +136,7 @@ def _train(
         run.remember(
             precision=layout.precision, regime=layout.regime, micro=layout.micro, span=layout.norm_span
         )
-        observe(_planned(resolved, run, method, joined))
+        observe(_planned(resolved, run, method, place))
         cut(run.logs / "metrics.jsonl", start_step, start is not None and start.monitor_due)
         with _Tracked(recipe, run, index, says) as tracked:
             stages |= {"checks": time.time()}
@@ -192,11 +191,10 @@ class _Tracked:
 
 
 def _joined(recipe: Recipe, ray: ExitStack) -> session.Session | None:
-    """The session that somebody else has started, joined: its machines are asked. None for one of our own."""
+    """A session whose machines must be asked, joined; None where this machine trains: Ray may start later then."""
     if session.place() == "own":
         check_local(need_of(recipe))
-        return None
-    return ray.enter_context(session.opened(need_of(recipe)))
+    return ray.enter_context(session.opened(need_of(recipe))) if session.has_other_machines() else None
 
 
 def _resolved(
@@ -227,6 +225,6 @@ def _keep(recipe: Recipe, run: Run, index: Index) -> None:
     run.remember(id=run.facts().id or secrets.token_hex(8), data_digest=index.digest)
 
 
-def _planned(resolved: Resolved, run: Run, method: Method, joined: session.Session | None) -> Planned:
+def _planned(resolved: Resolved, run: Run, method: Method, place: session.Place) -> Planned:
     num_parameters = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
-    return Planned(resolved, run, num_parameters, joined.place if joined else "own")
+    return Planned(resolved, run, num_parameters, place)

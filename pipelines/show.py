@@ -76,7 +76,8 @@ class Screen:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._end()
+        if self._line is not None:
+            self._line.stop()
 
     def observe(self, event: Event | Planned) -> None:
         match event:
@@ -89,10 +90,6 @@ class Screen:
             case _:
                 assert self._line is not None, "records come after the plan"
                 self._line.update(event)
-
-    def _end(self) -> None:
-        if self._line is not None:
-            self._line.stop()
 
 
 class ProgressLine:

@@ -39,6 +39,7 @@ NAMES = [
     ("ray._private.gcs_utils", "create_gcs_channel", ADDRESS, "the line for a cluster that does not answer"),
     ("ray.core.generated.gcs_service_pb2_grpc", "NodeInfoGcsServiceStub", ADDRESS, "the same"),
     ("ray.core.generated.gcs_service_pb2", "GetAllNodeInfoRequest", ADDRESS, "the same"),
+    ("ray.core.generated.gcs_pb2", "GcsNodeInfo.ALIVE", ADDRESS, "whether a cluster has other machines"),
     ("ray.core.generated.ray_client_pb2_grpc", "RayletDriverStub", ADDRESS, "the same, for ray://"),
     ("ray.core.generated.ray_client_pb2", "ClusterInfoType.PING", ADDRESS, "the same, for ray://"),
     (
@@ -61,7 +62,7 @@ NAMES = [
         "platform/cluster/feed.py",
         "what must not be retried is",
     ),
-    ("torch", "ops.mkldnn._is_mkldnn_bf16_supported", ENGINE, "precision: auto on CPUs"),
+    ("torch", "ops.mkldnn._is_mkldnn_bf16_supported", "platform/train/machine.py", "precision: auto on CPUs"),
     ("torch", "_foreach_norm", ENGINE, "the gradient's norm"),
     ("torch", "_foreach_lerp_", "methods/parts/ema.py", "a teacher's moving average"),
     ("torch", "_foreach_norm", "platform/train/optim/lars.py", "LARS"),

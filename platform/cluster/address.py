@@ -11,10 +11,11 @@ TOKEN = (
 )
 
 
-def check_address(address: str) -> None:
-    """UserError in one line unless a Ray cluster answers at `address`, takes us, and has a node on this machine.
+def check_address(address: str) -> bool:
+    """Whether the Ray cluster at `address` has other machines than this one.
 
-    address: as RAY_ADDRESS has it: HOST:PORT, `auto`, or ray://HOST:PORT for Ray's client.
+    address: as RAY_ADDRESS has it: HOST:PORT, `auto`, or ray://HOST:PORT for Ray's client, behind which all are others.
+    UserError in one line unless a cluster answers there, takes us, and has a node on this machine.
     """
     scheme, _, target = address.rpartition("://")
     try:
@@ -22,8 +23,8 @@ def check_address(address: str) -> None:
             raise UserError("not the address of a Ray cluster; give HOST:6379, or ray://HOST:10001")
         if scheme:
             _ask_client_server(target)
-        else:
-            _ask_cluster(address)
+            return True
+        return _ask_cluster(address)
     except UserError as error:
         raise UserError(f"RAY_ADDRESS={address}: {error}") from None
     except Exception as error:  # of gRPC, or Ray's ConnectionError and AuthenticationError
@@ -40,22 +41,26 @@ def _ask_client_server(target: str) -> None:
         RayletDriverStub(channel).ClusterInfo(ping, timeout=ANSWER_S, metadata=[("client_id", "vergence")])
 
 
-def _ask_cluster(address: str) -> None:
+def _ask_cluster(address: str) -> bool:
     from ray._private import services
-    from ray.core.generated import gcs_service_pb2
+    from ray.core.generated import gcs_pb2, gcs_service_pb2
     from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
     messages: Any = gcs_service_pb2
+    structures: Any = gcs_pb2
     target = services.canonicalize_bootstrap_address_or_die(address)  # as ray.init does, `auto` too
     with _channel(target) as channel:
         answer = NodeInfoGcsServiceStub(channel).GetAllNodeInfo(
             messages.GetAllNodeInfoRequest(), timeout=ANSWER_S
         )
-    if not services.find_node_ids() & {node.node_id.hex() for node in answer.node_info_list}:
+    here = services.find_node_ids()
+    if not here & {node.node_id.hex() for node in answer.node_info_list}:
         raise UserError(
             "this machine is no node of that cluster: run the command on one, make this one a node "
             f"(`ray start --address={target}`), or go through Ray's client (ray://HOST:10001)"
         )
+    alive = [node for node in answer.node_info_list if node.state == structures.GcsNodeInfo.ALIVE]
+    return any(node.node_id.hex() not in here for node in alive)
 
 
 def _channel(target: str) -> Any:

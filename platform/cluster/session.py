@@ -52,10 +52,13 @@ def place() -> Place:
     return "own" if os.environ.get("RAY_ADDRESS", "") in ("", "local") else "cluster"
 
 
-def check_reachable() -> None:
-    """UserError within seconds if RAY_ADDRESS names no Ray cluster that takes us."""
-    if place() == "cluster":
-        check_address(os.environ["RAY_ADDRESS"])
+def has_other_machines() -> bool:
+    """Whether the run's Ray, which need not be open yet, may use other machines than this one.
+
+    UserError within seconds if RAY_ADDRESS names no Ray cluster that takes us.
+    """
+    where = place()
+    return where == "caller" or (where == "cluster" and check_address(os.environ["RAY_ADDRESS"]))
 
 
 @dataclass(frozen=True)

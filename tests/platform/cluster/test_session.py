@@ -52,7 +52,7 @@ CLUSTER = f"""
 import json, os, time
 import ray
 from vergence.platform.cluster.capacity import Need, ScaleConfig
-from vergence.platform.cluster.session import nodes, opened, place
+from vergence.platform.cluster.session import has_other_machines, nodes, opened, place
 from vergence.platform.errors import UserError
 
 def soon(asks):
@@ -66,7 +66,7 @@ class Holder:
     def ready(self):
         return True
 
-found = dict(before=place())
+found = dict(before=place(), others=has_other_machines())
 with opened({NEED.format(workers=1)}) as cluster:
     found |= dict(
         place=cluster.place, nodes=nodes(), missing=cluster.missing(), pending=cluster.pending()
@@ -200,7 +200,8 @@ def cluster(foreign, here):
 
 def test_a_cluster_is_joined_and_left(cluster):
     assert cluster["before"] == cluster["place"] == "cluster"
-    assert cluster["nodes"] == [[3, 0]]
+    assert [node[:2] for node in cluster["nodes"]] == [[3, 0]]
+    assert not cluster["others"]  # no machine to ask: this one trains
     assert cluster["missing"] is None
     assert cluster["pending"] is None
     assert cluster["left"]
