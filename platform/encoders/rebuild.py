@@ -15,6 +15,10 @@ from vergence.platform.errors import UserError
 if TYPE_CHECKING:
     from vergence.platform.encoders.encoder import LoadedEncoder
 
+# settings of a backbone that timm.create_model knows too, or that are of its first weights only
+TIMM_HAS = {"name", "zero_init_residual", "image_size", "drop_path"}
+REFUSALS = (TypeError, ValueError, RuntimeError, AssertionError)  # each model of timm has its own way
+
 
 def trainable(name: str, card: EncoderCard | None, weights: Mapping[str, Tensor]) -> nn.Module:
     """The encoder that the card describes, in training mode, with a copy of these weights of its backbone.
@@ -39,22 +43,33 @@ def timm_backbone(encoder: "LoadedEncoder", num_classes: int = 0, **changes: Any
     Returns: (n, 3, H, W) float32, normalised by the card's mean and std, -> (n, num_classes or dim).
     Raises UserError: there is no card; changes to a backbone that is not timm's own; what timm does not take.
     """
-    config = _config(encoder.name, encoder.card)
-    own = _what_timm_lacks(config)
-    model: Any
-    if not own:
-        model = _create(encoder.name, config.name, num_classes, changes)
-        _fill(model, encoder.backbone_weights, encoder.name, fresh=_classifier(model))
-        return model.train().to(encoder.device)
     if changes:
-        raise UserError(
-            f"{encoder.name}: its backbone is {config.name} with {own}, which timm.create_model cannot build, so it "
-            f"takes no {', '.join(changes)}; leave that out, or change the model that you get without"
-        )
+        return _with_changes(encoder, num_classes, changes).train().to(encoder.device)
     model = trainable(encoder.name, encoder.card, encoder.backbone_weights).get_submodule("backbone")
     if num_classes:
         model.reset_classifier(num_classes)
-    return model.train().to(encoder.device)
+    return model.to(encoder.device)
+
+
+def _with_changes(encoder: "LoadedEncoder", num_classes: int, changes: Mapping[str, Any]) -> nn.Module:
+    """The backbone as timm.create_model makes it with these arguments."""
+    config = _config(encoder.name, encoder.card)
+    own = config.model_dump(exclude_defaults=True, exclude=TIMM_HAS)
+    if own:
+        settings = ", ".join(f"{key}={value}" for key, value in own.items())
+        raise UserError(
+            f"{encoder.name}: its backbone is {config.name} with {settings}, which timm.create_model cannot build, so it "
+            f"takes no {', '.join(changes)}; leave that out, or change the model that you get without"
+        )
+    try:
+        model = timm.create_model(config.name, num_classes=num_classes, **changes)
+    except REFUSALS as error:
+        given = ", ".join(f"{key}={value}" for key, value in changes.items())
+        raise UserError(
+            f"{encoder.name}: timm cannot build {config.name} with {given}: {_line(error)}"
+        ) from None
+    _fill(model, encoder.backbone_weights, encoder.name, fresh=_classifier(model))
+    return model
 
 
 def _config(name: str, card: EncoderCard | None) -> EncoderConfig:
@@ -69,28 +84,6 @@ def _config(name: str, card: EncoderCard | None) -> EncoderConfig:
         raise UserError(
             f"{name}: its backbone {card.backbone.get('name')} was described by Vergence {card.code_version} with settings "
             f"that this version does not know ({wrong}); the program {PROGRAM} works all the same, but does not train"
-        ) from None
-
-
-def _what_timm_lacks(config: EncoderConfig) -> str:
-    """Settings of the backbone that timm.create_model does not have, in words; none: it is timm's own model."""
-    same_network = {"name", "zero_init_residual", "image_size"}
-    own = config.model_dump(exclude_defaults=True, exclude=same_network)
-    return ", ".join(f"{key}={value}" for key, value in own.items())
-
-
-def _create(name: str, model: str, num_classes: int, changes: Mapping[str, Any]) -> Any:
-    try:
-        return timm.create_model(model, num_classes=num_classes, **changes)
-    except (
-        TypeError,
-        ValueError,
-        RuntimeError,
-        AssertionError,
-    ) as error:  # each model has its own way to refuse
-        given = ", ".join(f"{key}={value}" for key, value in changes.items())
-        raise UserError(
-            f"{name}: timm cannot build {model} with {given or 'its defaults'}: {_line(error)}"
         ) from None
 
 
