@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -45,10 +45,11 @@ def timm_backbone(encoder: "LoadedEncoder", num_classes: int = 0, **changes: Any
     """
     if changes:
         return _with_changes(encoder, num_classes, changes).train().to(encoder.device)
-    model = trainable(encoder.name, encoder.card, encoder.backbone_weights).get_submodule("backbone")
+    whole = trainable(encoder.name, encoder.card, encoder.backbone_weights)
+    model: Any = whole.get_submodule("backbone")
     if num_classes:
         model.reset_classifier(num_classes)
-    return model.to(encoder.device)
+    return cast(nn.Module, model.to(encoder.device))
 
 
 def _with_changes(encoder: "LoadedEncoder", num_classes: int, changes: Mapping[str, Any]) -> nn.Module:
