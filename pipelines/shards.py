@@ -190,6 +190,8 @@ def preview(shards: str, recipe_name: str, out: Path, count: int = 8, epoch: int
     if count < 1 or out.suffix.lower() != ".png":
         raise UserError(f"--count {count} --out {out}: at least 1 image, and a file that ends in .png")
     recipe = load_recipe(recipe_name)
+    if not recipe.views:
+        raise UserError(f"--recipe {recipe_name}: its method takes no views, there is nothing to draw")
     index = open_index(shards, home() / "index", progress=True)
     _tell(index.notes)
     ids = np.unique(np.linspace(0, len(index) - 1, min(count, len(index))).astype(np.int64))

@@ -59,16 +59,25 @@ def check(index: Index, max_pixels: int = MAX_PIXELS, progress: bool = False) ->
     In a set without images, those whose other members cannot be.
     """
     reader, broken = Reader(index, max_pixels), []
-    images = bool(index.extensions_of("image"))
-    kinds = [] if images else [kind for kind in MEMBER_EXTENSIONS if index.extensions_of(kind)]
     with Bar("checking", len(index), enabled=progress) as advance:
         for start in range(0, len(index), BATCH):
             ids = np.arange(start, min(start + BATCH, len(index)))
-            classes = reader.raw(ids, "cls") if "cls" in index.extensions else None
-            for i, sample in enumerate(reader.samples(ids, images, kinds)):
-                reasons = [str(sample)] if isinstance(sample, BadSample) else []
-                if classes and (reason := why_no_class(classes[i])):
+            classes = reader.raw(ids, "cls") if "cls" in index.extensions else [None] * len(ids)
+            for i, reasons, data in zip(ids.tolist(), _members(reader, ids), classes):
+                if "cls" in index.extensions and (reason := why_no_class(data)):
                     reasons.append(reason)
-                broken += [Broken(index.shard_of(ids[i]), index.key(ids[i]), reason) for reason in reasons]
+                broken += [Broken(index.shard_of(i), index.key(i), reason) for reason in reasons]
             advance(len(ids))
     return broken
+
+
+def _members(reader: Reader, ids: np.ndarray) -> list[list[str]]:
+    """What is wrong with the members of each sample: its image, or where the set has no images those it has."""
+    if reader.index.extensions_of("image"):
+        return [[str(image)] if isinstance(image, BadSample) else [] for image in reader.images(ids)]
+    reasons: list[list[str]] = [[] for _ in ids]
+    for kind in MEMBER_EXTENSIONS:
+        there = np.flatnonzero(reader.index.members(kind, ids)[1] >= 0)
+        for row, member in zip(there, reader.field(ids[there], kind)):
+            reasons[row] += [str(member)] if isinstance(member, BadSample) else []
+    return reasons

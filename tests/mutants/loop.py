@@ -1,6 +1,6 @@
 """How the rank loop puts the pieces together."""
 
-from .names import BYOL, COMMITS, ENDS, LOOP, MOCO, RECORDS, SIMCLR, WIRING, Faults
+from .names import BYOL, COMMITS, ENDS, LOOP, MICRO, MOCO, RECORDS, SIMCLR, WIRING, Faults
 
 _AFTER = "self.method.after_step(result.out, result.targets, result.batch)"
 _TAKEN = "        taken = result is not None and self.engine.step()\n"
@@ -196,6 +196,22 @@ _MICRO: Faults = {
     "views-of-epoch-0": (_MADE, _MADE.replace("self.epoch", "0"), SIMCLR),
     "every-micro-batch-is-the-first": ("start = number * self.size", "start = 0", SIMCLR),
     "shuffle-does-nothing": ("shuffle=self.shuffle(start)", "shuffle=None", MOCO),
+    "fields-of-the-first-micro-batch": (
+        "_tensor(field[rows])",
+        "_tensor(field[: self.size])",
+        f"{MICRO}::test_micro_batches_are_the_share_in_pieces[small]",
+    ),
+    "geometry-of-the-first-micro-batch": (
+        "pictures.geometry[rows]",
+        "pictures.geometry[: self.size]",
+        f"{MICRO}::test_micro_batches_are_the_share_in_pieces[small]",
+    ),
+    "a-copy-that-waits": (
+        "        return rest()._replace(",
+        "        (parcel.device.type == 'cpu') or torch.ones((), device=parcel.device).item()\n"
+        "        return rest()._replace(",
+        f"{MICRO}::test_a_micro_batch_is_one_copy_that_nothing_waits_for",
+    ),
     "shuffle-of-the-first-micro-batch": ("shuffle=self.shuffle(start)", "shuffle=self.shuffle(0)", MOCO),
 }
 

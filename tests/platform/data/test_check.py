@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from shard_files import png, write_shard
+from shard_files import png, wav, write_shard
 
 from vergence.platform.data.check import check, check_shards
 from vergence.platform.data.index import open_index
@@ -77,6 +77,22 @@ def test_what_lies_behind_the_first_end_mark_is_checked_too(tmp_path):
     joined = tmp_path / "joined.tar"
     joined.write_bytes(b"".join(part.read_bytes() for part in parts))
     assert check_shards(joined, tmp_path / "cache") == (1, 10, [], [])
+
+
+def test_a_set_without_images_is_checked_by_its_other_members(tmp_path):
+    good, cut_short = wav(np.zeros((9, 1), np.int16)), wav(np.zeros((9, 1), np.int16))[:-2]
+    samples = [
+        ("a", {"wav": good, "cls": b"1"}),
+        ("b", {"wav": cut_short, "cls": b"1"}),
+        ("c", {"wav": good}),
+    ]
+    write_shard(tmp_path / "a.tar", [*samples, ("d", {"wav": good, "cls": b"2", "txt": b"\xff"})])
+    found = check_shards(tmp_path / "a.tar", tmp_path / "cache").broken
+    assert [(each.key, each.reason.partition(":")[0]) for each in found] == [
+        ("b", "truncated WAV"),
+        ("c", "no class (.cls)"),
+        ("d", "text that is no UTF-8"),
+    ]
 
 
 def test_pattern_that_matches_nothing(tmp_path):

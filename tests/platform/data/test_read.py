@@ -49,6 +49,30 @@ def test_bad_samples_stand_in_their_places(tmp_path):
     assert isinstance(limited.images(np.array([0]))[0], BadSample)
 
 
+def test_a_sample_is_what_is_wanted_of_it_or_the_first_reason_why_it_is_bad(tmp_path):
+    members = [
+        {"png": png(IMAGES[0]), "txt": b"zero", "json": b"[0]"},
+        {"png": b"", "txt": b"one", "json": b"[1]"},
+        {"png": png(IMAGES[2]), "txt": b"\xff", "json": b"["},
+        {"png": png(IMAGES[3]), "txt": b"three"},
+    ]
+    shard = write_shard(tmp_path / "a.tar", ((f"{i}", each) for i, each in enumerate(members)))
+    reader, ids = Reader(open_index(shard, tmp_path / "cache")), np.array([3, 2, 1, 0])
+
+    def told(pictures, *fields):
+        found = reader.samples(ids, pictures, fields)
+        return [str(each).partition(":")[0] if isinstance(each, BadSample) else "good" for each in found]
+
+    assert told(True) == ["good", "good", "zero bytes", "good"]
+    assert told(True, "text", "label") == ["good", "text that is no UTF-8", "zero bytes", "good"]
+    assert told(False, "text") == ["good", "text that is no UTF-8", "good", "good"]
+    assert told(False, "json", "text") == ["no json member (.json)", "no JSON", "good", "good"]
+    (sample,) = reader.samples(np.array([0]), True, ("text",))
+    assert (sample.picture == IMAGES[0]).all()
+    assert sample.members["text"][""].tobytes() == b"zero"
+    assert reader.samples(np.array([0]), False, ())[0].picture is None
+
+
 def test_no_more_files_are_open_than_the_bound(index, monkeypatch):
     monkeypatch.setattr(read, "OPEN_FILES", 2)
     reader, before = Reader(index), len(os.listdir("/proc/self/fd"))
