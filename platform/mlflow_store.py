@@ -46,16 +46,24 @@ def artifacts_of(uri: str, experiment: str) -> str | None:
     return (file.parent / "artifacts" / experiment).as_uri() if file else None
 
 
-def impatient_client() -> Any:
-    """An MlflowClient for a thread that must never hold anything up; imported late, MLflow costs a second."""
-    for name, value in IMPATIENT.items():
-        os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", str(value))
+def impatient_client(undo: contextlib.ExitStack) -> Any:
+    """An MlflowClient for a thread that must never hold anything up; imported late, MLflow costs a second.
+
+    undo: puts back what MLflow is told through the environment, and its loggers, once the client is of no more use.
+    """
+    wanted = {f"MLFLOW_HTTP_REQUEST_{name}": str(value) for name, value in IMPATIENT.items()}
+    for name, value in wanted.items():
+        if name not in os.environ:
+            os.environ[name] = value
+            undo.callback(os.environ.pop, name, None)
     uri = tracking_uri()
     follow(database(uri))
     from mlflow import MlflowClient
 
     for name in CHATTY:  # after the import, which sets them
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+        logger = logging.getLogger(name)
+        undo.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.CRITICAL)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 

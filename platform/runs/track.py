@@ -9,6 +9,7 @@ import logging
 import threading
 import unicodedata
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,7 @@ class Tracker:
         self._tail = Tail(run.logs)
         self._pending: list[Record] = []
         self._client: Any = None
+        self._undo = ExitStack()  # of what the client has changed in this process
         self._error: Exception | None = None  # of the last attempt
         self._told: set[str] = set()
         self._may_speak = False
@@ -126,11 +128,12 @@ class Tracker:
         """
         self._closing.set()
         self._thread.join(CLOSE_S)
-        if self._thread.is_alive():
-            return False
-        arrived = self._attempt(self._flush) and self._attempt(lambda: self._finish(status, files))
-        self._tell("the same command sends the records, which wait in")
-        return arrived
+        with self._undo:
+            if self._thread.is_alive():
+                return False
+            arrived = self._attempt(self._flush) and self._attempt(lambda: self._finish(status, files))
+            self._tell("the same command sends the records, which wait in")
+            return arrived
 
     def _work(self) -> None:
         while not self._closing.is_set():
@@ -182,7 +185,7 @@ class Tracker:
         """Connect, and create the run or open it again."""
         if self.run_id is not None:
             return
-        self._client = impatient_client()
+        self._client = impatient_client(self._undo)
         facts = self.run.facts()
         known = facts.mlflow_run
         if known is not None and self._reopened(known):

@@ -459,7 +459,8 @@ assert cells["report"].encoder.dim == cells["encoder"].dim
 assert cells["classifier"].num_classes == 10
 
 assert {number: signal.getsignal(number) for number in signal.valid_signals()} == handlers
-assert dict(os.environ) == environment, dict(os.environ.items() ^ environment.items())
+left = dict(os.environ.items() ^ environment.items())
+assert left.keys() <= {"LD_LIBRARY_PATH", "TORCHINDUCTOR_CACHE_DIR"}, left  # of importing cv2, and torch.export
 assert ray.get(mine) == "mine"  # the session is the same one
 print("still open", ray.is_initialized())
 """

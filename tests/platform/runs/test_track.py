@@ -1,6 +1,8 @@
 """Records reach MLflow once, in one MLflow run, whatever happens in between."""
 
 import json
+import logging
+import os
 import shutil
 import sqlite3
 import time
@@ -98,6 +100,23 @@ def test_a_kill_just_after_the_mlflow_run_was_made_leaves_one(monkeypatch):
     [made] = mlflow_runs()
     assert track(run) == made.info.run_id
     assert len(mlflow_runs()) == 1
+
+
+def test_it_leaves_environment_and_loggers_as_they_were(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "7")  # the user's own
+    track(begun("first"))  # MLflow is imported
+    logger = logging.getLogger("mlflow")
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
+    before = dict(os.environ)
+    tracker = Tracker(begun(), EXPERIMENT, {}, {}, print)
+    tracker.check()
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "7"
+    assert logger.level == logging.CRITICAL
+    assert tracker.close("FINISHED", {})
+    assert dict(os.environ) == before
+    assert logger.level == logging.INFO
 
 
 def test_each_run_has_an_mlflow_run_of_its_own():
