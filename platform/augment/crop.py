@@ -17,6 +17,7 @@ from vergence.platform.data.ragged import Ragged
 from . import draw
 from .presets import ViewSpec
 
+Pictures = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]  # (n, H, W, 3), or n arrays (H_i, W_i, 3)
 GEOMETRY = 5  # numbers that say where a view was cut
 
 
@@ -63,7 +64,7 @@ def view_sizes(specs: Iterable[ViewSpec]) -> tuple[int, ...]:
 
 
 def cut(
-    pictures: Sequence[NDArray[np.uint8]],
+    pictures: Pictures,
     ids: NDArray[np.int64],
     epochs: int | NDArray[np.int64],
     specs: Sequence[ViewSpec],
@@ -72,7 +73,7 @@ def cut(
     """Draw and cut all views of n pictures.
 
     Args:
-        pictures: (H_i, W_i, 3) uint8 each; they may be read-only.
+        pictures: they may be read-only.
         ids: (n,) sample ids.
         epochs: from 0; of all samples, or (n,).
         specs: the recipe's views.
@@ -99,7 +100,7 @@ def cut(
 
 
 def _put_whole(
-    pictures: Sequence[NDArray[np.uint8]],
+    pictures: Pictures,
     layouts: Sequence[Layout],
     values: NDArray[np.uint8],
     offsets: NDArray[np.int64],

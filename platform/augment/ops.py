@@ -109,7 +109,9 @@ def turns_of(factors: NDArray[np.float32], steps: NDArray[np.int64]) -> Turns:
         factors: (n, 4) of brightness, contrast, saturation and hue.
         steps: (n, 4) which of them comes first, second, ...; NOTHING (4) leaves the sample alone.
     """
-    rows, places = np.arange(len(steps)), []
+    rows, places = np.arange(len(steps)), list[Turn]()
+    if (steps == NOTHING).all():
+        return Turns(places, None)
     for place in range(4):
         sort = np.argsort(steps[rows, place], kind="stable")
         rows = rows[sort]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import draw, ops
-from .crop import Cut, Layout, cut, layout, view_sizes
+from .crop import Cut, Layout, Pictures, cut, layout, view_sizes
 from .parcel import Parcel
 from .presets import Augmentation, ViewSpec
 
@@ -73,12 +73,12 @@ class Views:
         self.std = torch.tensor(std, device=device).view(1, 3, 1, 1)
 
     def __call__(
-        self, pictures: Sequence[NDArray[np.uint8]], ids: NDArray[np.int64], epoch: int
+        self, pictures: Pictures, ids: NDArray[np.int64], epoch: int
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The views of n pictures that are at hand, and where they were cut.
 
         Args:
-            pictures: n arrays (H_i, W_i, 3) uint8; they may be read-only.
+            pictures: they may be read-only.
             ids: (n,) int64 sample ids.
             epoch: from 0.
         Returns:

@@ -1,6 +1,6 @@
 """A share as micro-batches, each made just before its forward: of the views no more is held than one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -42,10 +42,11 @@ class Micros:
     def __len__(self) -> int:
         return len(self.share.ids) // self.size
 
+    def __iter__(self) -> Iterator[Batch]:
+        return map(self.__getitem__, range(len(self)))
+
     def __getitem__(self, number: int) -> Batch:
-        """One copy to the device, and nothing that waits for it. Raises IndexError."""
-        if not 0 <= number < len(self):
-            raise IndexError(number)
+        """One copy to the device, and nothing that waits for it."""
         start = number * self.size
         rows = slice(start, start + self.size)
         ids = np.array(self.share.ids[rows])

@@ -51,7 +51,8 @@ def test_it_arrives_as_it_was_packed_and_from_pinned_memory(monkeypatch: pytest.
     assert (pinned, sent) == ([True], [{"non_blocking": True}])
     assert pixels().tolist() == list(range(7))
     there = taken()
-    assert torch.equal(there.rows, given.rows)
+    assert there.rows is not None
+    assert there.rows.tolist() == list(range(5))
     assert there.numbers == [3, 4]
     assert {name: (part.dtype, part.tolist()) for name, part in there.parts.items()} == {
         name: (part.dtype, part.tolist()) for name, part in given.parts.items()
