@@ -19,6 +19,7 @@ from .parts.backbones import ZeroInit
 from .parts.forwarding import VIEW_FORWARD, ViewForward, embed_views
 from .parts.heads import mlp
 from .parts.multi_crop import unordered
+from .parts.norms import NORM, NormName
 from .parts.precision import full
 
 EPSILON = 1e-5  # of the authors' batch norm, which standardises z
@@ -31,6 +32,7 @@ class BarlowTwinsConfig(BaseModel, frozen=True, extra="forbid", strict=True):
     hidden_dim: PositiveInt = Field(8192, description="Width of the projector's two hidden layers.")
     embed_dim: PositiveInt = Field(8192, description="Width of the embedding.")
     redundancy_weight: NonNegativeFloat = Field(5.1e-3, description="lambda, of the off-diagonal term.")
+    projector_norm: NormName = Field("batch", description=NORM)
     view_forward: ViewForward = Field("per_view", description=VIEW_FORWARD)
 
 
@@ -53,7 +55,7 @@ class BarlowTwins(Method[BarlowTwinsConfig, Embeddings, tuple[()]]):
     def __init__(self, config: BarlowTwinsConfig, encoder: Encoder, data: DataFacts) -> None:
         super().__init__(config, encoder, data)
         dims = (encoder.dim, config.hidden_dim, config.hidden_dim, config.embed_dim)
-        self.projector = mlp(dims, norm=True, hidden_bias=False, last_bias=False)
+        self.projector = mlp(dims, norm=config.projector_norm, hidden_bias=False, last_bias=False)
 
     def forward(self, batch: Batch) -> Embeddings:
         """Embed the views, each (b, 3, H, W)."""

@@ -21,6 +21,7 @@ from .parts.backbones import ZeroInit
 from .parts.forwarding import VIEW_FORWARD, ViewForward, embed_views
 from .parts.heads import mlp
 from .parts.multi_crop import directed
+from .parts.norms import NORM, NormName
 from .parts.precision import full
 from .schedule import Share, scheduled
 
@@ -35,6 +36,8 @@ class BYOLConfig(BaseModel, frozen=True, extra="forbid", strict=True):
         0.996,
         description="m of teacher = m * teacher + (1 - m) * student; a number rises to 1 by a half-cosine.",
     )
+    projector_norm: NormName = Field("batch", description=NORM)
+    predictor_norm: NormName = Field("batch", description=NORM)
     view_forward: ViewForward = Field("per_view", description=VIEW_FORWARD)
 
 
@@ -63,8 +66,9 @@ class BYOL(Method[BYOLConfig, Embeddings, Targets]):
         super().__init__(config, encoder, data)
         self.momentum = scheduled(config.momentum, end=1.0)
         hidden, d = config.hidden_dim, config.embed_dim
-        self.projector = mlp((encoder.dim, hidden, d), norm=True, hidden_bias=True, last_bias=False)
-        self.predictor = mlp((d, hidden, d), norm=True, hidden_bias=True, last_bias=False)
+        dims = (encoder.dim, hidden, d)
+        self.projector = mlp(dims, norm=config.projector_norm, hidden_bias=True, last_bias=False)
+        self.predictor = mlp((d, hidden, d), norm=config.predictor_norm, hidden_bias=True, last_bias=False)
         self.teacher = ema.teacher_of(nn.Sequential(encoder, self.projector))
 
     def forward(self, batch: Batch) -> Embeddings:

@@ -99,6 +99,10 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor: ...
 
+    def features(self, images: Tensor) -> Tensor:
+        """What is before pooling: the map (n, C, H', W') or the tokens (n, T, C)."""
+        raise NotImplementedError(f"{type(self).__name__} has no features before pooling")
+
 
 class Losses(Protocol):
     """A NamedTuple of 0-d fp32 tensors: the loss of a rank's share, and metrics without gradient by name."""

@@ -23,6 +23,7 @@ from .parts.backbones import ZeroInit
 from .parts.contrast import info_nce
 from .parts.forwarding import embed_views
 from .parts.heads import mlp
+from .parts.norms import NORM, NormName
 from .parts.precision import full
 from .parts.queue import Queue
 from .schedule import Positive, Share, scheduled
@@ -37,6 +38,7 @@ class MoCoV2Config(BaseModel, frozen=True, extra="forbid", strict=True):
     temperature: Positive = Field(0.2, description="T; cosine similarities are divided by it.")
     momentum: Share = Field(0.999, description="m of teacher = m * teacher + (1 - m) * student.")
     queue_size: PositiveInt = Field(65536, description="K, the number of negatives.")
+    projector_norm: NormName = Field("none", description=NORM)
     view_forward: Literal["per_view"] = Field("per_view", description="Each network sees one view only.")
 
 
@@ -63,7 +65,7 @@ class MoCoV2(Method[MoCoV2Config, Embeddings, Targets]):
         super().__init__(config, encoder, data)
         self.momentum, self.temperature = scheduled(config.momentum), scheduled(config.temperature)
         dims = (encoder.dim, config.hidden_dim, config.embed_dim)
-        self.projector = mlp(dims, norm=False, hidden_bias=True, last_bias=True)
+        self.projector = mlp(dims, norm=config.projector_norm, hidden_bias=True, last_bias=True)
         self.teacher = ema.teacher_of(nn.Sequential(encoder, self.projector))
         self.queue = Queue(config.queue_size, config.embed_dim)
 

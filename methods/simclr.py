@@ -22,6 +22,7 @@ from .parts.backbones import ZeroInit
 from .parts.contrast import info_nce
 from .parts.forwarding import VIEW_FORWARD, ViewForward, embed_views
 from .parts.heads import mlp, scale_norm
+from .parts.norms import NORM, NormName
 from .parts.precision import full
 from .schedule import Positive, scheduled
 
@@ -36,6 +37,7 @@ class SimCLRConfig(BaseModel, frozen=True, extra="forbid", strict=True):
     hidden_dim: PositiveInt = Field(2048, description="Hidden width of the projector.")
     embed_dim: PositiveInt = Field(128, description="Width of the embedding.")
     temperature: Positive = Field(0.1, description="T; cosine similarities are divided by it.")
+    projector_norm: NormName = Field("batch", description=NORM)
     view_forward: ViewForward = Field("joint", description=VIEW_FORWARD)
 
 
@@ -59,7 +61,8 @@ class SimCLR(Method[SimCLRConfig, Embeddings, tuple[()]]):
         self.temperature = scheduled(config.temperature)
         dims = (encoder.dim, config.hidden_dim, config.embed_dim)
         self.projector = nn.Sequential(
-            mlp(dims, norm=True, hidden_bias=False, last_bias=False), scale_norm(config.embed_dim)
+            mlp(dims, norm=config.projector_norm, hidden_bias=False, last_bias=False),
+            scale_norm(config.projector_norm, config.embed_dim),
         )
 
     def forward(self, batch: Batch) -> Embeddings:

@@ -267,7 +267,7 @@ def initial_encoder(recipe: Recipe, seed: int) -> Encoder:
 
 
 def _encoder(recipe: Recipe) -> Encoder:
-    return build_encoder(recipe.encoder, recipe.method.zero_init_residual)
+    return build_encoder(recipe.encoder, recipe.method.zero_init_residual, recipe.size or None)
 
 
 @contextmanager

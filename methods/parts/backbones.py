@@ -1,4 +1,4 @@
-"""Encoders: any timm backbone without its classifier; ResNets also narrower and with a small-image stem."""
+"""Encoders: any timm backbone without its classifier; ResNets and ViTs also in the forms that methods want."""
 
 import difflib
 from typing import Any, Literal
@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from ..method import Encoder
 from ..torchvision_shim import timm
+from . import vision_transformer
+from .norms import NORM, NormName, replace_batch_norms
+from .vision_transformer import VisionTransformer
 
 resnet = timm.models.resnet
 
@@ -18,6 +21,8 @@ _ZERO_INIT_BLOCKS: dict[ZeroInit, tuple[Any, ...]] = {
     "bottleneck": (resnet.Bottleneck,),
     "none": (),
 }
+_OF_RESNETS = ("stem", "width", "zero_init_residual", "norm")
+_OF_VITS = ("patch_size", "depth", "pool", "positions", "freeze_patches")
 
 
 class EncoderConfig(BaseModel, frozen=True, extra="forbid", strict=True):
@@ -31,8 +36,24 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid", strict=True):
     )
     image_size: PositiveInt | None = Field(
         None,
-        description="side in pixels at which it is monitored and exported; default: that of the largest view",
+        description="side in pixels at which it is monitored and exported, and of a ViT's grid of positions; "
+        "default: that of the largest view",
     )
+    norm: NormName | None = Field(None, description=f"norm (ResNets): {NORM} Default: the model's")
+    drop_path: float = Field(
+        0.0, ge=0, lt=1, description="largest probability of dropping a residual branch; never in a teacher"
+    )
+    patch_size: PositiveInt | None = Field(
+        None, description="side of a patch in pixels (ViTs); default: the model's"
+    )
+    depth: PositiveInt | None = Field(None, description="number of blocks (ViTs); default: the model's")
+    pool: Literal["cls", "mean"] | None = Field(
+        None, description="class token, or mean of the others (ViTs); default: the model's"
+    )
+    positions: Literal["learned", "sincos"] = Field(
+        "learned", description="position embeddings (ViTs): learned, or fixed; other sizes interpolate them"
+    )
+    freeze_patches: bool = Field(False, description="leave the projection of patches at random (ViTs)")
     zero_init_residual: bool | None = Field(
         None,
         description="Start every residual branch of a ResNet at zero (gain of its last norm); "
@@ -49,15 +70,23 @@ class TimmEncoder(Encoder):
         self.dim = dim
 
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.backbone(images)
+        h: Tensor = self.backbone(images)
+        return h
+
+    def features(self, images: Tensor) -> Tensor:
+        """As `Encoder.features`; a ViT's class token comes before the others."""
+        features: Tensor = self.backbone.forward_features(images)  # type: ignore[operator]
         return features
 
 
-def build_encoder(config: EncoderConfig, zero_init: ZeroInit = "all") -> Encoder:
+def build_encoder(
+    config: EncoderConfig, zero_init: ZeroInit = "all", image_size: int | None = None
+) -> Encoder:
     """A freshly initialised encoder in fp32.
 
     Args:
         config: what to build.
+        image_size: side in pixels where the config leaves it open.
         zero_init: which residual blocks of a ResNet start at zero where the config leaves it open: a method's
             `Config.zero_init_residual`.
     Raises ValueError: timm has no such model, or the model cannot take the stem, width or initialisation.
@@ -66,14 +95,41 @@ def build_encoder(config: EncoderConfig, zero_init: ZeroInit = "all") -> Encoder
         close = difflib.get_close_matches(config.name, timm.list_models(), n=3)
         hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()"
         raise ValueError(f"encoder.name: timm has no model {config.name!r}; {hint}")
-    with torch.device("meta"):  # structure only, no draws
-        sketch = timm.create_model(config.name, num_classes=0)
+    sketch = _sketch(config.name)
+    if not isinstance(sketch, resnet.ResNet):
+        _refuse(config, "is not a ResNet of timm", *_OF_RESNETS)
+    if not isinstance(sketch, VisionTransformer):
+        _refuse(config, "is no vision transformer of timm", *_OF_VITS)
+    arguments = {"num_classes": 0, **timm_arguments(config, image_size)}
     if isinstance(sketch, resnet.ResNet):
-        backbone = _resnet(config, sketch, zero_init)
+        backbone = _resnet(config, sketch, arguments, zero_init)
     else:
-        _refuse(config, "is not a ResNet of timm", "stem", "width", "zero_init_residual")
-        backbone = timm.create_model(config.name, num_classes=0)
+        backbone = timm.create_model(config.name, **arguments)
+        if config.positions == "sincos":
+            vision_transformer.fix_positions(backbone)
+        if config.freeze_patches:
+            vision_transformer.freeze_patches(backbone)
     return TimmEncoder(backbone, int(backbone.head_hidden_size))
+
+
+def timm_arguments(config: EncoderConfig, image_size: int | None = None) -> dict[str, Any]:
+    """What timm.create_model takes of the config, besides the name; image_size: where the config leaves it open."""
+    arguments: dict[str, Any] = {"drop_path_rate": config.drop_path or None}
+    if isinstance(_sketch(config.name), VisionTransformer):
+        arguments |= {
+            "img_size": config.image_size or image_size,
+            "dynamic_img_size": True,
+            "patch_size": config.patch_size,
+            "depth": config.depth,
+            "global_pool": config.pool and {"cls": "token", "mean": "avg"}[config.pool],
+        }
+    return {key: value for key, value in arguments.items() if value is not None}
+
+
+def _sketch(name: str) -> Any:
+    """The model's structure, without draws and memory."""
+    with torch.device("meta"):
+        return timm.create_model(name, num_classes=0)
 
 
 def _refuse(config: EncoderConfig, reason: str, *fields: str) -> None:
@@ -83,8 +139,8 @@ def _refuse(config: EncoderConfig, reason: str, *fields: str) -> None:
             raise ValueError(f"encoder.{field}: {config.name} {reason} and cannot take {got}; leave it out")
 
 
-def _resnet(config: EncoderConfig, sketch: Any, zero_init: ZeroInit) -> Any:
-    kwargs: dict[str, Any] = {"num_classes": 0, "zero_init_last": False}
+def _resnet(config: EncoderConfig, sketch: Any, arguments: dict[str, Any], zero_init: ZeroInit) -> Any:
+    kwargs: dict[str, Any] = {**arguments, "zero_init_last": False}
     plain = config.stem == "default" and config.width == 1
     if not plain:
         if not isinstance(sketch.conv1, nn.Conv2d):
@@ -100,6 +156,8 @@ def _resnet(config: EncoderConfig, sketch: Any, zero_init: ZeroInit) -> Any:
         nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
     if config.stem == "cifar":
         backbone.maxpool = nn.Identity()
+    if config.norm is not None:
+        replace_batch_norms(backbone, config.norm)
     if config.zero_init_residual is not None:
         zero_init = "all" if config.zero_init_residual else "none"
     for block in backbone.modules():

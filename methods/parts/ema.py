@@ -10,12 +10,18 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..torchvision_shim import timm
+
 Network = TypeVar("Network", bound=nn.Module)
 
 
 def teacher_of(student: Network) -> Network:
-    """A frozen fp32 copy, to be called without gradient and in train mode."""
-    return copy.deepcopy(student).float().requires_grad_(False)
+    """A frozen fp32 copy that drops no paths, to be called without gradient and in train mode."""
+    teacher = copy.deepcopy(student).float().requires_grad_(False)
+    for module in teacher.modules():
+        if isinstance(module, timm.layers.drop.DropPath):
+            module.drop_prob = 0.0
+    return teacher
 
 
 @torch.no_grad()

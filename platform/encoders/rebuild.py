@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from vergence.methods.parts.backbones import EncoderConfig, build_encoder
+from vergence.methods.parts.backbones import EncoderConfig, build_encoder, timm_arguments
 from vergence.methods.torchvision_shim import timm
 from vergence.platform.encoders.export import CARD, PROGRAM, EncoderCard
 from vergence.platform.errors import UserError
@@ -15,8 +15,7 @@ from vergence.platform.errors import UserError
 if TYPE_CHECKING:
     from vergence.platform.encoders.encoder import LoadedEncoder
 
-# settings of a backbone that timm.create_model knows too, or that are of its first weights only
-TIMM_HAS = {"name", "zero_init_residual", "image_size", "drop_path"}
+TIMM_LACKS = {"stem", "width", "norm"}  # settings of a backbone that timm.create_model does not know
 REFUSALS = (TypeError, ValueError, RuntimeError, AssertionError)  # each model of timm has its own way
 
 
@@ -26,7 +25,7 @@ def trainable(name: str, card: EncoderCard | None, weights: Mapping[str, Tensor]
     Raises UserError: there is no card, or what it describes cannot be built here or does not take the weights.
     """
     try:
-        encoder = build_encoder(_config(name, card))
+        encoder = build_encoder(_config(name, card), image_size=card.size if card else None)
     except ValueError as error:
         raise UserError(f"{name}: {_line(error)}") from None
     _fill(encoder.get_submodule("backbone"), weights, name)
@@ -55,7 +54,7 @@ def timm_backbone(encoder: "LoadedEncoder", num_classes: int = 0, **changes: Any
 def _with_changes(encoder: "LoadedEncoder", num_classes: int, changes: Mapping[str, Any]) -> nn.Module:
     """The backbone as timm.create_model makes it with these arguments."""
     config = _config(encoder.name, encoder.card)
-    own = config.model_dump(exclude_defaults=True, exclude=TIMM_HAS)
+    own = config.model_dump(exclude_defaults=True, include=TIMM_LACKS)
     if own:
         settings = ", ".join(f"{key}={value}" for key, value in own.items())
         raise UserError(
@@ -63,7 +62,8 @@ def _with_changes(encoder: "LoadedEncoder", num_classes: int, changes: Mapping[s
             f"takes no {', '.join(changes)}; leave that out, or change the model that you get without"
         )
     try:
-        model = timm.create_model(config.name, num_classes=num_classes, **changes)
+        arguments = {**timm_arguments(config, encoder.size), **changes}
+        model = timm.create_model(config.name, num_classes=num_classes, **arguments)
     except REFUSALS as error:
         given = ", ".join(f"{key}={value}" for key, value in changes.items())
         raise UserError(

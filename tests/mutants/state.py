@@ -142,7 +142,23 @@ _QUEUE: Faults = {
     "oldest-rows-survive": ("rows[-size:]", "rows[:size]", f"{PARTS}/test_queue.py"),
 }
 
+_VIT = f"{PARTS}/test_vision_transformer.py"
+_NORM_TESTS = f"{PARTS}/test_norms.py"
+
+_VISION_TRANSFORMER: Faults = {
+    "columns-before-rows": ("    row, column = (", "    column, row = (", _VIT),
+    "positions-learn": ("    network.pos_embed.requires_grad_(False)\n", "", _VIT),
+    "patches-learn": ("proj.requires_grad_(False)", "proj.requires_grad_(True)", _VIT),
+}
+
+_METHOD_NORMS: Faults = {
+    "weights-not-centred": ("return (centred / (rows", "return (rows / (rows", _NORM_TESTS),
+    "unbiased-weights": ("dim=1, correction=0, keepdim", "dim=1, correction=1, keepdim", _NORM_TESTS),
+    "narrow-groups": (" and channels // g >= AT_LEAST", "", _NORM_TESTS),
+}
+
 _EMA: Faults = {
+    "teacher-drops-paths": ("            module.drop_prob = 0.0\n", "            pass\n", _VIT),
     "momentum-turned": ("new, 1 - momentum)", "new, momentum)", f"{PARTS}/test_ema.py"),
     "teacher-learns": (".float().requires_grad_(False)", ".float()", f"{PARTS}/test_ema.py"),
 }
@@ -227,6 +243,8 @@ FAULTS = {
     "platform/train/record.py": _RECORD,
     "methods/parts/queue.py": _QUEUE,
     "methods/parts/ema.py": _EMA,
+    "methods/parts/norms.py": _METHOD_NORMS,
+    "methods/parts/vision_transformer.py": _VISION_TRANSFORMER,
     "methods/moco_v2.py": _MOCO,
     "methods/simclr.py": _SIMCLR,
     "methods/byol.py": _BYOL,

@@ -41,7 +41,7 @@ def losses(rank: int, world_size: int, name: str, folder: Path) -> list[float]:
     resolved = resolve(recipe, index, build_method(recipe, data_facts(recipe, index)))
     run = Run(name, attempt="test")
     run.logs.mkdir(parents=True)
-    loop, stream = RankLoop(resolved.job(run, {})), resolved.stream()
+    loop, stream = RankLoop(resolved.job(run, {})), resolved.stream
     with locked(run):
         loop.run(stream.share(step, 0, 1) for step in range(resolved.steps))
     records = (json.loads(line) for line in (run.logs / "metrics.jsonl").read_text().splitlines())

@@ -544,8 +544,13 @@ def test_a_cluster_that_does_not_answer_is_one_line_within_15_s(place, capsys, m
             "simclr takes at least 2 views of one size, then any number of smaller ones, got 1 x 32",
         ),
         (
-            ["encoder.name=vit_tiny_patch16_224", "encoder.stem=default", "encoder.width=1.0"],
-            "simclr on vit_tiny_patch16_224 cannot take views of 32, 32 pixels",
+            [
+                "encoder.name=vit_tiny_patch16_224",
+                "encoder.stem=default",
+                "encoder.width=1.0",
+                "views.0.size=30",
+            ],
+            "simclr on vit_tiny_patch16_224 cannot take views of 30, 30 pixels",
         ),
         (["optim.groups=[{match: predictor.*}]"], "fits no trainable parameter"),
         (["schedule.warmup_epochs=4"], "schedule.warmup_epochs=4 is longer than the run of 3 epochs"),
