@@ -12,7 +12,7 @@ from types import ModuleType
 
 TYPE_CHECKING = False  # typing's own costs its import
 if TYPE_CHECKING:
-    from vergence.pipelines.advance import RunResult
+    from vergence.pipelines.advance import Planned, RunResult
     from vergence.pipelines.embed import embed
     from vergence.pipelines.evaluate import evaluate
     from vergence.pipelines.pretrain import pretrain
@@ -31,6 +31,7 @@ _HOMES = {
     "Metrics": "vergence.platform.runs.records",
     "Monitored": "vergence.platform.runs.records",
     "Note": "vergence.platform.runs.records",
+    "Planned": "vergence.pipelines.advance",
     "Recipe": "vergence.pipelines.recipe",
     "Report": "vergence.platform.evaluate.report",
     "RunResult": "vergence.pipelines.advance",
@@ -51,6 +52,7 @@ __all__ = [
     "Metrics",
     "Monitored",
     "Note",
+    "Planned",
     "Recipe",
     "Report",
     "RunResult",
