@@ -56,6 +56,25 @@ def test_a_backbone_of_ours_gets_a_classifier_too(narrow):
     assert torch.equal(timm_backbone(narrow).conv1.weight, model.conv1.weight)
 
 
+def test_a_vit_of_another_size_gives_tokens_and_takes_arguments_of_timm(tmp_path):
+    torch.manual_seed(0)
+    config = EncoderConfig(
+        name="vit_tiny_patch16_224", patch_size=8, depth=2, pool="mean", positions="sincos", drop_path=0.1
+    )
+    card = make_card(backbone=config.model_dump(), dim=192, size=32)
+    vit = load_encoder(str(export_encoder(build_encoder(config, image_size=32), card, tmp_path / "exports")))
+    expected = vit(IMAGES)
+    with torch.no_grad():
+        np.testing.assert_allclose(timm_backbone(vit).eval()(X), expected, atol=1e-4)
+        changed = timm_backbone(vit, drop_path_rate=0.3)
+        assert max(block.drop_path1.drop_prob for block in changed.blocks[1:]) == pytest.approx(0.3)
+        np.testing.assert_allclose(changed.eval()(X), expected, atol=1e-4)
+        assert vit.module.features(X).shape == (4, 16 + 1, 192)  # a 4 x 4 grid after the class token
+    assert timm_backbone(vit, num_classes=5)(X).shape == (4, 5)
+    with pytest.raises(UserError, match=r"its weights do not fit what was built: .*pos_embed"):
+        timm_backbone(vit, img_size=64)
+
+
 def test_what_cannot_be_done_says_for_which_backbone(plain, narrow, tmp_path):
     with pytest.raises(
         UserError,
