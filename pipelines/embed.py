@@ -17,7 +17,7 @@ from vergence.platform.text import printable
 if TYPE_CHECKING:
     import numpy as np
 
-    from vergence.platform.encoders.encoder import LoadedEncoder
+    from vergence.platform.encoders.encoder import Embedder
     from vergence.platform.encoders.images import ImageSource
 
 MANIFEST = "_MANIFEST.json"
@@ -78,7 +78,7 @@ class Written:
     existed: bool = True  # nothing had to be computed
 
 
-def embed(encoder: "LoadedEncoder", source: str, out: Path) -> Written:
+def embed(encoder: "Embedder", source: str, out: Path) -> Written:
     """Write the embeddings of all readable images in `source` to `out`, atomically, on the encoder's device.
 
     A file or folder that this encoder made from these data is kept; what is missing in a folder is added.
@@ -106,7 +106,7 @@ def embed(encoder: "LoadedEncoder", source: str, out: Path) -> Written:
 class _Writer:
     """Writes what is missing in OUT, and counts all that is there in `written`."""
 
-    def __init__(self, encoder: "LoadedEncoder", images: "Images", advance: Callable[[int], None]) -> None:
+    def __init__(self, encoder: "Embedder", images: "Images", advance: Callable[[int], None]) -> None:
         self.encoder, self.images, self.advance = encoder, images, advance
         self.written = Written(notes=images.notes)
         self.about: dict[str, Any] = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vergence.platform.cluster.capacity import physical_cpus
 from vergence.platform.errors import UserError
 from vergence.platform.evaluate.definitions import DEFINITIONS, versions
-from vergence.platform.evaluate.report import SCHEMA, Figure, Report
+from vergence.platform.evaluate.report import SCHEMA, Report
 from vergence.platform.home import home
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ def _note(report: Report, who: str) -> str:
     """What a row's figures depend on besides: spread of the seeds, what was chosen."""
     words = [report.baselines[who]] if who == "raw pixels" else []
     for version, figure in report.results[who].items():
-        if not isinstance(figure, Figure):
+        if figure.seeds:
             words.append(f"{version} of {len(figure.seeds)} seeds {figure.min:.4f} to {figure.max:.4f}")
         elif "C" in figure.settings:
             words.append(f"C {figure.settings['C']:g}")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
+from vergence.methods.method import Encoder
 from vergence.platform.encoders.export import EncoderCard, PixelEncoder
 from vergence.platform.errors import UserError
 
@@ -83,7 +84,7 @@ class LoadedEncoder:
         return replace(self, program=moved, device=device)
 
     @cached_property
-    def module(self) -> nn.Module:
+    def module(self) -> Encoder:
         """The encoder as a module that trains: (n, 3, H, W) float32, normalised by the card's mean and std, -> (n, dim).
 
         Built from the card and filled with a copy of the weights, on the device of this encoder, in training mode; the

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from vergence.methods.method import Encoder
 from vergence.methods.parts.backbones import EncoderConfig, build_encoder, timm_arguments
 from vergence.methods.torchvision_shim import timm
 from vergence.platform.encoders.export import CARD, PROGRAM, EncoderCard
@@ -19,7 +20,7 @@ TIMM_LACKS = {"stem", "width", "norm"}  # settings of a backbone that timm.creat
 REFUSALS = (TypeError, ValueError, RuntimeError, AssertionError)  # each model of timm has its own way
 
 
-def trainable(name: str, card: EncoderCard | None, weights: Mapping[str, Tensor]) -> nn.Module:
+def trainable(name: str, card: EncoderCard | None, weights: Mapping[str, Tensor]) -> Encoder:
     """The encoder that the card describes, in training mode, with a copy of these weights of its backbone.
 
     Raises UserError: there is no card, or what it describes cannot be built here or does not take the weights.

@@ -13,7 +13,7 @@ from vergence.platform.errors import UserError
 from vergence.platform.evaluate.features import Features, features_of
 from vergence.platform.evaluate.labelled import Labelled, Pair
 from vergence.platform.evaluate.protocols import EvaluationProtocol, Examples, Scores
-from vergence.platform.evaluate.report import Data, EncoderFacts, Figure, Report, Seeds, SetFacts
+from vergence.platform.evaluate.report import Data, EncoderFacts, Figure, Report, SetFacts
 from vergence.platform.text import printable
 
 
@@ -87,7 +87,7 @@ def evaluate(
         each for group in groups.values() for each in (group if isinstance(group, list) else [group])
     ]
     measured = measure(embedders, pair, protocols, device=device, threads=threads, cache=cache)
-    scores, results = iter(measured.scores), dict[str, dict[str, Figure | Seeds]]()
+    scores, results = iter(measured.scores), dict[str, dict[str, Figure]]()
     for name, group in groups.items():
         if isinstance(group, list):
             of_all = [next(scores) for _ in group]
@@ -132,6 +132,6 @@ def _facts(data: Labelled, features: Features) -> SetFacts:
     )
 
 
-def _seeds(scores: Sequence[Scores]) -> Seeds:
+def _seeds(scores: Sequence[Scores]) -> Figure:
     top1 = tuple(each.top1 for each in scores)
-    return Seeds(top1=sum(top1) / len(top1), min=min(top1), max=max(top1), seeds=top1)
+    return Figure(top1=sum(top1) / len(top1), min=min(top1), max=max(top1), seeds=top1)

@@ -42,24 +42,21 @@ class Data(_Frozen):
     test: SetFacts
     input: str  # how a picture becomes the encoder's input
     classes: str  # how the classes of the two sets were compared
-    names: tuple[str, ...] | None  # of the bank's classes, by label
+    names: tuple[str, ...] | None = None  # of the bank's classes, by label
     apart: str | None = None  # a line about classes that only the bank has
 
 
 class Figure(_Frozen):
-    """top1: share of the test images that got their class.  settings: what the protocol chose or cut, as k or C."""
+    """top1: share of the test images that got their class; of several initialisations the mean.
+
+    settings: what the protocol chose or cut, as k or C.  min, max, seeds: of several initialisations, each of them.
+    """
 
     top1: float
     settings: dict[str, int | float] = {}
-
-
-class Seeds(_Frozen):
-    """Several initialisations: mean, least and most top-1, and each."""
-
-    top1: float
-    min: float
-    max: float
-    seeds: tuple[float, ...]
+    min: float | None = None
+    max: float | None = None
+    seeds: tuple[float, ...] | None = None
 
 
 class Report(_Frozen):
@@ -69,7 +66,7 @@ class Report(_Frozen):
     encoder: EncoderFacts
     data: Data
     protocols: dict[str, dict[str, Any]]  # version -> its fixed numbers and words
-    results: dict[str, dict[str, Figure | Seeds]]  # "encoder" or a baseline -> version -> figure
+    results: dict[str, dict[str, Figure]]  # "encoder" or a baseline -> version -> figure
     baselines: dict[str, str] = {}  # what each baseline is, in words
 
     @property
@@ -78,8 +75,8 @@ class Report(_Frozen):
         return {version: figure.top1 for version, figure in self.results["encoder"].items()}
 
     def dump(self) -> dict[str, Any]:
-        """As plain values for JSON."""
-        return self.model_dump(mode="json", by_alias=True)
+        """As plain values for JSON, without what is None."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def read_report(path: Path) -> Report:

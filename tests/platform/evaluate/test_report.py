@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from vergence.platform.errors import UserError
-from vergence.platform.evaluate.report import Data, EncoderFacts, Figure, Report, Seeds, SetFacts, read_report
+from vergence.platform.evaluate.report import Data, EncoderFacts, Figure, Report, SetFacts, read_report
 
 SET = {"digest": "d1", "images": 9, "unreadable": 1, "unlabelled": 0}
 REPORT = Report(
@@ -24,7 +24,7 @@ REPORT = Report(
             "knn-v1": Figure(top1=0.5, settings={"k": 9}),
             "linear-v1": Figure(top1=0.75, settings={"C": 0.1}),
         },
-        "as initialised": {"knn-v1": Seeds(top1=0.25, min=0.2, max=0.3, seeds=(0.2, 0.3))},
+        "as initialised": {"knn-v1": Figure(top1=0.25, min=0.2, max=0.3, seeds=(0.2, 0.3))},
     },
     baselines={"as initialised": "a seed each"},
 )
@@ -34,11 +34,11 @@ def test_a_report_reads_back_and_its_keys_are_what_scripts_read(tmp_path):
     (tmp_path / "r.json").write_text(json.dumps(REPORT.dump()))
     back = read_report(tmp_path / "r.json")
     assert back.dump() == REPORT.dump()
-    assert isinstance(back.results["as initialised"]["knn-v1"], Seeds)
+    assert back.results["as initialised"]["knn-v1"].seeds == (0.2, 0.3)
     plain = json.loads((tmp_path / "r.json").read_text())
     assert plain["schema"] == 1
     assert list(plain) == ["schema", "encoder", "data", "protocols", "results", "baselines"]
-    assert plain["results"]["encoder"]["knn-v1"]["top1"] == 0.5
+    assert plain["results"]["encoder"]["knn-v1"] == {"top1": 0.5, "settings": {"k": 9}}
     assert plain["encoder"] == {"name": "run", "digest": "e1", "dim": 128, "size": 32}
     assert back.scores == {"knn-v1": 0.5, "linear-v1": 0.75}
 
