@@ -9,8 +9,7 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
 from vergence.platform.augment import rng
-from vergence.platform.errors import UserError
-from vergence.platform.evaluate.definitions import KNN, LINEAR, versions
+from vergence.platform.evaluate.definitions import LINEAR
 from vergence.platform.evaluate.protocols import DRAW, PROTOCOLS, Examples, Knn, Linear
 
 NUM_BANK, NUM_QUERIES = 800, 1000
@@ -95,10 +94,3 @@ def test_few_examples_choose_nothing():
         for pair in ((bank, empty), (empty, bank)):
             with pytest.raises(ValueError, match="both need one"):
                 protocol.run(*pair)
-
-
-def test_protocols_are_found_by_name_and_by_version():
-    assert versions(["knn", "linear-v1", "knn-v1"]) == ["knn-v1", "linear-v1"]
-    assert list(PROTOCOLS) == [KNN.version, LINEAR.version]
-    with pytest.raises(UserError, match=r"'liner': there is no such one \(did you mean linear\?"):
-        versions(["knn", "liner"])
