@@ -1,6 +1,5 @@
 """Seconds from Enter to the first training step on a Ray that runs, and memory, for short and long runs."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ import psutil
 
 from benchmarks import data
 from benchmarks.measure import interleaved, spread
+from vergence.platform.runs.records import FirstStep, Tail
 
 MEMORY_AFTER_S = 10.0  # past the first step: queues and caches are full
 GROWTH_S, GROWTH_BYTES = 1.0, 50 << 20  # what a long run may cost more than a short one
@@ -95,7 +95,7 @@ def once(shards: str, settings: list[str], environment: dict[str, str]) -> dict[
         stderr=subprocess.DEVNULL,
     )
     try:
-        stages = _first_step(process, data.HOME / "start" / "logs" / "metrics.jsonl")
+        stages = _first_step(process, data.HOME / "start" / "logs")
         time.sleep(MEMORY_AFTER_S)
         held = [
             member.memory_full_info().uss
@@ -109,14 +109,12 @@ def once(shards: str, settings: list[str], environment: dict[str, str]) -> dict[
         process.wait()
 
 
-def _first_step(process: subprocess.Popen, metrics: Path) -> dict[str, float]:
+def _first_step(process: subprocess.Popen, logs: Path) -> dict[str, float]:
     """Unix times of the stages of the start."""
     while True:
-        for line in metrics.read_text().splitlines() if metrics.exists() else ():
-            record = json.loads(line)
-            if record.get("event") == "first_step":
-                stages: dict[str, float] = record["stages"]
-                return stages
+        for record in Tail(logs).read():
+            if isinstance(record, FirstStep):
+                return dict(record.stages)
         if process.poll() is not None:
             raise RuntimeError(f"pretrain ended with {process.returncode}")
         time.sleep(0.02)
