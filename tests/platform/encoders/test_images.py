@@ -18,7 +18,8 @@ class Counting:
     """An image of each id's own value; every tenth cannot be read. Knows who read what."""
 
     def __init__(self) -> None:
-        self.read, self.threads, self.opened = 0, set(), 0
+        self.read, self.opened = 0, 0
+        self.threads: set[int] = set()
         self.lock = threading.Lock()
 
     def open(self):

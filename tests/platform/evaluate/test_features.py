@@ -14,6 +14,7 @@ from shard_files import write_shard
 from tiny_encoder import MEAN, STD, make_encoder
 
 from vergence.platform.data.index import open_index
+from vergence.platform.data.progress import Bar
 from vergence.platform.data.read import Reader
 from vergence.platform.encoders.encoder import ModuleEncoder
 from vergence.platform.evaluate import feature_cache
@@ -132,9 +133,14 @@ def test_other_weights_other_data_and_other_samples_have_a_place_of_their_own(in
 
 
 def test_several_encoders_share_one_reading_whatever_is_kept_of_each(index, tmp_path, monkeypatch):
-    read = []
+    read: list[int] = []
     images = Reader.images
-    monkeypatch.setattr(Reader, "images", lambda self, ids: (read.extend(ids.tolist()), images(self, ids))[1])
+
+    def noting(self, ids):
+        read.extend(ids.tolist())
+        return images(self, ids)
+
+    monkeypatch.setattr(Reader, "images", noting)
     cache = tmp_path / "features"
     features(ENCODER, index, threads=1, cache=cache)
     other = make_encoder()
@@ -182,11 +188,14 @@ def test_features_that_nobody_has_used_for_a_month_go(index, tmp_path):
 
 
 def test_reads_with_as_many_threads_as_it_is_given(index, monkeypatch):
-    seen = set()
+    seen: set[int] = set()
     images = Reader.images
-    monkeypatch.setattr(
-        Reader, "images", lambda self, ids: (seen.add(threading.get_ident()), images(self, ids))[1]
-    )
+
+    def noting(self, ids):
+        seen.add(threading.get_ident())
+        return images(self, ids)
+
+    monkeypatch.setattr(Reader, "images", noting)
     features(ENCODER, index, np.arange(4), threads=1)
     assert len(seen) == 1
 
@@ -199,7 +208,7 @@ def test_a_bar_is_drawn_for_whoever_waits(index, capfd, monkeypatch):
     assert capfd.readouterr().err == ""
 
 
-class Slow(module.Bar):
+class Slow(Bar):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, after_s=-1.0, **kwargs)
 
