@@ -134,8 +134,9 @@ def _sketch(name: str) -> Any:
 
 def _refuse(config: EncoderConfig, reason: str, *fields: str) -> None:
     for field in fields:
-        if getattr(config, field) != EncoderConfig.model_fields[field].default:
-            got = f"{field}={getattr(config, field)!r}"
+        value = getattr(config, field)
+        if value and value != EncoderConfig.model_fields[field].default:  # False asks for nothing
+            got = f"{field}={value!r}"
             raise ValueError(f"encoder.{field}: {config.name} {reason} and cannot take {got}; leave it out")
 
 
