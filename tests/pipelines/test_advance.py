@@ -1,0 +1,143 @@
+"""A run from where it stands to its end, without Ray: in place of training, a function leaves what the ranks would."""
+
+import contextlib
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from shard_files import png, write_shard
+
+from vergence.pipelines import UserError, VergenceError, advance, pretrain
+from vergence.platform.cluster import session
+from vergence.platform.mlflow_store import store, tracking_uri
+from vergence.platform.runs import commit as commits
+from vergence.platform.runs.outcome import Outcome
+from vergence.platform.runs.records import Note
+from vergence.platform.runs.run import Run, owns
+from vergence.platform.train.engine import expected_state
+
+STEPS = 2
+SETTINGS = [
+    "encoder.width=0.0625", "method.hidden_dim=8", "method.embed_dim=4", "views.0.size=8", "data.holdout=0",
+    "batch.global=16", "epochs=1", "scale.workers=1", "norm.group=4", "schedule.warmup_epochs=0", "track.register=null",
+]  # fmt: skip
+
+
+class Ranks:
+    """In place of `core.train`: the next of `ends` is (status, step of the commit that is left, or None)."""
+
+    def __init__(self, ends):
+        self.ends, self.started, self.sessions = list(ends), [], 0
+
+    def __call__(self, resolved, run, session, *, stop, observe, stages):
+        status, step = self.ends.pop(0)
+        self.started.append(resolved.start_step)
+        job = resolved.job(run, stages)
+        if step is not None:
+            method = job.build()
+            state = {f"model.{name}": value for name, value in method.state_dict().items()}
+            slots = expected_state(method, job.optim)
+            state |= {name: torch.zeros(shape) for name, shape in slots.items() if name not in state}
+            facts = {**job.facts, "step": step, "counts": {"bad": 0, "skipped": 0}, "score": 0.5}
+            facts["run"] = run.facts().dump()
+            commits.write(run.commits, state, facts, run.attempt, owned=lambda: owns(run.path, run.attempt))
+        if status == "failed":
+            raise VergenceError("the ranks failed")
+        return Outcome(status)
+
+    def opened(self, need):
+        self.sessions += 1
+        return contextlib.nullcontext(SimpleNamespace(place="own", need=need))
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, empty_store):
+    """`pretrain` of a run, and the notes it makes; the ranks come to the given ends."""
+    monkeypatch.setenv("VERGENCE_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "home").mkdir()
+    shutil.copy(empty_store, tmp_path / "home" / "mlflow.db")
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    shard = write_shard(tmp_path / "t.tar", ((f"{i}", {"png": png(p)}) for i, p in enumerate(pixels)))
+
+    def start(*ends):
+        ranks = Ranks(ends)
+        monkeypatch.setattr(advance, "train", ranks)
+        monkeypatch.setattr(session, "opened", ranks.opened)
+
+        def again(*changes):
+            events = []
+            result = pretrain(
+                "simclr-cifar10",
+                [*SETTINGS, f"data.train={shard}", *changes],
+                name="r",
+                observe=events.append,
+            )
+            return result, [event.text for event in events if isinstance(event, Note)]
+
+        return ranks, again
+
+    return start
+
+
+def mlflow_status():
+    with store(tracking_uri()) as client:
+        (found,) = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    return found.info.status
+
+
+def test_a_run_is_stopped_gone_on_with_finished_tracked_later_and_then_done(command):
+    ranks, pretrain_again = command(("interrupted", 1), ("finished", STEPS))
+    stopped, _ = pretrain_again()
+    assert (stopped.status, stopped.commit.step, stopped.score, stopped.version) == (
+        "interrupted",
+        1,
+        0.5,
+        None,
+    )
+    assert mlflow_status() == "KILLED"
+    assert not stopped.run.exports.exists()
+
+    finished, said = pretrain_again()
+    assert (finished.status, finished.commit.step) == ("finished", STEPS)
+    assert ranks.started == [0, 1]
+    assert "exporting the encoder" in said
+    assert (finished.run.exports / "encoder.pt2").exists()
+    assert mlflow_status() == "FINISHED"
+
+    made = (finished.run.exports / "encoder.pt2").stat().st_mtime_ns
+    finished.run.remember(tracked=False)
+    tracked, said = pretrain_again()
+    assert tracked.status == "finished"
+    assert "is trained" in said[0]
+    assert tracked.run.facts().tracked
+    assert (finished.run.exports / "encoder.pt2").stat().st_mtime_ns == made
+
+    done, said = pretrain_again()
+    assert done.status == "finished"
+    (line,) = said
+    assert "finished, nothing to do" in line
+    assert ranks.started == [0, 1]
+    assert ranks.sessions == 2  # who only hands over starts no Ray
+
+
+def test_a_failure_is_an_exception_and_the_same_call_goes_on(command):
+    ranks, pretrain_again = command(("failed", 1), ("interrupted", STEPS))
+    with pytest.raises(VergenceError, match="the ranks failed"):
+        pretrain_again()
+    assert mlflow_status() == "FAILED"
+    pretrain_again()
+    assert ranks.started == [0, 1]
+
+
+def test_a_mistake_before_the_first_commit_is_forgotten_and_later_ones_are_refused(command):
+    ranks, pretrain_again = command(("interrupted", None), ("interrupted", 1))
+    pretrain_again("optim.lr=3.0")
+    mistaken = Run("r").facts()
+    pretrain_again()
+    assert Run("r").facts().id not in (None, mistaken.id)
+    with pytest.raises(UserError, match=r"optim\.lr .* -> 3\.0"):
+        pretrain_again("optim.lr=3.0")
+    assert ranks.started == [0, 0]

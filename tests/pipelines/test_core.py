@@ -1,0 +1,52 @@
+"""The core without Ray: what it hands to the ranks and back, and that it has no console."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from vergence.pipelines import core
+from vergence.platform.errors import VergenceError
+from vergence.platform.runs.outcome import Outcome
+from vergence.platform.runs.records import Note
+from vergence.platform.runs.run import Run
+from vergence.platform.runs.stop import Stop
+
+
+class Planned:
+    """What the core needs of a resolved run."""
+
+    start_step, stream = 7, "stream"
+
+    def job(self, run, stages):
+        return SimpleNamespace(run=run.path, stages=stages)
+
+
+def trained(monkeypatch, outcome, **options):
+    """What `train` returns and observes where the ranks end with an outcome; what they were given."""
+    given, events = {}, []
+
+    def fit(job, stream, session, **others):
+        given.update(others, job=job, stream=stream, session=session)
+        others["observe"](Note("waiting"))
+        return outcome
+
+    monkeypatch.setattr(core, "fit", fit)
+    options = {"stop": Stop(), "observe": events.append, **options}
+    return core.train(Planned(), Run("r"), "session", **options), given, events
+
+
+@pytest.mark.parametrize("status", ["finished", "interrupted"])
+def test_the_outcome_of_the_ranks_is_returned_and_nothing_is_printed(monkeypatch, capfd, status):
+    stop = Stop()
+    outcome, given, events = trained(monkeypatch, Outcome(status), stop=stop, stages={"enter": 1.0})
+    assert outcome == Outcome(status)
+    assert (given["stream"], given["session"], given["start_step"]) == ("stream", "session", 7)
+    assert given["stop"] is stop
+    assert list(given["job"].stages) == ["enter", "ray"]
+    assert events == [Note("waiting")]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_no_new_start_mends_is_an_exception(monkeypatch):
+    with pytest.raises(VergenceError, match="run r: the disk is full"):
+        trained(monkeypatch, Outcome("failed", "the disk is full"))
