@@ -134,7 +134,7 @@ class Views:
     ) -> Callable[[], "Sequence[Tensor]"]:
         """The views of a few samples, (n, 3, size, size) float32 in [0, 1]."""
         runs = _runs(pieces.sizes, self.sizes)
-        pixels = parcel.put_pixels(pieces.pixels.flat)
+        pixels = parcel.put_pixels(np.asarray(pieces.pixels.flat, np.uint8))
         places = parcel.put(
             [[self._places(pieces, run, view) for run in runs] for view in range(len(self.sizes))]
         )

@@ -8,18 +8,18 @@ import io
 import json
 import struct
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vergence.platform.data.decode import BadSample
-from vergence.platform.data.ragged import Ragged
+from vergence.platform.data.ragged import Array, Ragged
 from vergence.platform.errors import UserError, VergenceError
 
 # By what follows the name of the field; "" is the member itself.
-Parts = Mapping[str, NDArray[Any]]
-Rows = Mapping[str, NDArray[Any] | Ragged]
+Parts = Mapping[str, Array]
+Rows = Mapping[str, Array | Ragged]
 
 
 class Modality(NamedTuple):
@@ -35,7 +35,7 @@ class Modality(NamedTuple):
 
 def padded(rows: Rows) -> Parts:
     """Rows (n, longest) with zeros behind the shorter ones, and `.length`, int64 (n,)."""
-    parts: dict[str, NDArray[Any]] = {}
+    parts: dict[str, Array] = {}
     for name, row in rows.items():
         parts |= (
             {name: row.padded(), f"{name}.length": row.lengths} if isinstance(row, Ragged) else {name: row}

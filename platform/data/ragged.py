@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
+Array = NDArray[np.generic]  # of any type of numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,11 +17,11 @@ class Ragged:
     values: (total,) of any number type, perhaps read-only.  offsets: (n + 1,) int64; the first need not be 0.
     """
 
-    values: NDArray[Any]
+    values: Array
     offsets: NDArray[np.int64]
 
     @classmethod
-    def of(cls, rows: Iterable[NDArray[Any]]) -> "Ragged":
+    def of(cls, rows: Iterable[Array]) -> "Ragged":
         """rows: at least one, 1-D, of one type."""
         kept = list(rows)
         return cls(np.concatenate(kept), np.cumsum([0, *map(len, kept)], dtype=np.int64))
@@ -48,11 +49,11 @@ class Ragged:
         return np.diff(self.offsets)
 
     @property
-    def flat(self) -> NDArray[Any]:
+    def flat(self) -> Array:
         """The values of all rows, without a copy."""
         return self.values[self.offsets[0] : self.offsets[-1]]
 
-    def padded(self) -> NDArray[Any]:
+    def padded(self) -> Array:
         """(n, longest), zeros behind the shorter ones."""
         lengths = self.lengths
         longest = int(lengths.max(initial=0))

@@ -1,7 +1,7 @@
 """What a rank gets for one step: its part of the global batch, as it travels from reader tasks to the rank loop."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from vergence.platform.augment.crop import GEOMETRY, Cut
 from vergence.platform.data.modality import LABEL, MODALITIES, Parts
-from vergence.platform.data.ragged import Ragged
+from vergence.platform.data.ragged import Array, Ragged
 
 
 class Share(NamedTuple):
@@ -23,19 +23,20 @@ class Share(NamedTuple):
     positions: NDArray[np.int64]  # (n,) in the whole run
     bad: NDArray[np.bool_]  # (n,) another sample stands in for the planned one
     pictures: Cut | None
-    fields: Mapping[str, NDArray[Any]]
+    fields: Mapping[str, Array]
 
     @classmethod
     def of(cls, table: pa.Table) -> "Share":
         """The samples of a table, as `table_of` made it; nothing is copied but where rows are padded."""
-        columns = {name: _array(table[name]) for name in table.column_names}
+        pieces = {name: _piece(table[name]) for name in table.column_names}
         pictures = None
-        if "pixels" in columns:
-            sizes = np.stack([columns.pop(name) for name in ("height", "width")], axis=1)
-            geometry = np.asarray(columns.pop("geometry").flat).reshape(len(table), -1, GEOMETRY)
-            pictures = Cut(columns.pop("pixels"), sizes, geometry)
-        ids, positions, bad = (columns.pop(name) for name in ("id", "position", "bad"))
-        return cls(ids, positions, bad.view(np.bool_), pictures, _collated(columns))
+        if "pixels" in pieces:
+            sizes = np.stack([pieces.pop(name).to_numpy() for name in ("height", "width")], axis=1)
+            geometry = Ragged.of_column(pieces.pop("geometry")).flat.astype(np.float32, copy=False)
+            pixels = Ragged.of_column(pieces.pop("pixels"))
+            pictures = Cut(pixels, sizes, geometry.reshape(len(table), -1, GEOMETRY))
+        ids, positions, bad = (pieces.pop(name).to_numpy() for name in ("id", "position", "bad"))
+        return cls(ids, positions, bad.view(np.bool_), pictures, _collated(pieces))
 
 
 def table_of(
@@ -43,10 +44,10 @@ def table_of(
     positions: NDArray[np.int64],
     bad: NDArray[np.bool_],
     pictures: Cut | None,
-    fields: Mapping[str, NDArray[Any] | Ragged],
+    fields: Mapping[str, Array | Ragged],
 ) -> pa.Table:
     """n samples as the columns of a table, which is cut and joined by rows: any run of its rows is a share."""
-    columns: dict[str, Any] = {"id": ids, "position": positions, "bad": bad.view(np.uint8)}
+    columns: dict[str, Array | Ragged] = {"id": ids, "position": positions, "bad": bad.view(np.uint8)}
     if pictures is not None:
         columns |= {"pixels": pictures.pixels, "height": pictures.sizes[:, 0], "width": pictures.sizes[:, 1]}
         width = pictures.geometry.shape[1] * GEOMETRY
@@ -55,7 +56,7 @@ def table_of(
     return pa.table({n: x.column() if isinstance(x, Ragged) else pa.array(x) for n, x in columns.items()})
 
 
-def rows_of(name: str, parts: Sequence[Parts]) -> dict[str, NDArray[Any] | Ragged]:
+def rows_of(name: str, parts: Sequence[Parts]) -> dict[str, Array | Ragged]:
     """What n members of a modality hold, as rows by the names of their parts."""
     return {
         f"{name}{end}": Ragged.of(part[end] for part in parts)
@@ -65,18 +66,21 @@ def rows_of(name: str, parts: Sequence[Parts]) -> dict[str, NDArray[Any] | Ragge
     }
 
 
-def _array(column: pa.ChunkedArray) -> Any:
-    """numpy array or Ragged, a view of the column where it is in one piece."""
-    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    if isinstance(array, pa.LargeListArray):
-        return Ragged.of_column(array)
-    return array.to_numpy()
+def _piece(column: pa.ChunkedArray) -> pa.Array:
+    """Without a copy where it is in one piece."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
-def _collated(rows: Mapping[str, NDArray[Any] | Ragged]) -> dict[str, NDArray[Any]]:
-    fields: dict[str, NDArray[Any]] = {}
-    for name in dict.fromkeys(each.partition(".")[0] for each in rows):
-        own = {each.removeprefix(name): row for each, row in rows.items() if each.partition(".")[0] == name}
-        parts = own if name == LABEL else MODALITIES[name].collate(own)
-        fields |= {f"{name}{end}": np.asarray(part) for end, part in parts.items()}
+def _collated(pieces: Mapping[str, pa.Array]) -> dict[str, Array]:
+    fields: dict[str, Array] = {}
+    for name in dict.fromkeys(each.partition(".")[0] for each in pieces):
+        rows = {
+            each.removeprefix(name): Ragged.of_column(piece)
+            if isinstance(piece, pa.LargeListArray)
+            else piece.to_numpy()
+            for each, piece in pieces.items()
+            if each.partition(".")[0] == name
+        }
+        parts = rows if name == LABEL else MODALITIES[name].collate(rows)
+        fields |= {f"{name}{end}": part for end, part in parts.items() if not isinstance(part, Ragged)}
     return fields

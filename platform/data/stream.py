@@ -7,7 +7,7 @@ position -> plan -> bytes -> crops. So order and assignment depend on nothing th
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.compute as pc
@@ -18,6 +18,7 @@ from vergence.platform.data.decode import BadSample
 from vergence.platform.data.index import Index
 from vergence.platform.data.modality import LABEL
 from vergence.platform.data.plan import Plan
+from vergence.platform.data.ragged import Array, Ragged
 from vergence.platform.data.read import Reader, Sample
 from vergence.platform.data.share import Share, rows_of, table_of
 from vergence.platform.errors import VergenceError
@@ -107,10 +108,12 @@ class Stream:
     ) -> "pa.Table":
         pictures = [sample.picture for sample in samples if sample.picture is not None]
         pieces = cut(pictures, ids, epochs, self.views, self.plan.seed) if self.views else None
-        fields: dict[str, Any] = {}
+        fields: dict[str, Array | Ragged] = {}
         for name in self.fields:
             if name == LABEL:
-                fields[name] = self._reader.index.labels(ids)
+                labels = self._reader.index.labels(ids)
+                assert labels is not None, "a set without classes was refused before the run"
+                fields[name] = labels
             else:
                 fields |= rows_of(name, [sample.members[name] for sample in samples])
         return table_of(ids, positions, bad, pieces, fields)
