@@ -34,7 +34,8 @@ class BYOLConfig(BaseModel, frozen=True, extra="forbid", strict=True):
     embed_dim: PositiveInt = Field(256, description="Width of projection and prediction.")
     momentum: Share = Field(
         0.996,
-        description="m of teacher = m * teacher + (1 - m) * student; a number rises to 1 by a half-cosine.",
+        description="m of teacher = m * teacher + (1 - m) * student; a number, which rises to 1 by a half-cosine, "
+        "or a schedule.",
     )
     projector_norm: NormName = Field("batch", description=NORM)
     predictor_norm: NormName = Field("batch", description=NORM)

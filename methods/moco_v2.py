@@ -35,8 +35,12 @@ class MoCoV2Config(BaseModel, frozen=True, extra="forbid", strict=True):
     name: Literal["mocov2"] = "mocov2"
     hidden_dim: PositiveInt = Field(2048, description="Hidden width of the projector.")
     embed_dim: PositiveInt = Field(128, description="Width of queries and keys.")
-    temperature: Positive = Field(0.2, description="T; cosine similarities are divided by it.")
-    momentum: Share = Field(0.999, description="m of teacher = m * teacher + (1 - m) * student.")
+    temperature: Positive = Field(
+        0.2, description="T; cosine similarities are divided by it; a number or a schedule."
+    )
+    momentum: Share = Field(
+        0.999, description="m of teacher = m * teacher + (1 - m) * student; a number or a schedule."
+    )
     queue_size: PositiveInt = Field(65536, description="K, the number of negatives.")
     projector_norm: NormName = Field("none", description=NORM)
     view_forward: Literal["per_view"] = Field("per_view", description="Each network sees one view only.")

@@ -36,7 +36,9 @@ class SimCLRConfig(BaseModel, frozen=True, extra="forbid", strict=True):
     name: Literal["simclr"] = "simclr"
     hidden_dim: PositiveInt = Field(2048, description="Hidden width of the projector.")
     embed_dim: PositiveInt = Field(128, description="Width of the embedding.")
-    temperature: Positive = Field(0.1, description="T; cosine similarities are divided by it.")
+    temperature: Positive = Field(
+        0.1, description="T; cosine similarities are divided by it; a number or a schedule."
+    )
     projector_norm: NormName = Field("batch", description=NORM)
     view_forward: ViewForward = Field("joint", description=VIEW_FORWARD)
 

@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_origin
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +49,7 @@ def settings(model: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         if inner is None:
             yield here, field
         else:
-            yield from settings(inner, f"{here}." if inner is field.annotation else f"{here}.0.")
+            yield from settings(inner, f"{here}.0." if get_origin(field.annotation) is tuple else f"{here}.")
 
 
 def _about(field: Any) -> str:

@@ -100,6 +100,9 @@ def test_methods_are_listed_with_what_they_do_and_their_settings(capsys):
     assert "method.temperature" in capsys.readouterr().out
     assert cli.main(["methods", "simclor"]) == 2
     assert "did you mean simclr?" in capsys.readouterr().err
+    assert cli.main(["methods", "--settings"]) == 0
+    paths = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert {"views.0.size", "optim.groups.0.schedule.shape", "schedule.warmup_epochs"} <= set(paths)
 
 
 def test_an_encoder_that_does_not_exist_is_one_line(home, capsys):
