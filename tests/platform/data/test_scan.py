@@ -114,3 +114,20 @@ def test_members_of_a_sample_that_stand_apart_are_told(tmp_path):
         "3 of 6 samples have no class (.cls)",
         "3 keys come back later in their shard: tar --sort=name keeps a sample together",
     ]
+
+
+def test_shards_without_images_are_a_set_of_their_own_where_there_are_no_others(tmp_path):
+    sounds = [(f"s{i}", {"wav": b"RIFF", "cls": b"%d" % i}) for i in range(3)]
+    write_shard(tmp_path / "a.tar", sounds)
+    write_shard(tmp_path / "b.tar", [("t", {"txt": b"words"})])
+    index = open_index(tmp_path, tmp_path / "cache", images=False)
+    assert [path.name for path in index.shards] == ["a.tar", "b.tar"]
+    assert index.extensions == {"cls": 3, "txt": 1, "wav": 3}
+    assert [index.shard_of(i).name for i in range(4)] == ["a.tar"] * 3 + ["b.tar"]
+    assert index.labels(np.arange(4)).tolist() == [0, 1, 2, -1]
+    assert index.notes == ["1 of 4 samples have no class (.cls)"]
+    write_shard(tmp_path / "c.tar", [("p", {"png": PNG})])
+    with_images = open_index(tmp_path, tmp_path / "cache")
+    assert [path.name for path in with_images.shards] == ["c.tar"]
+    alone = open_index(tmp_path / "c.tar", tmp_path / "cache")
+    assert with_images.digest == alone.digest != index.digest

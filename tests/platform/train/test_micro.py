@@ -1,5 +1,6 @@
 """Micro-batches of a share: made one at a time, by one copy to the device, and nothing that waits for it."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -7,11 +8,16 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vergence.methods.catalog import METHODS
+from vergence.methods.method import DataFacts
+from vergence.methods.parts.backbones import EncoderConfig, build_encoder
 from vergence.platform.augment.crop import cut
 from vergence.platform.augment.presets import ViewSpec
 from vergence.platform.augment.views import Views
 from vergence.platform.data.share import Share
+from vergence.platform.train.exact import accumulate
 from vergence.platform.train.micro import Micros
+from vergence.platform.train.norms import install
 
 N, SIZE = 12, 4
 VIEWS = (ViewSpec(count=2, size=32, recipe="byol"), ViewSpec(count=4, size=16, recipe="simclr"))
@@ -102,3 +108,34 @@ def test_a_micro_batch_is_one_copy_that_nothing_waits_for() -> None:
         rest = [batch.ids, *batch.fields.values(), *batch.geometry, batch.shuffle]
         assert {tensor.device.type for tensor in rest if tensor is not None} == {"meta"}
         assert [tuple(view.shape) for view in batch.views] == [(4, 3, s, s) for s in (32, 32, 16, 16, 16, 16)]
+
+
+class CountedStep(Counted):
+    """With the one operation of batch norm that has no form without values."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.batch_norm_update_stats.default:
+            return args[0].new_empty(args[0].shape[1]), args[0].new_empty(args[0].shape[1])
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def test_forward_criterion_and_backward_wait_for_no_value_either() -> None:
+    """Two passes of SimCLR with batch norm in groups: a copy each time a micro-batch is made, and no other."""
+    config, simclr = METHODS["simclr"]
+    encoder = build_encoder(EncoderConfig(name="resnet18", stem="cifar", width=0.0625))
+    method = simclr.build(config(hidden_dim=16, embed_dim=8), encoder, DataFacts(N, N, 1)).to("meta")
+    with CountedStep() as counted:
+        result = accumulate(
+            method,
+            micros_of(share_of(SIDES["mixed"]), SIZE, device="meta"),
+            seeds=[0, 1, 2],
+            regime="two-pass",
+            norms=install(method, 4, share=N),
+            autocast=nullcontext,
+            backward=lambda scalar, last: scalar.backward(),
+            proceed=lambda loss: True,
+        )
+    assert result is not None
+    assert [copy["non_blocking"] for copy in counted.copies] == [True] * 6
+    assert counted.device_ops > 10_000
+    assert all(parameter.grad is not None for parameter in method.encoder.parameters())
