@@ -155,11 +155,13 @@ import torch
 from torch import nn
 from vergence.platform.train.engine import Engine
 from vergence.platform.train.optim.config import OptimConfig
+from vergence.platform.train.schedule import ScheduleConfig
 
 method = nn.Module()
 method.encoder = nn.Linear(3, 2)
 engine = Engine(
-    method, OptimConfig(name="adamw", lr=0.1), global_batch=4, zero=2, precision="fp32", device=torch.device("cpu")
+    method, OptimConfig(name="adamw", lr=0.1), ScheduleConfig(), epochs=1, global_batch=4, zero=2, precision="fp32",
+    device=torch.device("cpu")
 )
 engine.backward(method.encoder(torch.ones(4, 3)).sum(), True)
 scope = dict(zero=engine._zero, deepspeed=engine._deepspeed, parameter=method.encoder.weight)

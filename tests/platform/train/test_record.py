@@ -16,6 +16,7 @@ from vergence.platform.schema import SCHEMA
 from vergence.platform.train import record
 from vergence.platform.train.engine import Engine
 from vergence.platform.train.optim.config import OptimConfig
+from vergence.platform.train.schedule import ScheduleConfig
 
 DTYPES = (
     torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.complex64, torch.bool,
@@ -39,7 +40,16 @@ def _deepspeed_imported_once() -> None:
 
 def engine_of(net: nn.Module, zero: int) -> Engine:
     config = OptimConfig(name="adamw", lr=0.1, rule="none")
-    return Engine(net, config, global_batch=4, zero=zero, precision="fp32", device=torch.device("cpu"))
+    return Engine(
+        net,
+        config,
+        ScheduleConfig(),
+        epochs=1,
+        global_batch=4,
+        zero=zero,
+        precision="fp32",
+        device=torch.device("cpu"),
+    )
 
 
 def job_in(folder: Path, keep: int = 3) -> Any:
