@@ -47,6 +47,13 @@ def layout(side: int, sizes: tuple[int, ...]) -> Layout:
     return Layout(whole, tuple(crops), end)
 
 
+@lru_cache(maxsize=1 << 4)
+def layout_ends(sizes: tuple[int, ...]) -> NDArray[np.int64]:
+    """Larger sides at which the layout changes, ascending: it is one for all that lie behind one end, up to the next."""
+    largest = max(sizes, default=0)
+    return np.unique([0, *sizes, *(1 << k for k in range(largest.bit_length()))])
+
+
 class Cut(NamedTuple):
     """n pictures on their way to V views."""
 

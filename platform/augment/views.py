@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from . import draw, ops
-from .crop import Cut, Layout, Pictures, cut, layout, view_sizes
+from .crop import Cut, Layout, Pictures, cut, layout, layout_ends, view_sizes
 from .parcel import Parcel
 from .presets import Augmentation, ViewSpec
 
@@ -178,14 +178,12 @@ def _part(drawn: draw.Colours, rows: slice) -> draw.Colours:
 
 def _runs(sizes: NDArray[np.int32], view_sizes: tuple[int, ...]) -> list[_Run]:
     sides = sizes.max(axis=1)
-    ends = [0, *(np.flatnonzero(np.diff(sides)) + 1).tolist(), len(sides)]
-    runs: list[_Run] = []
-    for start, stop in itertools.pairwise(ends):
-        found = layout(int(sides[start]), view_sizes)
-        if runs and runs[-1].layout == found:
-            start = runs.pop().rows.start
-        runs.append(_Run(found, slice(start, stop)))
-    return runs
+    changes = np.flatnonzero(np.diff(np.searchsorted(layout_ends(view_sizes), sides))) + 1
+    ends = [0, *changes.tolist(), len(sides)]
+    return [
+        _Run(layout(int(sides[start]), view_sizes), slice(start, stop))
+        for start, stop in itertools.pairwise(ends)
+    ]
 
 
 def _planes(records: Tensor, start: int, side: int) -> Tensor:

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from vergence.platform.augment import draw
-from vergence.platform.augment.crop import Layout, cut, layout, resize, view_sizes
+from vergence.platform.augment.crop import Layout, cut, layout, layout_ends, resize, view_sizes
 from vergence.platform.augment.presets import PRESETS, ViewSpec
 
 
@@ -42,6 +42,16 @@ def test_what_travels_follows_from_the_pictures_size(
     side: int, sizes: tuple[int, ...], expected: Layout
 ) -> None:
     assert layout(side, sizes) == expected
+
+
+@pytest.mark.parametrize("sizes", [(32, 32), (32, 16), (224, 96), (24, 24, 8), (1,), (33, 5, 31)])
+def test_layouts_change_only_at_their_ends(sizes: tuple[int, ...]) -> None:
+    kinds = np.searchsorted(layout_ends(sizes), np.arange(1, 600))
+    found: dict[int, set[Layout]] = {}
+    for side, kind in zip(range(1, 600), kinds.tolist()):
+        found.setdefault(kind, set()).add(layout(side, sizes))
+    assert all(len(layouts) == 1 for layouts in found.values())
+    assert kinds[sizes[0] :].tolist() == [kinds[-1]] * (599 - sizes[0])
 
 
 def test_records_hold_the_drawn_crops_and_small_pictures_whole() -> None:
