@@ -10,7 +10,9 @@ ENDS = f"{WIRING}::test_ends_are_the_same_on_all_ranks"
 LOOP, EXACT, NORMS, ENGINE, RECORD, SCHEDULE = (
     f"{_TRAIN}/test_{part}.py" for part in ("loop", "exact", "norms", "engine", "record", "schedule")
 )
-BATCH_NORM, NORM_CHECK, MICRO = (f"{_TRAIN}/test_{part}.py" for part in ("batch_norm", "norm_check", "micro"))
+BATCH_NORM, NORM_CHECK, MICRO, MEMORY = (
+    f"{_TRAIN}/test_{part}.py" for part in ("batch_norm", "norm_check", "micro", "memory")
+)
 PLAN, STREAM = (f"{_DATA}/test_{part}.py" for part in ("plan", "stream"))
 CROP, VIEWS, OPS, RNG = (f"{_AUGMENT}/test_{part}.py" for part in ("crop", "views", "ops", "rng"))
 COMMIT = "tests/platform/runs/test_commit.py"

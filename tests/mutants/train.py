@@ -1,6 +1,18 @@
 """Batches in micro-batches, norm groups, the engine, the schedule."""
 
-from .names import BATCH_NORM, ENGINE, EXACT, MOCO, NORM_CHECK, NORMS, RECORDS, SCHEDULE, SIMCLR, Faults
+from .names import (
+    BATCH_NORM,
+    ENGINE,
+    EXACT,
+    MEMORY,
+    MOCO,
+    NORM_CHECK,
+    NORMS,
+    RECORDS,
+    SCHEDULE,
+    SIMCLR,
+    Faults,
+)
 
 _EXACT: Faults = {
     "second-pass-draws-anew": (
@@ -318,7 +330,16 @@ _SCHEDULE: Faults = {
     "cosine-over-the-whole-run": ("t = (progress - warmup) / (1 - warmup)", "t = progress", SCHEDULE),
 }
 
+_MEMORY: Faults = {
+    "views-take-no-memory": (
+        "    for view in batch.views:\n        pack(view)\n",
+        "",
+        f"{MEMORY}::test_views_count_whether_or_not_the_graph_keeps_them",
+    ),
+}
+
 FAULTS = {
+    "platform/train/memory.py": _MEMORY,
     "platform/train/exact.py": _EXACT,
     "platform/train/norms.py": _NORMS,
     "platform/train/batch_norm.py": _BATCH_NORM,

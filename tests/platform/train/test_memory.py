@@ -32,6 +32,21 @@ def test_saved_bytes_are_the_inputs_of_each_layer() -> None:
     assert net.training
 
 
+class Frozen(Net):
+    """Its first layer saves nothing; the second view goes to nobody."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers[0].requires_grad_(False)
+
+
+def test_views_count_whether_or_not_the_graph_keeps_them() -> None:
+    def two_views(n: int) -> Batch:
+        return Batch(views=[torch.randn(n, 100), torch.randn(n, 30)], ids=torch.arange(n))
+
+    assert activation_bytes_per_sample(Frozen(), two_views) == 4 * (100 + 30 + 50 + 50)
+
+
 @pytest.mark.parametrize(
     ("config", "budget", "expected"),
     [
