@@ -52,8 +52,8 @@ def prepared(name: str, epochs: int, more: list[str]) -> tuple[Recipe, Index]:
     return recipe, open_index(train, home() / "index")
 
 
-def loop_of(name: str, recipe: Recipe, index: Index) -> tuple[RankLoop, Resolved]:
-    resolved, run = resolve(recipe, index, build_method(recipe, data_facts(recipe, index))), Run(name)
+def loop_of(run: Run, recipe: Recipe, index: Index) -> tuple[RankLoop, Resolved]:
+    resolved = resolve(recipe, index, build_method(recipe, data_facts(recipe, index)))
     run.logs.mkdir(parents=True, exist_ok=True)
     return RankLoop(resolved.job(run, {})), resolved
 
@@ -61,7 +61,7 @@ def loop_of(name: str, recipe: Recipe, index: Index) -> tuple[RankLoop, Resolved
 def cpu_s_of_an_epoch(name: str, more: list[str]) -> float:
     """Measured in this process, which can train no second run of another method."""
     recipe, index = prepared(name, 5, more)
-    loop, resolved = loop_of(f"probe-{name}", recipe, index)
+    loop, resolved = loop_of(Run(f"probe-{name}"), recipe, index)
     start = 0.0
     for step, share in enumerate(islice(shares(resolved, 0), PROBE + 2)):
         start = time.process_time() if step == 2 else start
@@ -97,8 +97,9 @@ def main() -> int:
     recipe, bank = prepared(name, max(1, round(float(budget) / an_epoch)), more)
     queries = open_index(data.pack_parquet("test"), home() / "index")
     before = knn(recipe, initial_encoder(recipe, recipe.seed).train(), bank, queries)
-    loop, resolved = loop_of(f"crops-{name}", recipe, bank)
-    with locked(Run(f"crops-{name}")):
+    run = Run(f"crops-{name}")
+    loop, resolved = loop_of(run, recipe, bank)
+    with locked(run):
         start = time.process_time()
         outcome = loop.run(shares(resolved, 0))
         cpu_s = round(time.process_time() - start)
