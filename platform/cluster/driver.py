@@ -18,6 +18,7 @@ from vergence.platform.runs.stop import Stop
 from vergence.platform.train.job import Job
 
 IDLE_S = 30.0  # without a record of a step
+FAREWELL_S = 30.0  # for ranks that start anew, see the outcome and return
 
 
 def fit(
@@ -54,6 +55,8 @@ def fit(
             if stop.is_asked and not has_stepped and session.place != "caller":
                 return Outcome("interrupted")
             failed = _failure(job)  # Ray would start the ranks anew
+        # Ray ends a process, without a word, in which a thread still waits for it when its session is closed
+        fitting.join(FAREWELL_S)
         _pass_on(tail, observe)
     return failed or read_outcome(job.outcome_file) or Outcome("failed", fitting.failure)
 
