@@ -95,20 +95,24 @@ def test_before_the_first_step_only_ranks_that_would_outlive_us_are_waited_for(j
     assert ended.is_set() == (place == "caller")
 
 
-def test_what_cannot_be_mended_ends_at_once_and_ranks_that_left_nothing_failed(job, monkeypatch):
+@pytest.mark.parametrize("farewell_s", [5.0, 0.1])
+def test_what_cannot_be_mended_waits_a_while_for_ray_to_see_it(job, monkeypatch, farewell_s):
+    monkeypatch.setattr(driver, "FAREWELL_S", farewell_s)
     release, ended = threading.Event(), threading.Event()
 
     def ranks():
         leave_outcome(job.outcome_file, Outcome("failed", "the disk is full"))
-        release.wait(10)  # Ray would start the ranks anew
+        release.wait(1.5)  # Ray starts the ranks anew
         ended.set()
 
     assert fitted(monkeypatch, job, ranks)[0] == Outcome("failed", "the disk is full")
-    assert not ended.is_set()
+    assert ended.is_set() == (farewell_s > 1.5)
     release.set()
-    assert fitted(monkeypatch, job, lambda: "training failed: x")[0] == Outcome(
-        "failed", "training failed: x"
-    )
+
+
+def test_ranks_that_left_nothing_failed(job, monkeypatch):
+    failed = Outcome("failed", "training failed: x")
+    assert fitted(monkeypatch, job, lambda: "training failed: x")[0] == failed
 
 
 def test_what_others_hold_is_waited_for_until_a_stop(job, monkeypatch):
