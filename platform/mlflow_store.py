@@ -89,18 +89,22 @@ def store(uri: str, *, patient: bool = False) -> Iterator[Any]:
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     import mlflow
+    from mlflow.tracking._model_registry import utils as registry_globals
+    from mlflow.tracking._tracking_service import utils as tracking_globals
 
     loggers = {logging.getLogger(name): logging.getLogger(name).level for name in CHATTY}
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
-    current = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    # what is set, if anything is: asking for it would give a default, which is another thing once it is set
+    tracking: Any = tracking_globals._tracking_uri
+    registry: Any = registry_globals._registry_uri
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     try:
         yield mlflow.MlflowClient(uri, uri)
     finally:
-        mlflow.set_tracking_uri(current[0])
-        mlflow.set_registry_uri(current[1])
+        mlflow.set_tracking_uri(tracking)
+        mlflow.set_registry_uri(registry)
         for logger, level in loggers.items():
             logger.setLevel(level)
         for name, previous in before.items():

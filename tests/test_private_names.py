@@ -48,6 +48,18 @@ NAMES = [
         "platform/cluster/driver.py",
         "a start that fails ends",
     ),
+    (
+        "mlflow.tracking._tracking_service.utils",
+        "_tracking_uri",
+        "platform/mlflow_store.py",
+        "MLflow's current store as it was",
+    ),
+    (
+        "mlflow.tracking._model_registry.utils",
+        "_registry_uri",
+        "platform/mlflow_store.py",
+        "the same",
+    ),
     ("ray.train", "get_preemption_info", "platform/cluster/worker.py", "the commit before a preemption"),
     (
         "ray.data._internal.execution.execution_callback",
