@@ -1,15 +1,19 @@
 """Run `vergence` as a user does: real processes, real signals, real Ray."""
 
 import contextlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
+from PIL import Image
 
 TINY = """
 seed: 3
@@ -27,6 +31,30 @@ scale:    {workers: 2}
 commit:   {every_steps: 3, keep: 2}
 track:    {experiment: tiny, register: tiny, every_steps: 1}
 """
+NUM_IMAGES = 640  # 576 train: 9 steps an epoch of 64, 27 in all
+
+
+def write_shards(folder: Path, broken: tuple[int, ...] = ()) -> str:
+    """Two tars of 32-px images of four kinds of stripes; `broken` ones are cut off."""
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for shard in range(2):
+        with tarfile.open(folder / f"train-{shard:06d}.tar", "w") as tar:
+            for i in range(shard * NUM_IMAGES // 2, (shard + 1) * NUM_IMAGES // 2):
+                label = i % 4
+                wave = np.sin(np.arange(32) * (0.3 + 0.3 * label))[:, None, None] * 60 + 128
+                pixels = np.clip(wave + generator.normal(0, 30, (32, 32, 3)), 0, 255).astype(np.uint8)
+                stream = io.BytesIO()
+                Image.fromarray(pixels).save(stream, "JPEG", quality=90)
+                data = stream.getvalue()
+                for extension, content in (
+                    ("jpg", data[:200] if i in broken else data),
+                    ("cls", b"%d" % label),
+                ):
+                    info = tarfile.TarInfo(f"{i:05d}.{extension}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    return f"{folder}/train-*.tar"
 
 
 def environment(home: Path, **extra: str) -> dict[str, str]:
