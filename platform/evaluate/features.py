@@ -31,32 +31,6 @@ class Features(NamedTuple):
 
 
 def features(
-    encoder: Embedder,
-    index: Index,
-    ids: Ids | None = None,
-    *,
-    device: torch.device = CPU,
-    threads: int,
-    cache: Path | None = None,
-    progress: str | None = None,
-) -> Features:
-    """What the encoder makes of samples of an index.
-
-    Args:
-        encoder: a LoadedEncoder, or `ModuleEncoder.of` a module.
-        ids: (n,) int64; default: all samples.
-        device: where the encoder runs.  threads: how many read and resize images, with a bounded number ahead.
-        cache: folder in which parts are kept under the digests of encoder and data, and where an interrupted call goes
-            on; another kind of device, which rounds otherwise, finds nothing of the first.
-        progress: draw a bar with this text on stderr if it takes more than two seconds.
-    Raises OSError: the storage cannot be read; VergenceError: shards have changed since they were indexed.
-    """
-    return features_of([encoder], index, ids, device=device, threads=threads, cache=cache, progress=progress)[
-        0
-    ]
-
-
-def features_of(
     encoders: Sequence[Embedder],
     index: Index,
     ids: Ids | None = None,
@@ -66,7 +40,17 @@ def features_of(
     cache: Path | None = None,
     progress: str | None = None,
 ) -> list[Features]:
-    """`features` of several encoders of one input size, with one reading of the images for all."""
+    """What each encoder makes of samples of an index, with one reading of the images for all.
+
+    Args:
+        encoders: of one input size; LoadedEncoders, or `ModuleEncoder.of` a module.
+        ids: (n,) int64; default: all samples.
+        device: where the encoders run.  threads: how many read and resize images, with a bounded number ahead.
+        cache: folder in which parts are kept under the digests of encoder and data, and where an interrupted call goes
+            on; another kind of device, which rounds otherwise, finds nothing of the first.
+        progress: draw a bar with this text on stderr if it takes more than two seconds.
+    Raises OSError: the storage cannot be read; VergenceError: shards have changed since they were indexed.
+    """
     [size] = {encoder.size for encoder in encoders}
     ids = np.arange(len(index), dtype=np.int64) if ids is None else ids
     works = [_Work(encoder.to(device), index, ids, device, cache) for encoder in encoders]

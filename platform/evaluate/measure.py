@@ -10,7 +10,7 @@ import torch
 from vergence.platform.encoders.encoder import CPU, Embedder
 from vergence.platform.encoders.resize import RULE
 from vergence.platform.errors import UserError
-from vergence.platform.evaluate.features import Features, features_of
+from vergence.platform.evaluate.features import Features, features
 from vergence.platform.evaluate.labelled import Labelled, Pair
 from vergence.platform.evaluate.protocols import EvaluationProtocol, Examples, Scores
 from vergence.platform.evaluate.report import Data, EncoderFacts, Figure, Report, SetFacts
@@ -53,7 +53,7 @@ def measure(
         those = [i for i, embedder in enumerate(embedders) if embedder.size == size]
         some = [embedders[i] for i in those]
         banks, tests = (
-            features_of(
+            features(
                 some,
                 data.index,
                 data.ids,

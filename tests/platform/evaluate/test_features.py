@@ -19,7 +19,7 @@ from vergence.platform.data.read import Reader
 from vergence.platform.encoders.encoder import ModuleEncoder
 from vergence.platform.evaluate import feature_cache
 from vergence.platform.evaluate import features as module
-from vergence.platform.evaluate.features import features, features_of
+from vergence.platform.evaluate.features import features
 
 NUM, BAD = 23, 6
 IMAGES = np.random.default_rng(0).integers(0, 256, (NUM, 16, 16, 3), dtype=np.uint8)
@@ -71,23 +71,23 @@ GOOD = np.array([i for i in range(NUM) if i != BAD])
 
 
 def test_features_are_the_encoders_vectors_of_what_can_be_read(index):
-    ids, rows = features(ENCODER, index, threads=2)
+    [(ids, rows)] = features([ENCODER], index, threads=2)
     assert ids.tolist() == GOOD.tolist()
     assert rows.dtype == np.float32
     np.testing.assert_allclose(rows, ENCODER(IMAGES[GOOD]), atol=1e-5)
-    ids, rows = features(ENCODER, index, np.array([20, 6, 3]), threads=1)
+    [(ids, rows)] = features([ENCODER], index, np.array([20, 6, 3]), threads=1)
     assert ids.tolist() == [20, 3]
     np.testing.assert_allclose(rows, ENCODER(IMAGES[[20, 3]]), atol=1e-5)
-    none = features(ENCODER, index, np.array([BAD]), threads=1)
+    [none] = features([ENCODER], index, np.array([BAD]), threads=1)
     assert none.rows.shape == (0, 128)
 
 
 def test_what_is_kept_is_not_embedded_again_and_is_the_same_to_the_bit(index, tmp_path):
     cache = tmp_path / "features"
-    plain = features(ENCODER, index, threads=1)
+    [plain] = features([ENCODER], index, threads=1)
     for seen in (NUM - 1, 0):
         encoder = Counting()
-        ids, rows = features(encoder, index, threads=1, cache=cache)
+        [(ids, rows)] = features([encoder], index, threads=1, cache=cache)
         assert encoder.seen == seen
         assert (ids == plain.ids).all()
         assert (rows == plain.rows).all()
@@ -96,26 +96,26 @@ def test_what_is_kept_is_not_embedded_again_and_is_the_same_to_the_bit(index, tm
 def test_an_interrupted_call_goes_on_with_the_part_it_was_in(index, tmp_path):
     cache = tmp_path / "features"
     with pytest.raises(KeyboardInterrupt):
-        features(Counting(least=12), index, threads=1, cache=cache)
+        features([Counting(least=12)], index, threads=1, cache=cache)
     encoder = Counting()
-    features(encoder, index, threads=1, cache=cache)
+    features([encoder], index, threads=1, cache=cache)
     assert encoder.seen == NUM - 1 - 9  # two parts of five, one of them with the bad one
 
 
 def test_a_damaged_part_is_made_again(index, tmp_path):
     cache = tmp_path / "features"
-    expected = features(ENCODER, index, threads=1, cache=cache)
+    [expected] = features([ENCODER], index, threads=1, cache=cache)
     first, second, *_ = sorted(cache.glob("*/*.npz"))
     first.write_bytes(first.read_bytes()[:-40])
     second.write_bytes(b"")
     encoder = Counting()
-    assert (features(encoder, index, threads=1, cache=cache).rows == expected.rows).all()
+    assert (features([encoder], index, threads=1, cache=cache)[0].rows == expected.rows).all()
     assert encoder.seen == 5 + 4
 
 
 def test_other_weights_other_data_and_other_samples_have_a_place_of_their_own(index, tmp_path):
     cache = tmp_path / "features"
-    features(ENCODER, index, threads=1, cache=cache)
+    features([ENCODER], index, threads=1, cache=cache)
     other = make_encoder()
     other.backbone.conv1.weight.data[0] += 1
     for encoder, ids in (
@@ -123,12 +123,12 @@ def test_other_weights_other_data_and_other_samples_have_a_place_of_their_own(in
         (ENCODER, np.arange(NUM - 1)),
     ):
         counting = Counting(encoder)
-        _, rows = features(counting, index, ids, threads=1, cache=cache)
+        [(_, rows)] = features([counting], index, ids, threads=1, cache=cache)
         assert counting.seen == len(rows)
     changed = write(tmp_path, 255 - IMAGES)
     assert changed.digest == index.digest
     np.testing.assert_allclose(
-        features(ENCODER, changed, threads=1, cache=cache).rows, ENCODER(255 - IMAGES[GOOD]), atol=1e-5
+        features([ENCODER], changed, threads=1, cache=cache)[0].rows, ENCODER(255 - IMAGES[GOOD]), atol=1e-5
     )
 
 
@@ -142,12 +142,12 @@ def test_several_encoders_share_one_reading_whatever_is_kept_of_each(index, tmp_
 
     monkeypatch.setattr(Reader, "images", noting)
     cache = tmp_path / "features"
-    features(ENCODER, index, threads=1, cache=cache)
+    features([ENCODER], index, threads=1, cache=cache)
     other = make_encoder()
     other.backbone.conv1.weight.data[0] += 1
     both = Counting(), Counting(ModuleEncoder.of(other, "other", size=16, mean=MEAN, std=STD))
     read.clear()
-    one, two = features_of(both, index, threads=1, cache=cache)
+    one, two = features(both, index, threads=1, cache=cache)
     assert sorted(read) == list(range(NUM))
     assert [each.seen for each in both] == [0, NUM - 1]
     assert (one.ids == two.ids).all()
@@ -159,7 +159,7 @@ class Nameless(Counting):
 
 
 def test_what_has_no_digest_is_not_kept(index, tmp_path):
-    features(Nameless(), index, threads=1, cache=tmp_path / "features")
+    features([Nameless()], index, threads=1, cache=tmp_path / "features")
     assert not (tmp_path / "features").exists()
 
 
@@ -168,20 +168,20 @@ def test_a_cache_that_cannot_be_written_stops_nothing(index, small_disk, tmp_pat
     with contextlib.suppress(OSError), (cache / "full").open("wb", buffering=0) as file:
         while True:
             file.write(b"\0" * 4096)
-    assert len(features(ENCODER, index, threads=1, cache=cache).rows) == NUM - 1
+    assert len(features([ENCODER], index, threads=1, cache=cache)[0].rows) == NUM - 1
 
 
 def test_features_that_nobody_has_used_for_a_month_go(index, tmp_path):
     cache = tmp_path / "features"
-    features(ENCODER, index, threads=1, cache=cache)
+    features([ENCODER], index, threads=1, cache=cache)
     (old,) = cache.glob("*/")
-    features(ENCODER, index, np.arange(3), threads=1, cache=cache)
+    features([ENCODER], index, np.arange(3), threads=1, cache=cache)
     assert old.exists()
     (cache / "of somebody else").mkdir()
     long_ago = time.time() - feature_cache.UNUSED_S - 60
     for folder in (old, cache / "of somebody else"):
         os.utime(folder, (long_ago, long_ago))
-    features(ENCODER, index, np.arange(4), threads=1, cache=cache)
+    features([ENCODER], index, np.arange(4), threads=1, cache=cache)
     assert not old.exists()
     assert (cache / "of somebody else").exists()
     assert len([*cache.glob("*/*.json")]) == 2
@@ -196,15 +196,15 @@ def test_reads_with_as_many_threads_as_it_is_given(index, monkeypatch):
         return images(self, ids)
 
     monkeypatch.setattr(Reader, "images", noting)
-    features(ENCODER, index, np.arange(4), threads=1)
+    features([ENCODER], index, np.arange(4), threads=1)
     assert len(seen) == 1
 
 
 def test_a_bar_is_drawn_for_whoever_waits(index, capfd, monkeypatch):
     monkeypatch.setattr(module, "Bar", lambda what, total, enabled: Slow(what, total, enabled=enabled))
-    features(ENCODER, index, threads=1, progress="embedding a.tar")
+    features([ENCODER], index, threads=1, progress="embedding a.tar")
     assert f"embedding a.tar: {NUM} of {NUM}" in capfd.readouterr().err
-    features(ENCODER, index, threads=1)
+    features([ENCODER], index, threads=1)
     assert capfd.readouterr().err == ""
 
 
@@ -216,6 +216,6 @@ class Slow(Bar):
 def test_a_module_keeps_its_mode_and_its_weights(index):
     encoder = make_encoder().train()
     before = {key: tensor.clone() for key, tensor in encoder.state_dict().items()}
-    features(ModuleEncoder.of(encoder, "x", size=16, mean=MEAN, std=STD), index, threads=1)
+    features([ModuleEncoder.of(encoder, "x", size=16, mean=MEAN, std=STD)], index, threads=1)
     assert encoder.training
     assert all(torch.equal(tensor, before[key]) for key, tensor in encoder.state_dict().items())
