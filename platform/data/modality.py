@@ -25,8 +25,8 @@ Rows = Mapping[str, Array | Ragged]
 class Modality(NamedTuple):
     """One kind of member.
 
-    decode: what one member holds, numbers () or rows
-    (k,); raises BadSample.  collate: n of them as arrays (n, ...).
+    decode: what one member holds, numbers () or rows (k,); raises BadSample.
+    collate: n of them as arrays (n, ...).
     """
 
     decode: Callable[[bytes], Parts]

@@ -46,9 +46,8 @@ class Sweep:
         """
         self.index, self.device = index, device
         self.ids = ids[collectives.rank() :: collectives.world_size()]
-        self.num_bad: int | None = (
-            None  # samples of this rank that cannot be read, known after the first pass
-        )
+        # samples of this rank that cannot be read, known after the first pass
+        self.num_bad: int | None = None
         self._size, self._threads, self._max_pixels = size, threads, max_pixels
         self._mean = torch.tensor(mean, device=device).view(3, 1, 1) * 255
         self._std = torch.tensor(std, device=device).view(3, 1, 1) * 255

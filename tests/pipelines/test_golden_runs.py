@@ -1,8 +1,8 @@
 """Shipped recipes train as they did: losses of a few steps, of narrow encoders on a few images of noise.
 
 The runs of version 0.1 had these losses; simclr-cifar10 since its residual gains no longer start at zero. A change
-here is a change of the objective, of the
-initial weights, of the order, of the views or of a schedule, and needs a reason.
+here is a change of the objective, of the initial weights, of the order, of the views or of a schedule, and needs a
+reason.
 """
 
 import json
