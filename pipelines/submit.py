@@ -1,0 +1,159 @@
+"""`vergence submit`: run a verb on a cluster, by the same words, and follow it to its end."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vergence.platform import yaml
+from vergence.platform.errors import UserError
+from vergence.platform.jobs.job import Job, JobVerb
+from vergence.platform.masking import masked
+from vergence.platform.runs.run import valid_name
+
+if TYPE_CHECKING:
+    from vergence.platform.jobs.target import Target
+
+VERBS: dict[JobVerb, str] = {
+    "pretrain": "train an encoder; submitting it again goes on with the run",
+    "embed": "write embeddings to parquet",
+    "evaluate": "measure frozen encoders",
+}
+EPILOG = """\
+examples:
+  vergence submit pretrain simclr-cifar10 data.train="/data/cifar10/train-*.tar" --to ray --home /shared/runs
+  vergence submit pretrain my.yaml --name first --to ray --address https://ray.example.org:8265 --detach
+  vergence submit evaluate first --train /data/train --test /data/test --name first-knn --to ray \\
+      --home /shared/runs
+  vergence jobs logs -f first --to ray            follow it again
+  vergence jobs stop first --to ray               it commits; the same submit goes on with it
+
+The words are those of the verb; what follows a job ends with the job's exit code, and Ctrl-C leaves it running.
+"""
+# what each verb reads where it runs: options that name files or folders there
+PATHS = {"embed": ("source", "out"), "evaluate": ("train", "test", "json")}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    verbs = parser.add_subparsers(dest="job", metavar="|".join(VERBS), required=True)
+    for verb, line in VERBS.items():
+        subparser = verbs.add_parser(verb, help=line, conflict_handler="resolve")
+        importlib.import_module(f"vergence.pipelines.{verb}").configure(subparser)
+        own = [action for action in subparser._actions if action.dest != "dry_run"]
+        subparser.set_defaults(words=partial(words, own))
+        if verb in PATHS:
+            subparser.add_argument("--name", required=True, help="name of the job")
+        subparser.epilog = None
+        add_place(subparser)
+        where = subparser.add_argument_group("the job")
+        where.add_argument(
+            "--home",
+            metavar="FOLDER",
+            default=os.environ.get("VERGENCE_HOME"),
+            help="its state folder, which all nodes share (default: VERGENCE_HOME, if it is set here)",
+        )
+        where.add_argument("--detach", action="store_true", help="print the job's id and do not follow it")
+        where.add_argument("--dry-run", action="store_true", help="print what would be sent, send nothing")
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """Options that say where jobs are."""
+    where = parser.add_argument_group("where")
+    where.add_argument("--to", choices=("ray",), required=True, help="ray: a Ray cluster that runs")
+    where.add_argument(
+        "--address",
+        metavar="URL",
+        help="of the Ray cluster's dashboard (default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265)",
+    )
+
+
+def place(options: argparse.Namespace) -> "Target":
+    """The target that the options name."""
+    from vergence.platform.jobs.ray import RayJobs
+
+    return RayJobs(options.address)
+
+
+def main(options: argparse.Namespace) -> int:
+    job, target = job_of(options), place(options)
+    if options.dry_run:
+        print(target.preview(job), end="")
+        return 0
+    status = target.submit(job)
+    if options.detach:
+        print(status.id)
+        return 0
+    return follow(target, status.id)
+
+
+def follow(target: "Target", name: str) -> int:
+    """Print what the job prints, to its end; its exit code."""
+    for piece in target.logs(name, follow=True, says=say):
+        print(piece, end="", flush=True)
+    status = target.status(name)
+    say(f"job {status.id} {status.state}{': ' if status.reason else ''}{status.reason}")
+    return status.code
+
+
+def job_of(options: argparse.Namespace) -> Job:
+    """The job that the words of a verb describe, checked as far as can be seen from here."""
+    verb: JobVerb = options.job
+    return _pretrain(options) if verb == "pretrain" else _with_paths(verb, options)
+
+
+def _pretrain(options: argparse.Namespace) -> Job:
+    from vergence.pipelines.recipe import load_recipe, recipe_path
+    from vergence.pipelines.resolve import need_of
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    name = valid_name(options.name or recipe_path(options.recipe).stem)
+    _refuse_relative("data.train", recipe.data.train)
+    options.recipe, options.overrides, options.name = "recipe.yaml", [], name
+    return Job(
+        name,
+        "pretrain",
+        options.words(options),
+        {"recipe.yaml": yaml.dump(recipe.dump())},
+        options.home,
+        need_of(recipe),
+    )
+
+
+def _with_paths(verb: JobVerb, options: argparse.Namespace) -> Job:
+    for setting in PATHS[verb]:
+        if (value := getattr(options, setting)) is not None:
+            _refuse_relative(setting, str(value))
+    return Job(valid_name(options.name), verb, options.words(options), home=options.home)
+
+
+def _refuse_relative(what: str, path: str) -> None:
+    if not Path(path).is_absolute() and "://" not in path:
+        raise UserError(
+            f"submit: {what}={path}: the job runs elsewhere; give the absolute path by which its nodes find it"
+        )
+
+
+def words(actions: Sequence[argparse.Action], options: argparse.Namespace) -> list[str]:
+    """The command line that parses to `options`, as far as `actions` go; what is a default is left out."""
+    positional: list[str] = []
+    optional: list[str] = []
+    for action in actions:
+        value = getattr(options, action.dest, action.default)
+        if value == action.default:
+            continue
+        values = [str(each) for each in value] if isinstance(value, list) else [str(value)]
+        if not action.option_strings:
+            positional += values
+        else:
+            optional += [action.option_strings[-1], *(values if action.nargs != 0 else [])]
+    return positional + optional
+
+
+def say(line: str) -> None:
+    """One line for the user, on stderr; secrets in it are masked."""
+    print(masked(line), file=sys.stderr, flush=True)
