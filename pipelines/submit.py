@@ -80,7 +80,7 @@ def place(options: argparse.Namespace) -> "Target":
 
 
 def main(options: argparse.Namespace) -> int:
-    job, target = job_of(options), place(options)
+    target, job = place(options), job_of(options)
     if options.dry_run:
         print(target.preview(job), end="")
         return 0
@@ -88,14 +88,22 @@ def main(options: argparse.Namespace) -> int:
     if options.detach:
         print(status.id)
         return 0
-    return follow(target, status.id)
+    say(f"job {status.id} {status.state}")
+    return follow(target, status.id, options.to)
 
 
-def follow(target: "Target", name: str) -> int:
-    """Print what the job prints, to its end; its exit code."""
-    for piece in target.logs(name, follow=True, says=say):
-        print(piece, end="", flush=True)
-    status = target.status(name)
+def follow(target: "Target", id: str, to: str) -> int:
+    """Print what the job prints, to its end; its exit code. Ctrl-C leaves it running."""
+    try:
+        for piece in target.logs(id, follow=True, says=say):
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        say(
+            f"job {id} goes on; follow it by `vergence jobs logs -f {id} --to {to}`, or have it commit and end by "
+            f"`vergence jobs stop {id} --to {to}`"
+        )
+        return 130
+    status = target.status(id)
     say(f"job {status.id} {status.state}{': ' if status.reason else ''}{status.reason}")
     return status.code
 
@@ -128,6 +136,9 @@ def _with_paths(verb: JobVerb, options: argparse.Namespace) -> Job:
     for setting in PATHS[verb]:
         if (value := getattr(options, setting)) is not None:
             _refuse_relative(setting, str(value))
+    for encoder in [options.encoder] if verb == "embed" else options.encoders:
+        if encoder.endswith(".pt2"):
+            _refuse_relative("encoder", encoder)
     return Job(valid_name(options.name), verb, options.words(options), home=options.home)
 
 
