@@ -1,4 +1,4 @@
-"""Train a run in this process alone, without Ray; `vergence pretrain` then finds its last commit and exports it.
+"""A run of a recipe in this process alone, without Ray and MLflow, to its exported encoder.
 
 VERGENCE_HOME=HOME python -m benchmarks.alone NAME RECIPE SETTING=VALUE ...
 
@@ -8,7 +8,9 @@ of low priority is served, and a Ray session is not. It goes on from the run's n
 
 import sys
 from collections.abc import Iterator
+from typing import Any
 
+from vergence.pipelines.handover import hand_over
 from vergence.pipelines.recipe import build_method, load_recipe
 from vergence.pipelines.resolve import Resolved, data_facts, resolve
 from vergence.platform.data.index import open_index
@@ -34,11 +36,15 @@ def main() -> int:
         run.logs.mkdir(parents=True, exist_ok=True)
         commit = commits.newest(run.commits)
         start_step = commit.step if commit else 0
-        if start_step == resolved.steps:
-            return 0
-        outcome = RankLoop(resolved.job(run, {}), commit).run(shares(resolved, start_step))
-    print(outcome)
-    return 0 if outcome.status == "finished" else 1
+        if start_step < resolved.steps:
+            outcome = RankLoop(resolved.job(run, {}), commit).run(shares(resolved, start_step))
+            if outcome.status != "finished":
+                print(outcome)
+                return 1
+        method = build_method(recipe, data_facts(recipe, index))
+        tracker: Any = None  # nothing is registered
+        hand_over(recipe, run, index, method, tracker, print)
+    return 0
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def cpu_s_of_an_epoch(name: str, more: list[str]) -> float:
     start = 0.0
     for step, share in enumerate(islice(shares(resolved, 0), PROBE + 2)):
         start = time.process_time() if step == 2 else start
-        loop._train_step(share)
+        loop._train_step(share, loop._micros(share, loop.step))
         loop.step += 1
     return (time.process_time() - start) / PROBE * resolved.plan.batches_per_epoch
 

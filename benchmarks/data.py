@@ -43,7 +43,9 @@ def pack_parquet(split: str) -> str:
 
 
 def folder_of(num_images: int, first: int = 0) -> Path:
-    """class/NAME.webp of `num_images` images of the training set from the `first` on."""
+    """CLASS/NAME.webp of `num_images` images of the training set from the `first` on."""
+    import json
+
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -51,8 +53,9 @@ def folder_of(num_images: int, first: int = 0) -> Path:
     if (target / "done").exists():
         return target / "train"
     table = pa.concat_tables([pq.read_table(file) for file in sorted(cifar10().glob("train-*.parquet"))])
+    classes = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]["label"]["names"]
     for row in table.slice(first, num_images).to_pylist():
-        path = target / "train" / str(row["label"]) / Path(row["img"]["path"]).name
+        path = target / "train" / classes[row["label"]] / Path(row["img"]["path"]).name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(row["img"]["bytes"])
     (target / "done").touch()

@@ -27,14 +27,14 @@ def model(hidden_dim: int) -> torch.nn.Module:
     return torch.nn.Sequential(encoder, SimCLRProjectionHead(encoder.dim, hidden_dim, 128))
 
 
-def loader(folder: Path, batch: int) -> torch.utils.data.DataLoader:
+def loader(folder: Path, batch: int, workers: int) -> torch.utils.data.DataLoader:
     from lightly.data import LightlyDataset
     from lightly.transforms import SimCLRTransform
 
     transform = SimCLRTransform(input_size=32, cj_strength=0.5, gaussian_blur=0.0)
     dataset = LightlyDataset(str(folder), transform=transform)
     return torch.utils.data.DataLoader(
-        dataset, batch_size=batch, shuffle=True, drop_last=True, num_workers=1, persistent_workers=True
+        dataset, batch_size=batch, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=True
     )
 
 
@@ -42,19 +42,23 @@ def train(options: argparse.Namespace) -> torch.nn.Module:
     """The documentation's loop, with the learning rate of our schedule; the encoder."""
     from lightly.loss import NTXentLoss
 
-    net, criterion = model(128), NTXentLoss(temperature=options.temperature)
+    net, criterion = model(128).to(options.device), NTXentLoss(temperature=options.temperature)
     if options.channels_last:
         net = net.to(memory_format=torch.channels_last)
     forward = torch.compile(net) if options.compile else net
     optimizer = torch.optim.SGD(net.parameters(), lr=options.lr, momentum=0.9, weight_decay=5e-4)
-    batches, schedule = loader(options.folder, options.batch), ScheduleConfig(warmup_epochs=options.warmup)
+    batches, schedule = (
+        loader(options.folder, options.batch, options.workers),
+        ScheduleConfig(warmup_epochs=options.warmup),
+    )
     step, steps = 0, options.epochs * len(batches)
     for _ in range(options.epochs):
         for (x0, x1), _, _ in batches:
             optimizer.param_groups[0]["lr"] = options.lr * schedule.at(step / steps, options.epochs)
+            x0, x1 = (x.to(options.device) for x in (x0, x1))
             if options.channels_last:
                 x0, x1 = (x.contiguous(memory_format=torch.channels_last) for x in (x0, x1))
-            with torch.autocast("cpu", torch.bfloat16, enabled=options.bf16):
+            with torch.autocast(options.device, torch.bfloat16, enabled=options.bf16):
                 z0, z1 = forward(x0), forward(x1)
             loss = criterion(z0.float(), z1.float())
             loss.backward()
@@ -78,6 +82,8 @@ def main() -> None:
     parser.add_argument("--warmup", type=float, default=0.0, help="epochs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1, help="processes that load images")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     for name in ("--bf16", "--channels-last", "--compile"):
         parser.add_argument(name, action="store_true")
     options = parser.parse_args()

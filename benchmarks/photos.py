@@ -42,13 +42,18 @@ def folder() -> Path:
     return target / "train"
 
 
+def shards() -> str:
+    """The same as shards; a pattern."""
+    return data.pack(str(folder()), data.CACHE / "photo-shards")
+
+
 def stream() -> "Stream":
     from vergence.platform.augment.presets import ViewSpec
     from vergence.platform.data.index import open_index
     from vergence.platform.data.plan import Plan
     from vergence.platform.data.stream import Stream
 
-    index = open_index(data.pack(str(folder()), data.CACHE / "photo-shards"), data.CACHE / "index")
+    index = open_index(shards(), data.CACHE / "index")
     views = (ViewSpec(count=2, size=224, recipe="simclr"),)
     return Stream(index.path, Plan(len(index), 0.0, 0, BATCH), 100, views, (), 50_000_000).measured()
 

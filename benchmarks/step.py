@@ -43,7 +43,7 @@ def run(rounds: int, says: Callable[[str], None]) -> dict[str, Any]:
         begin = time.process_time()
         for share in shares:
             positions = share.positions - share.positions[0] + loop.step * 256
-            loop._train_step(share._replace(positions=positions))
+            loop._train_step(share._replace(positions=positions), loop._micros(share, loop.step))
             loop.step += 1
         return STEPS * 256 / (time.process_time() - begin)
 

@@ -77,6 +77,8 @@ NAMES = [
     ("torch", "ops.mkldnn._is_mkldnn_bf16_supported", "platform/train/machine.py", "precision: auto on CPUs"),
     ("torch", "_foreach_norm", ENGINE, "the gradient's norm"),
     ("torch", "_foreach_lerp_", "methods/parts/ema.py", "a teacher's moving average"),
+    ("torch", "_foreach_lerp_", "platform/train/norms.py", "running statistics"),
+    ("torch", "_foreach_add_", "platform/train/norms.py", "the number of their updates"),
     ("torch", "_foreach_norm", "platform/train/optim/lars.py", "LARS"),
     ("torch", "_foreach_mul_", "platform/train/optim/lars.py", "LARS"),
     ("torch.nn", "Module()._modules", "platform/train/norms.py", "batch norms stay as they are"),

@@ -8,7 +8,7 @@ Shape suffixes: R rows (samples x positions), C channels.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -34,7 +34,7 @@ class Groups(NamedTuple):
 
 @torch.no_grad()
 def statistics(groups: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each group, two (len(groups), C) float64 tensors.
+    """Mean and biased variance of each group, two (len(groups), C) tensors, float64 or at least float32.
 
     groups: the parts of each, all of one shape, with channels in dim 1.
     """
@@ -48,9 +48,14 @@ def statistics(groups: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
         for tiles_of_part in tiles
         for tile in tiles_of_part
     ]
+    if len(moments) == len(groups) and len(moments[0][0]) == C:  # a tile each: nothing to put together
+        mean, var = (torch.stack(x) if len(x) > 1 else x[0][None] for x in zip(*moments))
+        return mean, var
     lengths = [len(tile) for tile in tiles[0]] * len(groups[0])
     means, variances = (torch.cat(x).view(len(groups), len(lengths), -1, C).double() for x in zip(*moments))
-    share = means.new_tensor(lengths).view(-1, 1, 1) / (sum(lengths) * means.shape[2])
+    share: Any = 1 / (len(lengths) * means.shape[2])
+    if len(set(lengths)) > 1:  # tiles of a CPU
+        share = means.new_tensor(lengths).view(-1, 1, 1) / (sum(lengths) * means.shape[2])
     mean = (share * means).sum((1, 2), keepdim=True)
     var = (share * (variances + (means - mean).square())).sum((1, 2))
     return mean.view(-1, C), var
@@ -58,7 +63,7 @@ def statistics(groups: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
 
 def over_ranks(mean: Tensor, var: Tensor, peers: Any) -> tuple[Tensor, Tensor]:
     """Statistics over the rows of all ranks of `peers`, which have as many rows each. Collective."""
-    ranks = dist.get_world_size(peers)
+    ranks, mean, var = dist.get_world_size(peers), mean.double(), var.double()
     common = _sum(mean, peers) / ranks
     # about the common mean: E[x^2] - mean^2 would cancel
     return common, _sum(var + (mean - common).square(), peers) / ranks
@@ -79,23 +84,23 @@ class Normalise(torch.autograd.Function):
         bias: Tensor | None,
         means: Tensor,
         variances: Tensor,
-        passes: Tensor | None,
+        passes: Callable[[], Tensor] | None,
         groups: Groups,
         eps: float,
         peers: Any,
     ) -> Tensor:
-        """x: (n, C, ...); means, variances: (G, C) float64; peers: the process group that shares them, or None.
+        """x: (n, C, ...); means, variances: (G, C) of wide type; peers: the process group that shares them, or None.
 
-        passes: (G,) bool, whether there is a gradient; None without a backward.
+        passes: tells in the backward whether there is a gradient, (G,) bool; None without a backward.
         """
         dtype = _wide_dtype(x)
         inverse_std = torch.rsqrt(variances + eps).to(dtype)
         means, variances = means.to(dtype), variances.to(dtype)
         if passes is not None:
-            inverse_std = torch.where(passes[:, None], inverse_std, 0)
-            ctx.save_for_backward(x, weight, means, inverse_std, passes)
-        ctx.groups, ctx.peers, ctx.has_bias = groups, peers, bias is not None
-        y, unused = torch.empty_like(x), means.new_empty(0)
+            ctx.save_for_backward(x, weight, means, inverse_std)
+        ctx.passes, ctx.groups, ctx.peers, ctx.has_bias = passes, groups, peers, bias is not None
+        y = torch.empty_like(x)
+        saved = means.new_empty(0), means.new_empty(0)  # two: on a GPU the kernel works in them
         for xs, ys, mean, var in zip(groups.parts(x), groups.parts(y), means, variances):
             for x_p, y_p in zip(xs, ys):
                 torch.ops.aten.native_batch_norm.out(
@@ -108,14 +113,16 @@ class Normalise(torch.autograd.Function):
                     0.0,
                     eps,
                     out=y_p,
-                    save_mean=unused,
-                    save_invstd=unused,
+                    save_mean=saved[0],
+                    save_invstd=saved[1],
                 )
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        x, weight, means, inverse_std, passes = ctx.saved_tensors
+        x, weight, means, inverse_std = ctx.saved_tensors
+        passes = ctx.passes()[:, None]
+        inverse_std = inverse_std * passes
         dy = grads[0] if grads[0].stride() == x.stride() else torch.empty_like(x).copy_(grads[0])
         if ctx.peers is None and (x.is_cuda or x.dtype in _HALF):
             # one fused pass; the half of its rounding is far above that of its sums
@@ -126,7 +133,7 @@ class Normalise(torch.autograd.Function):
             if ctx.peers is not None:
                 rows, total = rows * dist.get_world_size(ctx.peers), _sum(sums, ctx.peers)
             dx = _input_gradient(ctx.groups, dy, x, weight, means, inverse_std, total / rows)
-        dbias, dweight = torch.where(passes[:, None], sums, 0).sum(1).to(means.dtype)
+        dbias, dweight = torch.where(passes, sums, 0).sum(1).to(means.dtype)
         return dx, None if weight is None else dweight, dbias if ctx.has_bias else None, *[None] * 6
 
 

@@ -128,8 +128,8 @@ class Engine:
             squares = torch.zeros(2, device=self._device)
             if pieces:
                 norms = torch.stack(torch._foreach_norm([grad.float() for _, grad in pieces])).square()
-                first = [i for i, (parameter, _) in enumerate(pieces) if parameter is self._first]
-                squares = torch.stack([norms.sum(), norms[first].sum()])
+                first = [norms[i] for i, (parameter, _) in enumerate(pieces) if parameter is self._first]
+                squares = torch.stack([norms.sum(), sum(first, torch.zeros_like(squares[0]))])
             if self._zero is not None:  # each rank holds a part of the gradient
                 dist.all_reduce(squares)
             total, first_layer = squares.sqrt().unbind()

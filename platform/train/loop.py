@@ -27,6 +27,7 @@ from vergence.platform.evaluate.sweep import Sweep
 from vergence.platform.runs import commit as commits
 from vergence.platform.runs.outcome import Outcome
 from vergence.platform.train import norms
+from vergence.platform.train.ahead import ahead
 from vergence.platform.train.engine import Engine
 from vergence.platform.train.exact import Result, accumulate
 from vergence.platform.train.job import Job
@@ -102,12 +103,13 @@ class RankLoop:
         job, per_epoch = self.job, self.job.plan.batches_per_epoch
         if self.commit is not None and self.commit.monitor_due:
             self._evaluate_late(self.commit)
+        batches = self._batches(shares)
         while self.step < job.steps:
             if self.looks_ahead and self.step % per_epoch == 0:
                 self._before_epoch(self.step // per_epoch)
             with self.recorder.waiting():
-                share = next(shares)
-            stop = self._train_step(share)
+                share, micros = next(batches)
+            stop = self._train_step(share, micros)
             self.step += 1
             if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
                 return Outcome("failed", self._skip_message())
@@ -138,7 +140,23 @@ class RankLoop:
         """Of the step under way, in [0, 1)."""
         return self.step / self.job.steps
 
-    def _train_step(self, share: Share) -> bool:
+    def _batches(self, shares: Iterator[Share]) -> Iterator[tuple[Share, Micros]]:
+        """The shares from the step under way on, with their micro-batches.
+
+        On a GPU the next one is drawn and sent while this one trains; on a CPU there is nothing that would be idle.
+        """
+        on_gpu = self.device.type != "cpu"
+
+        def drawn() -> Iterator[tuple[Share, Micros]]:
+            for step, share in zip(range(self.step, self.job.steps), shares):
+                micros = self._micros(share, step)
+                if on_gpu:
+                    micros.begin()
+                yield share, micros
+
+        return ahead(drawn()) if on_gpu else drawn()
+
+    def _train_step(self, share: Share, micros: Micros) -> bool:
         """One global batch; True if a stop is wanted. A step that is not finite anywhere is skipped."""
         job, step = self.job, self.step
         expected = step * job.plan.global_batch + self.rank * self.share
@@ -153,7 +171,7 @@ class RankLoop:
 
         result = accumulate(
             self.method,
-            self._micros(share),
+            micros,
             seeds=[self._draws(start) for start in range(0, self.share, self.layout.micro)],
             regime=self.layout.regime,
             norms=self.norms,
@@ -162,10 +180,10 @@ class RankLoop:
             proceed=proceed,
         )
         _, stop, num_bad, loss = agreed
-        self._report_alike(share)
         due = (step + 1) % job.metrics_every == 0 or step == 0
         grad_norms = self.engine.grad_norms() if due and result is not None else None
         taken = result is not None and self.engine.step()
+        self._report_alike(share)  # waits for the device, like the step
         if result is not None and taken:
             self.norms.update()
             self.method.after_step(result.out, result.targets, result.batch)
@@ -186,15 +204,15 @@ class RankLoop:
             self._record(result, loss, grad_norms)
         return stop > 0
 
-    def _micros(self, share: Share) -> Micros:
-        """The share as micro-batches; what their views draw depends on the sample and the epoch only."""
+    def _micros(self, share: Share, step: int) -> Micros:
+        """The share of a step as micro-batches; what their views draw depends on the sample and the epoch only."""
         return Micros(
             share,
             self.layout.micro,
             views=self.views,
-            progress=self.progress,
-            epoch=self.step // self.job.plan.batches_per_epoch,
-            shuffle=lambda start: self._shuffle(self.rank * self.share + start),
+            progress=step / self.job.steps,
+            epoch=step // self.job.plan.batches_per_epoch,
+            shuffle=lambda start: self._shuffle(step, self.rank * self.share + start),
             device=self.device,
         )
 
@@ -203,13 +221,13 @@ class RankLoop:
         first = self.rank * self.share + start
         return int(rng.mix(DRAWS, self.job.plan.seed, self.step, first) >> np.uint64(1))
 
-    def _shuffle(self, start: int) -> Tensor | None:
+    def _shuffle(self, step: int, start: int) -> Tensor | None:
         """Permutation inside each span of the micro-batch that starts at `start` of the global batch."""
         span = self.layout.norm_span
         if span is None:
             return None
         spans = [
-            offset + rng.permutation(span, SHUFFLE, self.job.plan.seed, self.step, (start + offset) // span)
+            offset + rng.permutation(span, SHUFFLE, self.job.plan.seed, step, (start + offset) // span)
             for offset in range(0, self.layout.micro, span)
         ]
         return torch.from_numpy(np.concatenate(spans))

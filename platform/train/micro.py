@@ -38,6 +38,7 @@ class Micros:
     ) -> None:
         self.share, self.size, self.views, self.epoch = share, size, views, epoch
         self.progress, self.shuffle, self.device = progress, shuffle, device
+        self._sent: Callable[[], Batch] | None = None  # the first micro-batch, if it was begun
 
     def __len__(self) -> int:
         return len(self.share.ids) // self.size
@@ -45,8 +46,17 @@ class Micros:
     def __iter__(self) -> Iterator[Batch]:
         return map(self.__getitem__, range(len(self)))
 
+    def begin(self) -> None:
+        """Send the first micro-batch: what is left to do when it is asked for is done by the device."""
+        self._sent = self._send(0)
+
     def __getitem__(self, number: int) -> Batch:
         """One copy to the device, and nothing that waits for it."""
+        sent, self._sent = self._sent, None
+        return sent() if sent is not None and number == 0 else self._send(number)()
+
+    def _send(self, number: int) -> Callable[[], Batch]:
+        """All that the host does for a micro-batch; the rest of it."""
         start = number * self.size
         rows = slice(start, start + self.size)
         ids = np.array(self.share.ids[rows])
@@ -65,7 +75,7 @@ class Micros:
             )
         )
         parcel.send()
-        return rest()._replace(views=views() if views else [])
+        return lambda: rest()._replace(views=views() if views else [])
 
     def _geometry(self, rows: slice) -> list[Tensor]:
         pictures = self.share.pictures

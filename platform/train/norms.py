@@ -7,7 +7,7 @@ forward: they are collected in scratch buffers and applied once per optimiser st
 Shape suffixes: V views, n samples, R = V * n rows (view-major), C channels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
@@ -20,14 +20,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vergence.methods import collectives
 from vergence.platform.errors import UserError
+from vergence.platform.train.alike import Seen, Usual
 from vergence.platform.train.batch_norm import Groups, Normalise, over_ranks, statistics
 from vergence.platform.train.norm_check import KNOWN, is_groupable, unknown
 
 Group = int | Literal["global"]
 SHUFFLING_GROUP = 32  # samples a GPU of MoCo's own runs (8 GPUs, batch 256)
-# Rows of a group that agree to a thousandth of their size, where the usual spread is over 30 times theirs, are
-# one image again and again (blank frames): in variances.
-ALIKE, UNUSUAL = 1e-6, 1e-3
 
 
 class NormConfig(BaseModel, frozen=True, extra="forbid", strict=True):
@@ -114,6 +112,7 @@ class GroupedBatchNorm(_BatchNorm):
         for name, child in source.named_children():  # timm's BatchNormAct2d: drop, act
             self.add_module(name, child)
         self.norms = norms
+        self.number = 0  # among norms.layers
         self.count = 0  # groups collected since the last update
         self.scratch: tuple[Tensor, Tensor] | None = None  # their mean and mean unbiased variance, (C,) each
 
@@ -143,39 +142,13 @@ class GroupedBatchNorm(_BatchNorm):
         if norms.peers is not None:
             means, variances = over_ranks(means, variances, norms.peers)
             rows *= dist.get_world_size(norms.peers)
-        if norms.collect:
-            self._collect(means, variances * (rows / max(rows - 1, 1)))
-        passes = norms.passing(self._are_alike(means, variances)) if torch.is_grad_enabled() else None
+        if norms.collect and self.scratch is not None:
+            norms.collected(self, means, variances, rows / max(rows - 1, 1))
+        passes = norms.noted(self, means, variances) if torch.is_grad_enabled() else None
         y: Tensor = Normalise.apply(
             x, self.weight, self.bias, means, variances, passes, groups, self.eps, norms.peers
         )
         return y
-
-    def _are_alike(self, means: Tensor, variances: Tensor) -> Tensor:
-        """(G,) bool: groups whose rows are all but equal, and vary far less than is usual in this layer.
-
-        A function of the group and of the run's state, so the same on any rank and after a resume. means,
-        variances: (G, C).
-        """
-        spread = variances.sum(1)
-        alike = spread <= ALIKE * means.square().sum(1)
-        if self.running_var is None:
-            return alike
-        assert self.momentum is not None, "see norm_check.unknown"
-        assert self.num_batches_tracked is not None
-        # what the initial ones still weigh in the running variances; before the first update nothing is usual
-        initial = (1 - self.momentum) ** self.num_batches_tracked.double()
-        rounding = 1e-5 * initial
-        usual = ((self.running_var - initial - rounding).clamp(min=0) / (1 - initial)).sum()
-        return alike & ((spread < UNUSUAL * usual) | (initial == 1))
-
-    def _collect(self, means: Tensor, variances: Tensor) -> None:
-        """Groups' statistics (G, C) join the scratch buffers, which hold the mean over all groups so far."""
-        if self.scratch is None:
-            return
-        self.count += len(means)
-        for scratch, values in zip(self.scratch, (means, variances)):
-            scratch.lerp_(values.mean(0).to(scratch.dtype), len(values) / self.count)
 
 
 class Norms:
@@ -186,8 +159,9 @@ class Norms:
         self.group, self.peers = group, peers
         self.layers: list[Any] = []  # GroupedBatchNorm, whose buffers torch types as optional
         self.n, self.collect = 0, False
-        self._alike: Tensor | None = None  # (groups,) bool of the forward under way, over its layers so far
-        self._alikes: list[Tensor] = []  # of the step's forwards with graph
+        self._usual = Usual(self.layers)
+        self._seen: list[Seen] = []  # of the step's forwards with graph, in place of one that is under way
+        self._collected: list[tuple[Any, Tensor, Tensor, float]] = []  # of the forward under way
         self._flat: Tensor | None = None  # scratch of all layers, one storage
 
     @contextmanager
@@ -195,28 +169,48 @@ class Norms:
         """Around one forward of n samples; `collect`: its statistics count for the running ones."""
         if collect and self._flat is None:
             self._allocate()
-        self.n, self.collect, self._alike = n, collect, None
+        self.n, self.collect = n, collect
+        if torch.is_grad_enabled():
+            self._seen.append(Seen(self._usual))
         try:
             yield
         finally:
             self.n, self.collect = 0, False
-            if self._alike is not None:
-                self._alikes.append(self._alike)
+            self._collect()
 
-    def passing(self, alike: Tensor) -> Tensor:
-        """(G,) bool: groups that gradient passes in a layer that found `alike`, and in the layers behind it.
-
-        What comes after a group without variance is rounding errors that batch norm has blown up, and so would
-        be their gradient.
-        """
-        self._alike = alike if self._alike is None else self._alike | alike
-        return ~self._alike
+    def noted(self, layer: Any, means: Tensor, variances: Tensor) -> Callable[[], Tensor]:
+        """What tells, in the backward, which groups (G, C) of a layer gradient passes: (G,) bool."""
+        seen = self._seen[-1]
+        place = seen.note(layer.number, means, variances)
+        return lambda: seen.passes[place]
 
     def alike_samples(self) -> list[int]:
         """Places in the share of the samples that gave no gradient to the step under way."""
-        if not self._alikes:
+        alike = [each for seen in self._seen if (each := seen.alike) is not None]
+        if not alike:
             return []
-        return torch.cat(self._alikes).repeat_interleave(self.group).nonzero().flatten().tolist()
+        return torch.cat(alike).repeat_interleave(self.group).nonzero().flatten().tolist()
+
+    def collected(self, layer: Any, means: Tensor, variances: Tensor, unbiased: float) -> None:
+        """Statistics (G, C) that count for the running ones; variances times `unbiased` are unbiased."""
+        self._collected.append((layer, means, variances, unbiased))
+
+    def _collect(self) -> None:
+        """What a forward has collected joins the scratch buffers, which hold the mean over all groups so far."""
+        joins: dict[
+            float, tuple[list[Tensor], list[Tensor]]
+        ] = {}  # all layers at once: on a GPU one operation
+        for layer, means, variances, unbiased in self._collected:
+            layer.count += len(means)
+            scratches, values = joins.setdefault(len(means) / layer.count, ([], []))
+            scratches += layer.scratch
+            values += [
+                _mean(means).to(layer.scratch[0].dtype),
+                _mean(variances).to(layer.scratch[1].dtype) * unbiased,
+            ]
+        self._collected = []
+        for weight in sorted(joins, reverse=True):  # a layer that ran twice joins first by the larger
+            torch._foreach_lerp_(*joins[weight], weight)
 
     def _allocate(self) -> None:
         tracked = [layer for layer in self.layers if layer.running_mean is not None]
@@ -235,18 +229,21 @@ class Norms:
         if collectives.is_distributed():
             dist.all_reduce(self._flat)
             self._flat /= collectives.world_size()
-        for layer in self.layers:
-            if layer.count and layer.scratch is not None:
-                layer.running_mean.lerp_(layer.scratch[0], layer.momentum)
-                layer.running_var.lerp_(layer.scratch[1], layer.momentum)
-                layer.num_batches_tracked += 1
+        moved = [layer for layer in self.layers if layer.count]
+        for momentum in {layer.momentum for layer in moved}:
+            layers = [layer for layer in moved if layer.momentum == momentum]
+            running = [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var)]
+            found = [scratch for layer in layers for scratch in layer.scratch]
+            torch._foreach_lerp_(running, found, momentum)
+        if moved:
+            torch._foreach_add_([layer.num_batches_tracked for layer in moved], 1)
         self.discard()
 
     def discard(self) -> None:
         """Forgets what was collected: the step is not taken."""
         if self._flat is not None:
             self._flat.zero_()  # a NaN in it would survive a momentum of 1
-        self._alikes = []
+        self._seen = []
         for layer in self.layers:
             layer.count = 0
 
@@ -272,8 +269,14 @@ def install(method: nn.Module, group: Group, *, share: int) -> Norms:
                 if child not in replaced:
                     replaced[child] = GroupedBatchNorm(child, norms)
                 setattr(parent, name, replaced[child])
-    norms.layers = list(replaced.values())
+    norms.layers += replaced.values()
+    for number, layer in enumerate(norms.layers):
+        layer.number = number
     return norms
+
+
+def _mean(values: Tensor) -> Tensor:
+    return values[0] if len(values) == 1 else values.mean(0)
 
 
 def _peers(size: int) -> Any:

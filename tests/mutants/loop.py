@@ -3,12 +3,15 @@
 from .names import BYOL, COMMITS, ENDS, LOOP, MICRO, MOCO, RECORDS, SIMCLR, WIRING, Faults
 
 _AFTER = "self.method.after_step(result.out, result.targets, result.batch)"
-_TAKEN = "        taken = result is not None and self.engine.step()\n"
+_TAKEN = (
+    "        taken = result is not None and self.engine.step()\n"
+    "        self._report_alike(share)  # waits for the device, like the step\n"
+)
 _UPDATE = f"        if result is not None and taken:\n            self.norms.update()\n            {_AFTER}\n"
 _DRAWS = "rng.mix(DRAWS, self.job.plan.seed, self.step, first)"
-_PLACE = "rng.permutation(span, SHUFFLE, self.job.plan.seed, self.step, (start + offset) // span)"
+_PLACE = "rng.permutation(span, SHUFFLE, self.job.plan.seed, step, (start + offset) // span)"
 
-_EPOCH = "epoch=self.step // self.job.plan.batches_per_epoch,"
+_EPOCH = "epoch=step // self.job.plan.batches_per_epoch,"
 _MADE = "pictures.part(rows), ids, self.epoch, parcel)"
 
 _LOOP: Faults = {
@@ -18,10 +21,10 @@ _LOOP: Faults = {
         f"        if result is not None:\n            {_AFTER}\n{_TAKEN}{_UPDATE.replace(_AFTER, 'pass')}",
         BYOL,
     ),
-    "ema-at-progress-0": ("progress=self.progress,", "progress=0.0,", BYOL),
+    "ema-at-progress-0": ("progress=step / self.job.steps,", "progress=0.0,", BYOL),
     "ema-at-the-next-progress": (
-        "progress=self.progress,",
-        "progress=self.progress + 1 / self.job.steps,",
+        "progress=step / self.job.steps,",
+        "progress=(step + 1) / self.job.steps,",
         BYOL,
     ),
     "no-after-step": (_AFTER, "pass", MOCO),
@@ -51,17 +54,17 @@ _LOOP: Faults = {
         SIMCLR,
     ),
     "shuffle-ignores-the-rank": (
-        "self._shuffle(self.rank * self.share + start)",
-        "self._shuffle(start)",
+        "self._shuffle(step, self.rank * self.share + start)",
+        "self._shuffle(step, start)",
         MOCO,
     ),
     "shuffle-ignores-the-seed": (_PLACE, _PLACE.replace("self.job.plan.seed", "0"), MOCO),
-    "shuffle-ignores-the-step": (_PLACE, _PLACE.replace("self.step", "0"), MOCO),
+    "shuffle-ignores-the-step": (_PLACE, _PLACE.replace("step,", "0,"), MOCO),
     "shuffle-ignores-the-span": (_PLACE, _PLACE.replace("start + offset", "start"), MOCO),
     "shuffle-counts-samples": (_PLACE, _PLACE.replace("(start + offset) // span", "start + offset"), MOCO),
     "shuffle-is-the-dropout-stream": (_PLACE, _PLACE.replace("SHUFFLE", "DRAWS"), MOCO),
     "shuffle-moves-whole-spans": ("offset + rng.permutation", "0 * offset + rng.permutation", MOCO),
-    "views-of-the-step": (_EPOCH, "epoch=self.step,", SIMCLR),
+    "views-of-the-step": (_EPOCH, "epoch=step,", SIMCLR),
     "views-of-the-next-epoch": (_EPOCH, f"{_EPOCH[:-1]} + 1,", SIMCLR),
     "views-ignore-the-seed": ("            seed=job.plan.seed,\n", "            seed=0,\n", SIMCLR),
     "views-normalised-by-std-alone": (
@@ -207,9 +210,9 @@ _MICRO: Faults = {
         f"{MICRO}::test_micro_batches_are_the_share_in_pieces[small]",
     ),
     "a-copy-that-waits": (
-        "        return rest()._replace(",
-        "        (parcel.device.type == 'cpu') or torch.ones((), device=parcel.device).item()\n"
-        "        return rest()._replace(",
+        "        parcel.send()\n",
+        "        parcel.send()\n"
+        "        (parcel.device.type == 'cpu') or torch.ones((), device=parcel.device).item()\n",
         f"{MICRO}::test_a_micro_batch_is_one_copy_that_nothing_waits_for",
     ),
     "shuffle-of-the-first-micro-batch": ("shuffle=self.shuffle(start)", "shuffle=self.shuffle(0)", MOCO),

@@ -92,13 +92,13 @@ _NORMS: Faults = {
         f"{NORMS}::test_a_norm_that_is_used_in_two_places_stays_one",
     ),
     "running-mean-momentum-turned": (
-        "layer.running_mean.lerp_(layer.scratch[0], layer.momentum)",
-        "layer.running_mean.lerp_(layer.scratch[0], 1 - layer.momentum)",
+        "torch._foreach_lerp_(running, found, momentum)",
+        "torch._foreach_lerp_(running, found, 1 - momentum)",
         MOCO,
     ),
     "running-var-of-the-means": (
-        "layer.running_var.lerp_(layer.scratch[1]",
-        "layer.running_var.lerp_(layer.scratch[0]",
+        "found = [scratch for layer in layers for scratch in layer.scratch]",
+        "found = [scratch for layer in layers for scratch in layer.scratch[:1] * 2]",
         MOCO,
     ),
     "running-statistics-summed": ("            self._flat /= collectives.world_size()\n", "", MOCO),
@@ -107,10 +107,14 @@ _NORMS: Faults = {
         "            pass\n",
         MOCO,
     ),
-    "batches-not-counted": ("                layer.num_batches_tracked += 1\n", "", MOCO),
+    "batches-not-counted": (
+        "[layer.num_batches_tracked for layer in moved], 1)",
+        "[layer.num_batches_tracked for layer in moved], 0)",
+        MOCO,
+    ),
     "last-group-counts-alone": (
-        "len(values) / self.count)",
-        "1.0)",
+        "setdefault(len(means) / layer.count,",
+        "setdefault(1.0,",
         MOCO,
     ),
     "scratch-kept-after-the-step": ("        self.discard()\n\n", "\n", MOCO),
@@ -141,25 +145,33 @@ _ALIKE = f"{NORMS}::test_a_group_of_one_image_gives_no_gradient_and_the_others_g
 _FLOAT64 = f"{BATCH_NORM}::test_statistics_and_gradient_equal_float64"
 _PEERS = f"{NORMS}::test_groups_larger_than_a_share_equal_one_process[2-global]"
 
-_NORMS |= {
+_ALIKE_FAULTS: Faults = {
     "alike-by-itself": (
-        "return alike & ((spread < UNUSUAL * usual) | (initial == 1))",
-        "return alike",
+        "(spreads <= ALIKE * sizes) & (spreads < UNUSUAL * usual[:, None])",
+        "spreads <= ALIKE * sizes",
         f"{NORMS}::test_rows_that_vary_as_little_as_usual_are_not_alike",
     ),
     "initial-variances-are-usual": (
-        "(self.running_var - initial - rounding).clamp(min=0)",
-        "self.running_var",
+        " - first).clamp(min=0)",
+        ").clamp(min=0)",
         f"{NORMS}::test_rows_that_vary_as_little_as_usual_are_not_alike",
     ),
-    "never-alike": ("return ~self._alike\n", "return self._alike | True\n", f"{_ALIKE}[3]"),
+    "nothing-is-alike-at-first": (
+        "torch.where(updates == 0, torch.inf, own",
+        "torch.where(updates == 0, 0.0, own",
+        f"{_ALIKE}[0]",
+    ),
+    "never-alike": ("return alike.cumsum(0) == 0", "return alike.cumsum(0) >= 0", f"{_ALIKE}[3]"),
     "alike-is-forgotten-behind-a-layer": (
-        "self._alike = alike if self._alike is None else self._alike | alike",
-        "self._alike = alike",
+        "return alike.cumsum(0) == 0",
+        "return ~alike",
         f"{NORMS}::test_a_group_of_one_image_gives_none_behind_a_norm_that_has_blown_its_rounding_up",
     ),
+}
+
+_NORMS |= {
     "alike-of-the-step-before": (
-        "        self._alikes = []\n        for",
+        "        self._seen = []\n        for",
         "        for",
         f"{_ALIKE}[3]",
     ),
@@ -212,11 +224,11 @@ _BATCH_NORM: Faults = {
         f"{_FLOAT64}[channels last]",
     ),
     "gradient-of-alike-groups": (
-        "torch.where(passes[:, None], inverse_std, 0)",
-        "inverse_std",
+        "        inverse_std = inverse_std * passes\n",
+        "",
         f"{_ALIKE}[3]",
     ),
-    "bias-of-alike-groups": ("torch.where(passes[:, None], sums, 0)", "sums", f"{_ALIKE}[3]"),
+    "bias-of-alike-groups": ("torch.where(passes, sums, 0)", "sums", f"{_ALIKE}[3]"),
 }
 
 _CHECK = f"{NORM_CHECK}::test_rows_that_are_not_whole_views_of_the_samples_in_order_are_found"
@@ -342,6 +354,7 @@ FAULTS = {
     "platform/train/memory.py": _MEMORY,
     "platform/train/exact.py": _EXACT,
     "platform/train/norms.py": _NORMS,
+    "platform/train/alike.py": _ALIKE_FAULTS,
     "platform/train/batch_norm.py": _BATCH_NORM,
     "platform/train/norm_check.py": _NORM_CHECK,
     "platform/train/engine.py": _ENGINE,

@@ -88,6 +88,7 @@ def test_blur_equals_torchvision(kernel: int) -> None:
     expected = torch.stack([tv.gaussian_blur(image, kernel, float(each)) for image, each in zip(x, sigma)])
     taps = torch.from_numpy(ops.blur_taps(sigma.double().numpy(), kernel, min(x.shape[2:])))
     torch.testing.assert_close(ops.blur_(x.clone(), taps), expected, atol=5e-6, rtol=0)
+    torch.testing.assert_close(ops.blurred(x, taps), expected, atol=5e-6, rtol=0)  # as on a GPU
 
 
 def boxes(n: int, height: int, width: int) -> np.ndarray:

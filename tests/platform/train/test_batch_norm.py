@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from ranks import run_ranks
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vergence.platform.train.batch_norm import Groups, Normalise, over_ranks, statistics
 from vergence.platform.train.norms import install
@@ -88,13 +89,43 @@ def test_statistics_and_gradient_equal_float64(case: Case) -> None:
     for leaf in (x, weight, bias):
         leaf.requires_grad_()
     whole = Groups(len(x), len(x))
-    y = Normalise.apply(x, weight, bias, means, variances, torch.tensor([True]), whole, EPS, None)
+    y = Normalise.apply(x, weight, bias, means, variances, lambda: torch.tensor([True]), whole, EPS, None)
     assert y.dtype == x.dtype
     assert y.stride() == x.stride()
     y.backward(dy)
     got = {"y": y.detach(), "dx": x.grad, "dweight": weight.grad, "dbias": bias.grad}
     got |= {"mean": means[0].float().double(), "var": variances[0].float().double()}  # as they are used
     assert_accurate(got, in_float64(x, dy, weight), dy, case.dtype == torch.bfloat16)
+
+
+class AsOnGpu(TorchDispatchMode):
+    """The kernel for given statistics as CUDA has it: it works in the tensors for what would be saved."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.ops.aten.native_batch_norm.out:
+            return func(*args, **kwargs or {})
+        x, weight, bias, mean, var, training, _, eps = args
+        assert kwargs is not None
+        assert not training
+        saved_mean, saved_inverse = kwargs["save_mean"], kwargs["save_invstd"]
+        saved_mean.resize_(mean.shape).copy_(mean)
+        saved_inverse.resize_(var.shape).copy_((var + eps).rsqrt())
+        scale, shift = (
+            (v if v is not None else mean.new_tensor([d]))[:, None, None] for v, d in ((weight, 1), (bias, 0))
+        )
+        normed = (x - saved_mean[:, None, None]) * saved_inverse[:, None, None]
+        return kwargs["out"].copy_(normed * scale + shift), saved_mean, saved_inverse
+
+
+def test_the_kernel_of_a_gpu_gives_the_same() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.BatchNorm2d(3))
+    norms, x = install(net, 4, share=8), 3 + 2 * torch.randn(16, 3, 5, 5)
+    with norms.samples(8, collect=False):
+        expected = net(x)
+        with AsOnGpu():
+            got = net(x)
+    torch.testing.assert_close(got, expected)
 
 
 def test_a_tile_holds_many_rows() -> None:
@@ -122,7 +153,7 @@ def _synchronised(rank: int, world_size: int, case: Case) -> dict[str, np.ndarra
     peers = torch.distributed.group.WORLD
     means, variances = over_ranks(*statistics([[x]]), peers)
     whole = Groups(len(x), len(x))
-    y = Normalise.apply(x, weight, bias, means, variances, torch.tensor([True]), whole, EPS, peers)
+    y = Normalise.apply(x, weight, bias, means, variances, lambda: torch.tensor([True]), whole, EPS, peers)
     y.backward(dy)
     sums = {"dweight": weight.grad, "dbias": bias.grad}
     for value in sums.values():

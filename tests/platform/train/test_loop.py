@@ -83,7 +83,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_counts(make_loop, monkeyp
     monkeypatch.setattr(loop.method, "criterion", sometimes_nan)
     states = []
     for row in rows:
-        loop._train_step(row)
+        loop._train_step(row, loop._micros(row, loop.step))
         loop.step += 1
         states.append(loop.engine.state())
     assert all(torch.equal(states[1][name], states[0][name]) for name in states[0])
@@ -183,16 +183,16 @@ def test_a_loop_that_goes_on_from_a_commit_ends_like_one_that_never_stopped(make
 def test_shuffles_stay_within_spans_and_follow_the_place_in_the_global_batch(make_loop):
     loop, _, _ = make_loop("mocov2", extra="")
     assert loop.layout.norm_span == 16
-    shuffle = loop._shuffle(0)
+    shuffle = loop._shuffle(loop.step, 0)
     assert sorted(shuffle.tolist()) == list(range(16))
     assert shuffle.tolist() != list(range(16))
     loop.layout = loop.layout._replace(norm_span=8)
-    halves = loop._shuffle(0)
+    halves = loop._shuffle(loop.step, 0)
     assert sorted(halves[:8].tolist()) == list(range(8))
     loop.layout = loop.layout._replace(micro=8)
-    assert (loop._shuffle(8) + 8).tolist() == halves[8:].tolist()
+    assert (loop._shuffle(loop.step, 8) + 8).tolist() == halves[8:].tolist()
     loop.step += 1
-    assert loop._shuffle(8).tolist() != (halves[8:] - 8).tolist()
+    assert loop._shuffle(loop.step, 8).tolist() != (halves[8:] - 8).tolist()
 
 
 def _embedding_metrics(rank, world_size, z):

@@ -110,6 +110,22 @@ def test_a_micro_batch_is_one_copy_that_nothing_waits_for() -> None:
         assert [tuple(view.shape) for view in batch.views] == [(4, 3, s, s) for s in (32, 32, 16, 16, 16, 16)]
 
 
+def test_a_micro_batch_that_was_begun_leaves_nothing_to_copy_and_is_the_same() -> None:
+    micros = micros_of(share_of(SIDES["mixed"]), SIZE, device="meta")
+    with Counted() as begun:
+        micros.begin()
+    with Counted() as asked:
+        micros[0]
+    with Counted() as again:
+        micros[0]
+    assert [len(each.copies) for each in (begun, asked, again)] == [1, 0, 1]
+    here = micros_of(share_of(SIDES["mixed"]), SIZE)
+    expected = [batch.views for batch in here]
+    here.begin()
+    for views, batch in zip(expected, here):
+        assert all(torch.equal(a, b) for a, b in zip(views, batch.views))
+
+
 class CountedStep(Counted):
     """With the one operation of batch norm that has no form without values."""
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from vergence.methods.torchvision_shim import timm
 from vergence.platform.errors import UserError
-from vergence.platform.train import norms as norms_module
+from vergence.platform.train import alike
 from vergence.platform.train.norms import GroupedBatchNorm, NormConfig, install, validate
 
 
@@ -220,8 +220,8 @@ def test_rows_that_vary_as_little_as_usual_are_not_alike() -> None:
 
 def test_other_groups_get_the_same_bits_as_without_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
-    for share_of_rows in (norms_module.ALIKE, -1.0):
-        monkeypatch.setattr(norms_module, "ALIKE", share_of_rows)
+    for share_of_rows in (alike.ALIKE, -1.0):
+        monkeypatch.setattr(alike, "ALIKE", share_of_rows)
         net = network()
         norms = install(net, 2, share=6)
         for step in range(3):
