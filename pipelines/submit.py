@@ -31,6 +31,7 @@ examples:
       --home /shared/runs
   vergence jobs logs -f first --to ray            follow it again
   vergence jobs stop first --to ray               it commits; the same submit goes on with it
+  vergence submit --check k8s/                    check manifests without a cluster
 
 The words are those of the verb; what follows a job ends with the job's exit code, and Ctrl-C leaves it running.
 """
@@ -40,7 +41,16 @@ PATHS = {"embed": ("source", "out"), "evaluate": ("train", "test", "json")}
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    verbs = parser.add_subparsers(dest="job", metavar="|".join(VERBS), required=True)
+    parser.add_argument(
+        "--check",
+        metavar="FILE|FOLDER",
+        type=Path,
+        help="check Kubernetes manifests, or what a kustomization builds",
+    )
+    parser.add_argument(
+        "--json", dest="as_json", action="store_true", help="with --check: the faults as JSON"
+    )
+    verbs = parser.add_subparsers(dest="job", metavar="|".join(VERBS))
     for verb, line in VERBS.items():
         subparser = verbs.add_parser(verb, help=line, conflict_handler="resolve")
         importlib.import_module(f"vergence.pipelines.{verb}").configure(subparser)
@@ -80,6 +90,12 @@ def place(options: argparse.Namespace) -> "Target":
 
 
 def main(options: argparse.Namespace) -> int:
+    if options.check:
+        from vergence.pipelines.manifests import check
+
+        return check(options.check, as_json=options.as_json)
+    if options.job is None:
+        raise UserError(f"submit: which verb? give one of {', '.join(VERBS)}, or --check FILE|FOLDER")
     target, job = place(options), job_of(options)
     if options.dry_run:
         print(target.preview(job), end="")
