@@ -29,6 +29,7 @@ examples:
   vergence submit pretrain my.yaml --name first --to ray --address https://ray.example.org:8265 --detach
   vergence submit evaluate first --train /data/train --test /data/test --name first-knn --to ray \\
       --home /shared/runs
+  vergence submit pretrain my.yaml --name first --to k8s --profile cluster.yaml
   vergence jobs logs -f first --to ray            follow it again
   vergence jobs stop first --to ray               it commits; the same submit goes on with it
   vergence submit --check k8s/                    check manifests without a cluster
@@ -64,8 +65,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         where.add_argument(
             "--home",
             metavar="FOLDER",
-            default=os.environ.get("VERGENCE_HOME"),
-            help="its state folder, which all nodes share (default: VERGENCE_HOME, if it is set here)",
+            help="its state folder, which all nodes share (default: VERGENCE_HOME, if it is set here; k8s: the profile's)",
         )
         where.add_argument("--detach", action="store_true", help="print the job's id and do not follow it")
         where.add_argument("--dry-run", action="store_true", help="print what would be sent, send nothing")
@@ -74,16 +74,34 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def add_place(parser: argparse.ArgumentParser) -> None:
     """Options that say where jobs are."""
     where = parser.add_argument_group("where")
-    where.add_argument("--to", choices=("ray",), required=True, help="ray: a Ray cluster that runs")
+    where.add_argument(
+        "--to",
+        choices=("ray", "k8s"),
+        required=True,
+        help="ray: a Ray cluster that runs; k8s: Kubernetes with KubeRay",
+    )
     where.add_argument(
         "--address",
         metavar="URL",
         help="of the Ray cluster's dashboard (default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265)",
     )
+    where.add_argument(
+        "--profile",
+        metavar="FILE",
+        type=Path,
+        help="of the Kubernetes cluster: image, namespace, storage, queue ...",
+    )
 
 
 def place(options: argparse.Namespace) -> "Target":
     """The target that the options name."""
+    if options.to == "k8s":
+        from vergence.platform.jobs.kubernetes.jobs import KubernetesJobs
+        from vergence.platform.jobs.kubernetes.profile import load_profile
+
+        if options.profile is None:
+            raise UserError("--to k8s: which cluster? give --profile FILE (docs/kubernetes.md has one)")
+        return KubernetesJobs(load_profile(options.profile))
     from vergence.platform.jobs.ray import RayJobs
 
     return RayJobs(options.address)
@@ -96,6 +114,8 @@ def main(options: argparse.Namespace) -> int:
         return check(options.check, as_json=options.as_json)
     if options.job is None:
         raise UserError(f"submit: which verb? give one of {', '.join(VERBS)}, or --check FILE|FOLDER")
+    if options.to == "ray" and options.home is None:
+        options.home = os.environ.get("VERGENCE_HOME")
     target, job = place(options), job_of(options)
     if options.dry_run:
         print(target.preview(job), end="")
