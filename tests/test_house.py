@@ -4,23 +4,24 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "ray", "mlflow", "deepspeed", "pandas", "cv2", "matplotlib")
 
 
-def python(code: str, **kwargs) -> str:
+def python(code: str, **kwargs: Any) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, **kwargs)
     return done.stdout.strip()
 
 
-def test_no_platform_package_hides_the_standard_library():
+def test_no_platform_package_hides_the_standard_library() -> None:
     assert not (ROOT / "platform" / "__init__.py").exists()
     assert python("import platform; print(platform.system())", cwd=ROOT)
     assert python("import sys; sys.path.insert(0, ''); import platform; print(platform.system())", cwd=ROOT)
 
 
-def test_no_platform_package_hides_it_in_a_ray_worker():
+def test_no_platform_package_hides_it_in_a_ray_worker() -> None:
     code = """
 import ray
 ray.init(
@@ -35,7 +36,7 @@ print(ray.get(ray.remote(system).remote()))
     assert python(code, cwd=ROOT).splitlines()[-1] == "Linux"
 
 
-def test_every_folder_with_code_is_a_listed_package():
+def test_every_folder_with_code_is_a_listed_package() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     folders = {
         ".".join(("vergence", *path.parent.relative_to(ROOT).parts))
@@ -45,7 +46,7 @@ def test_every_folder_with_code_is_a_listed_package():
     assert folders == set(listed)
 
 
-def test_help_loads_nothing_heavy():
+def test_help_loads_nothing_heavy() -> None:
     code = f"""
 import sys
 from vergence.pipelines import cli
@@ -59,11 +60,11 @@ print([name for name in {HEAVY!r} if name in sys.modules])
     assert python(code).splitlines()[-1] == "[]"
 
 
-def test_that_test_can_fail():
+def test_that_test_can_fail() -> None:
     assert python(f"import sys, torch; print([n for n in {HEAVY!r} if n in sys.modules])") != "[]"
 
 
-def test_command_is_installed():
+def test_command_is_installed() -> None:
     done = subprocess.run(
         [Path(sys.executable).parent / "vergence", "--help"], capture_output=True, text=True, check=True
     )

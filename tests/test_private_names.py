@@ -137,7 +137,9 @@ VALUES = [
 
 
 @pytest.mark.parametrize(("module", "name", "file", "breaks"), NAMES)
-def test_a_private_name_is_there_and_still_used_where_the_list_says(module, name, file, breaks):
+def test_a_private_name_is_there_and_still_used_where_the_list_says(
+    module: str, name: str, file: str, breaks: str
+) -> None:
     if module.split(".")[0] in ("timm", "torchvision"):
         importlib.import_module("vergence.methods.torchvision_shim")
     try:
@@ -149,11 +151,11 @@ def test_a_private_name_is_there_and_still_used_where_the_list_says(module, name
 
 
 @pytest.mark.parametrize(("module", "constant", "value"), VALUES)
-def test_a_word_that_we_write_out_is_still_the_librarys(module, constant, value):
+def test_a_word_that_we_write_out_is_still_the_librarys(module: str, constant: str, value: str) -> None:
     assert getattr(importlib.import_module(module), constant) == value
 
 
-def test_every_setting_of_ours_is_one_that_ray_reads():
+def test_every_setting_of_ours_is_one_that_ray_reads() -> None:
     import ray.data.context
 
     known = {value for _, _, value in VALUES}
@@ -162,7 +164,7 @@ def test_every_setting_of_ours_is_one_that_ray_reads():
     assert (ENVIRONMENT | OWN_ENVIRONMENT).keys() <= known
 
 
-def test_deepspeed_lays_its_state_out_as_the_engine_reads_it():
+def test_deepspeed_lays_its_state_out_as_the_engine_reads_it() -> None:
     code = f"""
 import json
 import torch
@@ -195,7 +197,7 @@ print(json.dumps(missing))
 
 
 @pytest.mark.parametrize("library", ["deepspeed", "mlflow", "ray", "timm", "torch", "torchvision"])
-def test_a_library_whose_insides_we_use_is_bounded_and_the_tested_version_lies_within(library):
+def test_a_library_whose_insides_we_use_is_bounded_and_the_tested_version_lies_within(library: str) -> None:
     requirements = map(
         Requirement, tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     )

@@ -1,7 +1,10 @@
 """A small encoder with running statistics of its own, and its card."""
 
+from typing import Any
+
 import torch
 
+from vergence.methods.method import Encoder
 from vergence.methods.parts.backbones import EncoderConfig, build_encoder
 from vergence.platform.encoders.export import EncoderCard
 
@@ -9,7 +12,7 @@ CONFIG = EncoderConfig(name="resnet18", stem="cifar", width=0.25)
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
-def make_card(**changes):
+def make_card(**changes: Any) -> EncoderCard:
     values = {
         "name": "tiny",
         "method": "simclr",
@@ -27,7 +30,7 @@ def make_card(**changes):
     return EncoderCard(**values | changes)
 
 
-def make_encoder():
+def make_encoder() -> Encoder:
     """As after training: running statistics that are not 0 and 1."""
     torch.manual_seed(0)
     encoder = build_encoder(CONFIG)

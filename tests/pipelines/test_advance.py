@@ -2,7 +2,11 @@
 
 import contextlib
 import shutil
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,12 +14,16 @@ import torch
 from shard_files import png, write_shard
 
 from vergence.pipelines import UserError, VergenceError, advance, pretrain
+from vergence.pipelines.advance import Observer, RunResult
+from vergence.pipelines.resolve import Resolved
 from vergence.platform.cluster import session
+from vergence.platform.cluster.capacity import Need
 from vergence.platform.mlflow_store import store, tracking_uri
 from vergence.platform.runs import commit as commits
 from vergence.platform.runs.outcome import Outcome
 from vergence.platform.runs.records import Note
 from vergence.platform.runs.run import Run, owns
+from vergence.platform.runs.stop import Stop
 from vergence.platform.train.engine import expected_state
 
 STEPS = 2
@@ -28,10 +36,19 @@ SETTINGS = [
 class Ranks:
     """In place of `core.train`: the next of `ends` is (status, step of the commit that is left, or None)."""
 
-    def __init__(self, ends):
+    def __init__(self, ends: Sequence[tuple[str, int | None]]) -> None:
         self.ends, self.started, self.sessions = list(ends), [], 0
 
-    def __call__(self, resolved, run, session, *, stop, observe, stages):
+    def __call__(
+        self,
+        resolved: Resolved,
+        run: Run,
+        session: object,
+        *,
+        stop: Stop,
+        observe: Observer,
+        stages: dict[str, float],
+    ) -> Outcome:
         status, step = self.ends.pop(0)
         self.started.append(resolved.start_step)
         job = resolved.job(run, stages)
@@ -47,13 +64,13 @@ class Ranks:
             raise VergenceError("the ranks failed")
         return Outcome(status)
 
-    def opened(self, need):
+    def opened(self, need: Need) -> AbstractContextManager[SimpleNamespace]:
         self.sessions += 1
         return contextlib.nullcontext(SimpleNamespace(place="own", need=need))
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch, empty_store):
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Callable[..., Any]:
     """`pretrain` of a run, and the notes it makes; the ranks come to the given ends."""
     monkeypatch.setenv("VERGENCE_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -62,12 +79,12 @@ def command(tmp_path, monkeypatch, empty_store):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
     shard = write_shard(tmp_path / "t.tar", ((f"{i}", {"png": png(p)}) for i, p in enumerate(pixels)))
 
-    def start(*ends):
+    def start(*ends: tuple[str, int | None]) -> tuple[Ranks, Callable[..., Any]]:
         ranks = Ranks(ends)
         monkeypatch.setattr(advance, "train", ranks)
         monkeypatch.setattr(session, "opened", ranks.opened)
 
-        def again(*changes):
+        def again(*changes: str) -> tuple[RunResult, list[str]]:
             events = []
             result = pretrain(
                 "simclr-cifar10",
@@ -82,13 +99,15 @@ def command(tmp_path, monkeypatch, empty_store):
     return start
 
 
-def mlflow_status():
+def mlflow_status() -> str:
     with store(tracking_uri()) as client:
         (found,) = client.search_runs([each.experiment_id for each in client.search_experiments()])
     return found.info.status
 
 
-def test_a_run_is_stopped_gone_on_with_finished_tracked_later_and_then_done(command):
+def test_a_run_is_stopped_gone_on_with_finished_tracked_later_and_then_done(
+    command: Callable[..., Any],
+) -> None:
     ranks, pretrain_again = command(("interrupted", 1), ("finished", STEPS))
     stopped, _ = pretrain_again()
     assert (stopped.status, stopped.commit.step, stopped.score, stopped.version) == (
@@ -123,7 +142,7 @@ def test_a_run_is_stopped_gone_on_with_finished_tracked_later_and_then_done(comm
     assert ranks.sessions == 2  # who only hands over starts no Ray
 
 
-def test_a_failure_is_an_exception_and_the_same_call_goes_on(command):
+def test_a_failure_is_an_exception_and_the_same_call_goes_on(command: Callable[..., Any]) -> None:
     ranks, pretrain_again = command(("failed", 1), ("interrupted", STEPS))
     with pytest.raises(VergenceError, match="the ranks failed"):
         pretrain_again()
@@ -132,7 +151,9 @@ def test_a_failure_is_an_exception_and_the_same_call_goes_on(command):
     assert ranks.started == [0, 1]
 
 
-def test_a_mistake_before_the_first_commit_is_forgotten_and_later_ones_are_refused(command):
+def test_a_mistake_before_the_first_commit_is_forgotten_and_later_ones_are_refused(
+    command: Callable[..., Any],
+) -> None:
     ranks, pretrain_again = command(("interrupted", None), ("interrupted", 1))
     pretrain_again("optim.lr=3.0")
     mistaken = Run("r").facts()

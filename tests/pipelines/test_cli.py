@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -11,17 +12,17 @@ from vergence.platform.errors import UserError, nearest
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("VERGENCE_HOME", str(tmp_path))
     return tmp_path
 
 
-def test_no_runs_yet_says_how_to_start_one(home, capsys):
+def test_no_runs_yet_says_how_to_start_one(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["runs", "list"]) == 0
     assert "vergence pretrain" in capsys.readouterr().out
 
 
-def test_runs_are_listed_and_shown_with_their_state(home, capsys):
+def test_runs_are_listed_and_shown_with_their_state(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from vergence.pipelines.recipe import load_recipe
     from vergence.platform import yaml
     from vergence.platform.runs import commit as commits
@@ -58,7 +59,9 @@ DAMAGE = {
 
 @pytest.mark.parametrize("half", [False, True], ids=["empty", "half"])
 @pytest.mark.parametrize("what", DAMAGE)
-def test_one_damaged_run_is_listed_as_such_and_costs_the_others_nothing(home, capsys, what, half):
+def test_one_damaged_run_is_listed_as_such_and_costs_the_others_nothing(
+    home: Path, capsys: pytest.CaptureFixture[str], what: str, half: bool
+) -> None:
     from vergence.pipelines.recipe import load_recipe
     from vergence.platform import yaml
     from vergence.platform.runs import commit as commits
@@ -93,7 +96,7 @@ def test_one_damaged_run_is_listed_as_such_and_costs_the_others_nothing(home, ca
     assert f"goes on from step {runs[1]['step']}" in line
 
 
-def test_methods_are_listed_with_what_they_do_and_their_settings(capsys):
+def test_methods_are_listed_with_what_they_do_and_their_settings(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["methods"]) == 0
     assert "byol" in capsys.readouterr().out
     assert cli.main(["methods", "simclr"]) == 0
@@ -105,7 +108,7 @@ def test_methods_are_listed_with_what_they_do_and_their_settings(capsys):
     assert {"views.0.size", "optim.groups.0.schedule.shape", "schedule.warmup_epochs"} <= set(paths)
 
 
-def test_an_encoder_that_does_not_exist_is_one_line(home, capsys):
+def test_an_encoder_that_does_not_exist_is_one_line(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for encoder in ("nothing", "models:/nothing@champion", "no/such/file.pt2"):
         assert cli.main(["evaluate", encoder, "--train", "a", "--test", "b"]) == 2
         lines = capsys.readouterr().err.strip().splitlines()
@@ -113,17 +116,19 @@ def test_an_encoder_that_does_not_exist_is_one_line(home, capsys):
         assert "nothing" in lines[0] or "file.pt2" in lines[0]
 
 
-def test_a_full_disk_and_our_own_errors_have_their_exit_codes(monkeypatch, capsys):
+def test_a_full_disk_and_our_own_errors_have_their_exit_codes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from vergence.pipelines import runs
 
-    def full(_options):
+    def full(_options: object) -> None:
         raise OSError(28, "No space left on device", "/x")
 
     monkeypatch.setattr(runs, "main", full)
     assert cli.main(["runs", "list"]) == 1
     assert "no space left" in capsys.readouterr().err
 
-    def mistaken(_options):
+    def mistaken(_options: object) -> None:
         raise UserError("recipe: wrong\nin two lines")
 
     monkeypatch.setattr(runs, "main", mistaken)
@@ -145,7 +150,14 @@ def test_a_full_disk_and_our_own_errors_have_their_exit_codes(monkeypatch, capsy
         (["shards", "pack", "sklearn:digits?size=2000000", "out"], "1 to 4,096 pixels"),
     ],
 )
-def test_every_mistake_is_one_line_and_exit_2(home, arguments, message, capfd, tmp_path, monkeypatch):
+def test_every_mistake_is_one_line_and_exit_2(
+    home: Path,
+    arguments: list[str],
+    message: str,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     (tmp_path / "images").mkdir()
@@ -160,7 +172,9 @@ def test_every_mistake_is_one_line_and_exit_2(home, arguments, message, capfd, t
     assert message in lines[0]
 
 
-def test_a_state_folder_that_is_no_utf8_is_refused_before_anything_is_trained(tmp_path, monkeypatch, capsys):
+def test_a_state_folder_that_is_no_utf8_is_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("VERGENCE_HOME", os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
     assert cli.main(["pretrain", "simclr-cifar10"]) == 2
     assert (
@@ -168,7 +182,7 @@ def test_a_state_folder_that_is_no_utf8_is_refused_before_anything_is_trained(tm
     )
 
 
-def test_python_m_takes_nothing_from_the_current_folder(tmp_path):
+def test_python_m_takes_nothing_from_the_current_folder(tmp_path: Path) -> None:
     for name in ("argparse.py", "random.py", "typing.py"):
         (tmp_path / name).write_text("raise ImportError('imported from the current folder')")
     command = [sys.executable, "-m", "vergence.pipelines.cli", "--help"]
@@ -177,12 +191,12 @@ def test_python_m_takes_nothing_from_the_current_folder(tmp_path):
     assert "pretrain" in done.stdout
 
 
-def test_settings_may_stand_behind_an_option(home, capsys):
+def test_settings_may_stand_behind_an_option(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pattern = "data.train=nowhere/*.tar"
     assert cli.main(["pretrain", "simclr-cifar10", "--name", "second", pattern, "--dry-run"]) == 2
     assert "nowhere/*.tar: matches no shard" in capsys.readouterr().err
 
 
-def test_nearest_lists_what_is_valid():
+def test_nearest_lists_what_is_valid() -> None:
     assert nearest("tempratur", ["temperature", "lr"]) == "did you mean temperature? valid: lr, temperature"
     assert nearest("zzz", ["b", "a"]) == "valid: a, b"

@@ -1,6 +1,7 @@
 """The core without Ray: what it hands to the ranks and back, and that it has no console."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -17,15 +18,17 @@ class Planned:
 
     start_step, stream = 7, "stream"
 
-    def job(self, run, stages):
+    def job(self, run: Run, stages: dict[str, float]) -> SimpleNamespace:
         return SimpleNamespace(run=run.path, stages=stages)
 
 
-def trained(monkeypatch, outcome, **options):
+def trained(
+    monkeypatch: pytest.MonkeyPatch, outcome: Outcome, **options: Any
+) -> tuple[Outcome, dict[str, Any], list[Any]]:
     """What `train` returns and observes where the ranks end with an outcome; what they were given."""
     given, events = {}, []
 
-    def fit(job, stream, session, **others):
+    def fit(job: object, stream: object, session: object, **others: Any) -> Outcome:
         given.update(others, job=job, stream=stream, session=session)
         others["observe"](Note("waiting"))
         return outcome
@@ -36,7 +39,9 @@ def trained(monkeypatch, outcome, **options):
 
 
 @pytest.mark.parametrize("status", ["finished", "interrupted"])
-def test_the_outcome_of_the_ranks_is_returned_and_nothing_is_printed(monkeypatch, capfd, status):
+def test_the_outcome_of_the_ranks_is_returned_and_nothing_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], status: str
+) -> None:
     stop = Stop()
     outcome, given, events = trained(monkeypatch, Outcome(status), stop=stop, stages={"enter": 1.0})
     assert outcome == Outcome(status)
@@ -47,6 +52,6 @@ def test_the_outcome_of_the_ranks_is_returned_and_nothing_is_printed(monkeypatch
     assert capfd.readouterr() == ("", "")
 
 
-def test_what_no_new_start_mends_is_an_exception(monkeypatch):
+def test_what_no_new_start_mends_is_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(VergenceError, match="run r: the disk is full"):
         trained(monkeypatch, Outcome("failed", "the disk is full"))

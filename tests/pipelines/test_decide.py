@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vergence.pipelines.decide import Data, Done, HandOver, LookAtData, Refuse, Train, decide
-from vergence.pipelines.recipe import load_recipe
+from vergence.pipelines.recipe import Recipe, load_recipe
 from vergence.platform.data.plan import HOLDOUT_RULE
 from vergence.platform.runs.commit import Commit
 from vergence.platform.runs.facts import RunFacts
@@ -16,19 +16,25 @@ SETTINGS = ["data.train=a/*.tar", "data.holdout=0.1", "batch.global=64", "epochs
 DATA, OTHER_DATA = Data("d" * 24, 640), Data("e" * 24, 640)  # 9 steps an epoch, 27 in all
 
 
-def recipe(*changes):
+def recipe(*changes: str) -> Recipe:
     return load_recipe("simclr-cifar10", [*SETTINGS, *changes])
 
 
 RECIPE = recipe()
 
 
-def commit(step, **manifest):
+def commit(step: int, **manifest: object) -> Commit:
     facts = {"schema": SCHEMA, "step": step, "holdout_rule": HOLDOUT_RULE, "recipe": RECIPE.dump()}
     return Commit(Path(f"step-{step}"), facts | manifest)
 
 
-def past(step=None, *, recipe=RECIPE, facts=None, **manifest):
+def past(
+    step: int | None = None,
+    *,
+    recipe: Recipe | None = RECIPE,
+    facts: RunFacts | None = None,
+    **manifest: object,
+) -> Past:
     """A run that stands at a step; None: before the first commit, begun with `recipe`, or not begun at all."""
     known = RunFacts(id="a1", data_digest=DATA.digest, precision="bf16", micro=16).but(**(facts or {}))
     newest = None if step is None else commit(step, **manifest)
@@ -105,7 +111,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_decision_follows_from_past_recipe_and_data(name):
+def test_the_decision_follows_from_past_recipe_and_data(name: str) -> None:
     before, asked, data, expected = CASES[name]
     decision = decide(before, asked, data)
     if isinstance(expected, Refuse):
@@ -118,7 +124,7 @@ def test_the_decision_follows_from_past_recipe_and_data(name):
         assert (type(decision), decision) == (type(expected), expected)
 
 
-def test_a_recipe_of_an_older_schema_that_left_no_commit_is_forgotten():
+def test_a_recipe_of_an_older_schema_that_left_no_commit_is_forgotten() -> None:
     begun = past()
     old = {name: value for name, value in begun.recipe.items() if name != "schema"}
     assert decide(begun._replace(recipe=old), RECIPE, DATA) == Train(None, RunFacts(), forgets=True)

@@ -3,6 +3,7 @@
 import resource
 import subprocess
 import sys
+from pathlib import Path
 from types import FunctionType
 
 import pytest
@@ -11,12 +12,12 @@ import vergence.pipelines
 from vergence.pipelines import UserError, load_encoder, load_recipe, pretrain
 
 
-def python(code):
+def python(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
-def test_what_it_promises_is_there_and_nothing_else_is_promised():
+def test_what_it_promises_is_there_and_nothing_else_is_promised() -> None:
     assert sorted(vergence.pipelines.__all__) == vergence.pipelines.__all__
     assert vergence.pipelines._HOMES.keys() == set(vergence.pipelines.__all__)
     for name in vergence.pipelines.__all__:
@@ -27,7 +28,7 @@ def test_what_it_promises_is_there_and_nothing_else_is_promised():
         vergence.pipelines.pretran  # noqa: B018
 
 
-def test_a_verb_is_a_function_whatever_was_imported_before():
+def test_a_verb_is_a_function_whatever_was_imported_before() -> None:
     code = """
 import importlib
 module = importlib.import_module("vergence.pipelines.evaluate")
@@ -38,7 +39,7 @@ print(evaluate is module.evaluate, callable(pretrain), importlib.import_module("
     assert python(code) == "True True True"
 
 
-def test_the_door_itself_loads_nothing():
+def test_the_door_itself_loads_nothing() -> None:
     code = """
 import sys
 import vergence.platform.errors
@@ -49,10 +50,10 @@ print(sorted(set(sys.modules) - before))
     assert python(code) == "['vergence.pipelines']"
 
 
-def test_help_takes_less_than_half_a_second():
+def test_help_takes_less_than_half_a_second() -> None:
     """Of processor time, which other processes do not lengthen; the best of three."""
 
-    def seconds():
+    def seconds() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(
             [sys.executable, "-m", "vergence.pipelines.cli", "--help"], capture_output=True, check=True
@@ -63,7 +64,7 @@ def test_help_takes_less_than_half_a_second():
     assert min(seconds() for _ in range(3)) < 0.5
 
 
-def test_mistakes_are_exceptions(tmp_path, monkeypatch):
+def test_mistakes_are_exceptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VERGENCE_HOME", str(tmp_path))
     with pytest.raises(UserError, match="did you mean simclr-cifar10"):
         pretrain("simclr-cifar")

@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,6 +15,7 @@ from tiny_encoder import make_card, make_encoder
 
 from vergence.pipelines import cli
 from vergence.pipelines.embed import embed
+from vergence.platform.encoders.encoder import LoadedEncoder
 from vergence.platform.encoders.export import export_encoder
 from vergence.platform.encoders.load import load_encoder
 from vergence.platform.encoders.resize import resize
@@ -24,13 +27,13 @@ IMAGES = [
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> LoadedEncoder:
     folder = export_encoder(make_encoder(), make_card(), tmp_path_factory.mktemp("run") / "exports")
     return load_encoder(str(folder / "encoder.pt2"))
 
 
 @pytest.fixture
-def shards(tmp_path, monkeypatch):
+def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Three tars of 10 images."""
     monkeypatch.setenv("VERGENCE_HOME", str(tmp_path / "home"))
     for shard in range(3):
@@ -39,17 +42,19 @@ def shards(tmp_path, monkeypatch):
     return tmp_path / "shards"
 
 
-def expected(encoder, ids):
+def expected(encoder: LoadedEncoder, ids: Iterable[int]) -> np.ndarray:
     return encoder(np.stack([resize(IMAGES[i], 16) for i in ids]))
 
 
-def rows(file):
+def rows(file: Path) -> tuple[list[str], np.ndarray]:
     table = pq.read_table(file)
     assert table.column_names == ["key", "embedding"]
     return table["key"].to_pylist(), np.array(table["embedding"].to_pylist(), np.float32)
 
 
-def test_one_file_has_every_key_in_order_and_the_encoders_vectors(encoder, shards, tmp_path):
+def test_one_file_has_every_key_in_order_and_the_encoders_vectors(
+    encoder: LoadedEncoder, shards: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "deep" / "out.parquet"
     written = embed(encoder, str(shards / "train-{0..2}.tar"), out)
     keys, embeddings = rows(out)
@@ -60,7 +65,9 @@ def test_one_file_has_every_key_in_order_and_the_encoders_vectors(encoder, shard
     assert [p.name for p in out.parent.iterdir()] == ["out.parquet"]
 
 
-def test_a_finished_file_is_kept_and_another_encoders_is_refused(encoder, shards, tmp_path):
+def test_a_finished_file_is_kept_and_another_encoders_is_refused(
+    encoder: LoadedEncoder, shards: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out.parquet"
     embed(encoder, str(shards), out)
     before = out.stat().st_mtime_ns
@@ -77,20 +84,22 @@ def test_a_finished_file_is_kept_and_another_encoders_is_refused(encoder, shards
 class Stops:
     """An encoder that is interrupted after some calls."""
 
-    def __init__(self, encoder, calls):
+    def __init__(self, encoder: LoadedEncoder, calls: int) -> None:
         self.encoder, self.calls = encoder, calls
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.encoder, name)
 
-    def __call__(self, images):
+    def __call__(self, images: np.ndarray) -> np.ndarray:
         self.calls -= 1
         if self.calls < 0:
             raise KeyboardInterrupt
         return self.encoder(images)
 
 
-def test_a_folder_goes_on_after_an_interruption_and_ends_with_a_manifest(encoder, shards, tmp_path):
+def test_a_folder_goes_on_after_an_interruption_and_ends_with_a_manifest(
+    encoder: LoadedEncoder, shards: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         embed(Stops(encoder, 2), str(shards), out)
@@ -108,13 +117,15 @@ def test_a_folder_goes_on_after_an_interruption_and_ends_with_a_manifest(encoder
     assert embed(Stops(encoder, 0), str(shards), out).existed
 
 
-def test_a_folder_of_other_data_is_refused(encoder, shards, tmp_path):
+def test_a_folder_of_other_data_is_refused(encoder: LoadedEncoder, shards: Path, tmp_path: Path) -> None:
     embed(encoder, f"{shards}/train-0.tar", tmp_path / "out")
     with pytest.raises(UserError, match=r"data_digest .* choose another OUT or delete it"):
         embed(encoder, f"{shards}/train-1.tar", tmp_path / "out")
 
 
-def test_shards_of_one_name_in_two_folders_get_files_of_their_own(encoder, shards, tmp_path):
+def test_shards_of_one_name_in_two_folders_get_files_of_their_own(
+    encoder: LoadedEncoder, shards: Path, tmp_path: Path
+) -> None:
     for folder, i in (("a", 1), ("b", 2)):
         write_shard(tmp_path / "two" / folder / "x.tar", [(f"{i}", {"png": png(IMAGES[i])})])
     embed(encoder, str(tmp_path / "two" / "*" / "x.tar"), tmp_path / "out")
@@ -122,7 +133,9 @@ def test_shards_of_one_name_in_two_folders_get_files_of_their_own(encoder, shard
     assert rows(tmp_path / "out" / "000001-x.parquet")[0] == ["2"]
 
 
-def test_unreadable_images_are_left_out_and_named(encoder, shards, tmp_path, capsys):
+def test_unreadable_images_are_left_out_and_named(
+    encoder: LoadedEncoder, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     broken = [("a", {"png": png(IMAGES[0])}), ("b", {"png": png(IMAGES[1])[:60]})]
     write_shard(tmp_path / "broken.tar", broken)
     written = embed(encoder, str(tmp_path / "broken.tar"), tmp_path / "out.parquet")
@@ -135,7 +148,7 @@ def test_unreadable_images_are_left_out_and_named(encoder, shards, tmp_path, cap
     assert not (tmp_path / "all.parquet").exists()
 
 
-def test_a_folder_of_images_by_relative_path(encoder, shards, tmp_path):
+def test_a_folder_of_images_by_relative_path(encoder: LoadedEncoder, shards: Path, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     (folder / "cats").mkdir(parents=True)
     (folder / "cats" / "b.PNG").write_bytes(png(IMAGES[1]))
@@ -152,7 +165,9 @@ def test_a_folder_of_images_by_relative_path(encoder, shards, tmp_path):
         embed(encoder, str(tmp_path / "empty"), tmp_path / "out2.parquet")
 
 
-def test_a_folder_with_links_and_names_of_all_kinds(encoder, shards, tmp_path, capsys):
+def test_a_folder_with_links_and_names_of_all_kinds(
+    encoder: LoadedEncoder, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / b"caf\xe9".decode("utf-8", "surrogateescape")
     (folder / "cats").mkdir(parents=True)
     (folder / "plain").write_bytes(png(IMAGES[0]))
@@ -174,7 +189,9 @@ def test_a_folder_with_links_and_names_of_all_kinds(encoder, shards, tmp_path, c
     )
 
 
-def test_shards_and_encoders_under_names_that_are_no_utf8(encoder, shards, tmp_path):
+def test_shards_and_encoders_under_names_that_are_no_utf8(
+    encoder: LoadedEncoder, shards: Path, tmp_path: Path
+) -> None:
     latin = tmp_path / b"caf\xe9".decode("utf-8", "surrogateescape")
     latin.mkdir()
     (shards / "train-0.tar").rename(latin / b"\xfc.tar".decode("utf-8", "surrogateescape"))
@@ -188,7 +205,9 @@ def test_shards_and_encoders_under_names_that_are_no_utf8(encoder, shards, tmp_p
     assert embed(encoder, str(latin), latin / "out").existed
 
 
-def test_command_says_what_it_wrote_and_is_2_for_an_unknown_encoder(encoder, shards, tmp_path, capsys):
+def test_command_says_what_it_wrote_and_is_2_for_an_unknown_encoder(
+    encoder: LoadedEncoder, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = str(tmp_path / "out.parquet")
     assert cli.main(["embed", encoder.name, str(shards), out]) == 0
     assert f"{out}: written: 30 embeddings of 128 numbers" in capsys.readouterr().out

@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,9 +20,10 @@ from vergence.platform.errors import UserError
 from vergence.platform.evaluate.report import Report
 
 RECIPE = load_recipe("simclr-cifar10")
+Work = tuple[Path, LoadedEncoder, str, str]
 
 
-def draw(seed, count):
+def draw(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Noise with a weak tint of its class: images (count, 16, 16, 3) and labels."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 3, count)
@@ -32,7 +35,7 @@ def draw(seed, count):
 TRAIN, TEST = draw(0, 80), draw(1, 60)
 
 
-def write(path, images, labels):
+def write(path: Path, images: np.ndarray, labels: np.ndarray) -> str:
     samples = [
         (f"{i:04d}", {"png": png(image), "cls": str(label).encode()})
         for i, (image, label) in enumerate(zip(images, labels))
@@ -41,7 +44,7 @@ def write(path, images, labels):
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory):
+def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Work]:
     """(folder, encoder, train, test): an export that is the recipe's method as initialised by seed 0."""
     folder = tmp_path_factory.mktemp("work")
     card = make_card(recipe=RECIPE.dump())
@@ -56,7 +59,7 @@ def work(tmp_path_factory):
         )
 
 
-def naive_top1(bank, labels, queries, answers):
+def naive_top1(bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, answers: np.ndarray) -> float:
     """knn-v1 in float64, as its definition reads."""
     bank = [row / math.sqrt(row @ row) for row in bank.astype(np.float64)]
     correct = 0
@@ -69,7 +72,7 @@ def naive_top1(bank, labels, queries, answers):
     return correct / len(answers)
 
 
-def test_figures_equal_the_naive_protocol(work):
+def test_figures_equal_the_naive_protocol(work: Work) -> None:
     _, encoder, train, test = work
     report = evaluate(encoder, train, test, seeds=2)
     results = {who: figures["knn-v1"] for who, figures in report.results.items()}
@@ -85,7 +88,9 @@ def test_figures_equal_the_naive_protocol(work):
     assert len({expected, pixels, initial.seeds[1]}) > 1  # figures that could be told apart
 
 
-def test_several_protocols_and_encoders_in_one_table_with_their_words(work, capsys):
+def test_several_protocols_and_encoders_in_one_table_with_their_words(
+    work: Work, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, _, train, test = work
     other = export_encoder(initial_encoder(RECIPE, seed=1), make_card(), folder / "other")
     command = ["evaluate", "run", str(other), "--train", train, "--test", test, "--protocol", "linear,knn"]
@@ -106,7 +111,7 @@ def test_several_protocols_and_encoders_in_one_table_with_their_words(work, caps
         assert said in words
 
 
-def test_report_states_the_protocol(work, capsys):
+def test_report_states_the_protocol(work: Work, capsys: pytest.CaptureFixture[str]) -> None:
     folder, _, train, test = work
     command = ["evaluate", "run", "--train", train, "--test", test, "--baselines", "--seeds", "1"]
     assert cli.main([*command, "--json", str(folder / "knn.json")]) == 0
@@ -129,17 +134,17 @@ def test_report_states_the_protocol(work, capsys):
     assert f"{report.scores['knn-v1']:.4f}" in out
 
 
-def test_without_baselines_there_is_the_encoder_alone(work):
+def test_without_baselines_there_is_the_encoder_alone(work: Work) -> None:
     *_, train, test = work
     assert list(evaluate("run", train, test).results) == ["encoder"]
 
 
-def test_what_was_embedded_once_is_not_embedded_again(work, monkeypatch):
+def test_what_was_embedded_once_is_not_embedded_again(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     """By another protocol, and with the baselines: only what is new."""
     _, encoder, train, test = work
     first = evaluate(encoder, train, test)
 
-    def fails(self, images):
+    def fails(self, images: object) -> None:
         raise AssertionError("embedded again")
 
     monkeypatch.setattr(LoadedEncoder, "__call__", fails)
@@ -147,7 +152,7 @@ def test_what_was_embedded_once_is_not_embedded_again(work, monkeypatch):
     assert again.scores["knn-v1"] == first.scores["knn-v1"]
 
 
-def test_unreadable_images_are_left_out_with_their_labels(work, tmp_path):
+def test_unreadable_images_are_left_out_with_their_labels(work: Work, tmp_path: Path) -> None:
     _, encoder, train, _ = work
     images, labels = TEST
     samples = [(f"{i:04d}", {"png": png(images[i]), "cls": str(labels[i]).encode()}) for i in range(60)]
@@ -159,7 +164,9 @@ def test_unreadable_images_are_left_out_with_their_labels(work, tmp_path):
     assert report.data.test.unreadable == 1
 
 
-def relabelled(path, images, texts, names=None):
+def relabelled(
+    path: Path, images: np.ndarray, texts: Iterable[object], names: list[str] | None = None
+) -> str:
     """A folder with one shard of these images and classes, and perhaps a classes.json."""
     samples = [
         (f"{i:04d}", {"png": png(image)} | ({} if text is None else {"cls": str(text).encode()}))
@@ -174,7 +181,7 @@ def relabelled(path, images, texts, names=None):
 NAMES = ["ant", "bee", "cat"]
 
 
-def test_labels_of_two_label_maps_are_compared_by_name(work, tmp_path):
+def test_labels_of_two_label_maps_are_compared_by_name(work: Work, tmp_path: Path) -> None:
     """The numbers were compared: right answers counted as wrong ones, without a word."""
     _, encoder, *_ = work
     right = evaluate(encoder, *work[2:]).scores["knn-v1"]
@@ -196,7 +203,7 @@ def test_labels_of_two_label_maps_are_compared_by_name(work, tmp_path):
     assert report.data.classes == f"compared by number: only {train} has names for them (classes.json)"
 
 
-def test_label_maps_that_cannot_be_compared_are_refused(work, tmp_path):
+def test_label_maps_that_cannot_be_compared_are_refused(work: Work, tmp_path: Path) -> None:
     _, encoder, train, test = work
     named = relabelled(tmp_path / "train", *TRAIN, NAMES)
     others = relabelled(tmp_path / "others", *TEST, ["ant", "bee", "fox"])
@@ -217,7 +224,9 @@ def test_label_maps_that_cannot_be_compared_are_refused(work, tmp_path):
         evaluate(encoder, train, relabelled(tmp_path / "few", *TEST, NAMES[:2]))
 
 
-def test_images_without_a_class_are_left_out_and_counted(work, tmp_path, capsys):
+def test_images_without_a_class_are_left_out_and_counted(
+    work: Work, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, encoder, train, _ = work
     texts = [None if i in (4, 9) else label for i, label in enumerate(TEST[1])]
     test = relabelled(tmp_path / "test", TEST[0], texts)
@@ -231,7 +240,9 @@ def test_images_without_a_class_are_left_out_and_counted(work, tmp_path, capsys)
     assert f"{test}: 2 of 60 samples have no class (.cls)" in capsys.readouterr().out
 
 
-def test_what_cannot_be_evaluated_is_said_in_one_line(work, tmp_path, capsys):
+def test_what_cannot_be_evaluated_is_said_in_one_line(
+    work: Work, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, encoder, train, test = work
     unlabelled = str(write_shard(tmp_path / "plain.tar", [("a", {"png": png(TEST[0][0])})]))
     with pytest.raises(UserError, match=r"plain\.tar: these shards have no labels"):

@@ -66,7 +66,9 @@ print("still open", ray.is_initialized())
 """
 
 
-def test_a_notebook_trains_twice_off_the_main_thread_in_its_own_session_and_finds_everything_as_it_was(place):
+def test_a_notebook_trains_twice_off_the_main_thread_in_its_own_session_and_finds_everything_as_it_was(
+    place: Path,
+) -> None:
     """The code of docs/notebook.md: stopped by a stop object with a commit, gone on with; others hold CPUs at first."""
     home, log, release = place / "caller", place / "caller.log", place / "release"
     recipe = place / "notebook.yaml"

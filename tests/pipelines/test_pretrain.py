@@ -21,9 +21,11 @@ from runs_for_real import (
 
 from vergence.platform.runs import commit as commits
 
+Undisturbed = tuple[Path, dict[str, torch.Tensor], str]
+
 
 @pytest.fixture(scope="module")
-def undisturbed(place):
+def undisturbed(place: Path) -> Undisturbed:
     """A finished run: (state folder, final state, what was said).
 
     Its current folder holds what must not be imported from there, by the driver or by a worker.
@@ -43,13 +45,15 @@ def final_state(run: Path) -> dict[str, torch.Tensor]:
     return commits.load_state(commit)
 
 
-def assert_bit_equal(state, reference):
+def assert_bit_equal(state: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]) -> None:
     assert state.keys() == reference.keys()
     different = [name for name in state if not torch.equal(state[name], reference[name])]
     assert not different
 
 
-def test_first_screen_says_what_runs_where_and_how(undisturbed):
+def test_first_screen_says_what_runs_where_and_how(
+    undisturbed: Undisturbed,
+) -> None:
     _, _, said = undisturbed
     for phrase in (
         "576 of 640 samples",
@@ -62,7 +66,7 @@ def test_first_screen_says_what_runs_where_and_how(undisturbed):
         assert phrase in said
 
 
-def test_finished_run_is_a_quick_no_op(undisturbed, place):
+def test_finished_run_is_a_quick_no_op(undisturbed: Undisturbed, place: Path) -> None:
     home, state, _ = undisturbed
     begin = time.monotonic()
     again = vergence(home, "pretrain", str(place / "tiny.yaml"))
@@ -73,7 +77,9 @@ def test_finished_run_is_a_quick_no_op(undisturbed, place):
     assert_bit_equal(final_state(home / "tiny"), state)
 
 
-def test_a_power_cut_that_left_half_of_every_small_file_costs_a_few_steps(undisturbed, place):
+def test_a_power_cut_that_left_half_of_every_small_file_costs_a_few_steps(
+    undisturbed: Undisturbed, place: Path
+) -> None:
     """Facts come back from the newest whole commit: no second MLflow run, no second version, the same weights."""
     from mlflow import MlflowClient
 
@@ -103,7 +109,7 @@ def test_a_power_cut_that_left_half_of_every_small_file_costs_a_few_steps(undist
     assert len(client.search_model_versions("name = 'tiny'")) == 1
 
 
-def test_a_finished_run_whose_shards_are_gone_is_finished(undisturbed, place):
+def test_a_finished_run_whose_shards_are_gone_is_finished(undisturbed: Undisturbed, place: Path) -> None:
     home, _, _ = undisturbed
     (place / "shards").rename(place / "elsewhere")
     try:
@@ -116,7 +122,7 @@ def test_a_finished_run_whose_shards_are_gone_is_finished(undisturbed, place):
     assert asked.returncode == 2  # other data are asked for: whether they are the same cannot be seen
 
 
-def test_metrics_hold_what_was_promised(undisturbed):
+def test_metrics_hold_what_was_promised(undisturbed: Undisturbed) -> None:
     home, _, _ = undisturbed
     lines = [json.loads(line) for line in (home / "tiny" / "logs" / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
@@ -132,7 +138,7 @@ def test_metrics_hold_what_was_promised(undisturbed):
     assert scores[-1] > 0.5  # chance is .25
 
 
-def test_every_way_to_stop_goes_on_to_the_same_weights(undisturbed, place):
+def test_every_way_to_stop_goes_on_to_the_same_weights(undisturbed: Undisturbed, place: Path) -> None:
     """SIGTERM, SIGINT, kill -9 of everything, again within a second of the restart."""
     _, reference, _ = undisturbed
     home, log = place / "stopped", place / "stopped.log"
@@ -156,7 +162,9 @@ def test_every_way_to_stop_goes_on_to_the_same_weights(undisturbed, place):
     assert_bit_equal(final_state(run), reference)
 
 
-def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(undisturbed, place):
+def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(
+    undisturbed: Undisturbed, place: Path
+) -> None:
     _, reference, _ = undisturbed
     home, log = place / "worker", place / "worker.log"
     process = start(home, "pretrain", str(place / "tiny.yaml"), log=log)
@@ -168,7 +176,7 @@ def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(undisturbed, p
     assert_bit_equal(final_state(home / "tiny"), reference)
 
 
-def test_one_worker_sees_the_same_and_learns_the_same(undisturbed, place):
+def test_one_worker_sees_the_same_and_learns_the_same(undisturbed: Undisturbed, place: Path) -> None:
     """fp32 rounding differs, nothing else: after one epoch the weights agree closely."""
     home, _, _ = undisturbed
     one = vergence(
@@ -191,7 +199,7 @@ def test_one_worker_sees_the_same_and_learns_the_same(undisturbed, place):
     np.testing.assert_allclose(losses[0][:9], losses[1][:9], rtol=1e-3)
 
 
-def test_a_second_process_on_a_live_run_is_refused_by_name(undisturbed, place):
+def test_a_second_process_on_a_live_run_is_refused_by_name(undisturbed: Undisturbed, place: Path) -> None:
     home, log = place / "live", place / "live.log"
     process = start(home, "pretrain", str(place / "tiny.yaml"), log=log)
     try:
@@ -205,7 +213,7 @@ def test_a_second_process_on_a_live_run_is_refused_by_name(undisturbed, place):
         kill_everything(process)
 
 
-def test_resume_with_another_recipe_or_other_data_is_refused(undisturbed, place):
+def test_resume_with_another_recipe_or_other_data_is_refused(undisturbed: Undisturbed, place: Path) -> None:
     home, _, _ = undisturbed
     other = vergence(home, "pretrain", str(place / "tiny.yaml"), "optim.lr=0.3", "method.temperature=0.5")
     assert other.returncode == 2
@@ -220,7 +228,7 @@ def test_resume_with_another_recipe_or_other_data_is_refused(undisturbed, place)
     assert operational.returncode == 0, operational.stderr
 
 
-def test_a_mistake_found_before_the_first_commit_may_be_corrected(place):
+def test_a_mistake_found_before_the_first_commit_may_be_corrected(place: Path) -> None:
     home = place / "corrected"
     command = ("pretrain", str(place / "tiny.yaml"), "epochs=1", "track.register=null")
     log = place / "corrected.log"
@@ -233,7 +241,7 @@ def test_a_mistake_found_before_the_first_commit_may_be_corrected(place):
     assert corrected.returncode == 0, corrected.stderr
 
 
-def test_fork_starts_anew_from_the_newest_state(undisturbed, place):
+def test_fork_starts_anew_from_the_newest_state(undisturbed: Undisturbed, place: Path) -> None:
     home, state, _ = undisturbed
     forked = vergence(
         home, "pretrain", str(place / "tiny.yaml"), "epochs=1", "optim.lr=1e-9", "schedule.warmup_epochs=0",

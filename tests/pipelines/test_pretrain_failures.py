@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from mlflow_stores import Refusing
@@ -11,7 +12,7 @@ from runs_for_real import start, vergence, wait_for_step, write_shards
 from vergence.platform.runs import commit as commits
 
 
-def test_truncated_jpegs_are_replaced_counted_and_named(place):
+def test_truncated_jpegs_are_replaced_counted_and_named(place: Path) -> None:
     shards = write_shards(place / "broken", broken=(5, 17))
     home = place / "bad"
     done = vergence(
@@ -30,7 +31,9 @@ def test_truncated_jpegs_are_replaced_counted_and_named(place):
     assert "Traceback" not in too_many.stderr
 
 
-def test_a_full_disk_stops_the_run_and_leaves_the_last_commit(place, small_disk):
+def test_a_full_disk_stops_the_run_and_leaves_the_last_commit(
+    place: Path, small_disk: Callable[[Path], Path]
+) -> None:
     """The commits folder is a tmpfs with room for two commits and no third."""
     home = place / "full"
     folder = small_disk(home / "tiny" / "commits")
@@ -48,7 +51,9 @@ def attempts(run: Path) -> int:
     return logs.count("rank 0 of 2")
 
 
-def test_a_disk_that_fills_up_with_metrics_is_told_after_one_attempt(place, small_disk):
+def test_a_disk_that_fills_up_with_metrics_is_told_after_one_attempt(
+    place: Path, small_disk: Callable[[Path], Path]
+) -> None:
     home = place / "full-logs"
     logs = small_disk(home / "tiny" / "logs")
     (logs / "ballast").write_bytes(bytes((1 << 20) - (16 << 10)))
@@ -59,7 +64,7 @@ def test_a_disk_that_fills_up_with_metrics_is_told_after_one_attempt(place, smal
     assert attempts(home / "tiny") == 1
 
 
-def test_a_shard_that_is_cut_off_during_the_run_is_told_after_one_attempt(place):
+def test_a_shard_that_is_cut_off_during_the_run_is_told_after_one_attempt(place: Path) -> None:
     """By the reader tasks, whichever rank they work for."""
     shards, home, log = write_shards(place / "shrunk"), place / "shrunk-home", place / "shrunk.log"
     process = start(
@@ -76,7 +81,7 @@ def test_a_shard_that_is_cut_off_during_the_run_is_told_after_one_attempt(place)
     assert commits.newest(home / "tiny" / "commits") is not None
 
 
-def test_an_mlflow_server_that_does_not_answer_stops_nothing(place):
+def test_an_mlflow_server_that_does_not_answer_stops_nothing(place: Path) -> None:
     """When it is back, the version belongs to the run of the metrics; the whole folder can be moved then.
 
     The name of the state folder means something in an address, and the server's address holds a secret.
@@ -112,7 +117,7 @@ def test_an_mlflow_server_that_does_not_answer_stops_nothing(place):
     assert "tiny/1" in evaluated.stdout
 
 
-def test_a_store_that_refuses_ends_the_command_before_the_first_step(place):
+def test_a_store_that_refuses_ends_the_command_before_the_first_step(place: Path) -> None:
     home = place / "refused"
     with Refusing(403, "You shall not pass\nat all") as server:
         address = f"http://user:s3cret-pa55@127.0.0.1:{server.port}"

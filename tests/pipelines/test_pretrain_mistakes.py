@@ -3,6 +3,7 @@
 import importlib
 import socket
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from vergence.platform.runs.fork import fork
 from vergence.platform.runs.run import Run
 
 
-def test_a_cluster_that_does_not_answer_is_one_line_within_15_s(place, capsys, monkeypatch):
+def test_a_cluster_that_does_not_answer_is_one_line_within_15_s(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("VERGENCE_HOME", str(place / "unreachable"))
     importlib.import_module(
         "vergence.pipelines.advance"
@@ -66,7 +69,13 @@ def test_a_cluster_that_does_not_answer_is_one_line_within_15_s(place, capsys, m
         (["schedule.warmup_epochs=4"], "schedule.warmup_epochs=4 is longer than the run of 3 epochs"),
     ],
 )
-def test_mistakes_are_one_line_that_names_the_place(place, arguments, message, capsys, monkeypatch):
+def test_mistakes_are_one_line_that_names_the_place(
+    place: Path,
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("VERGENCE_HOME", str(place / "mistakes"))
     assert cli.main(["pretrain", str(place / "tiny.yaml"), *arguments, "--dry-run"]) == 2
     said = capsys.readouterr().err.strip().splitlines()
@@ -75,14 +84,16 @@ def test_mistakes_are_one_line_that_names_the_place(place, arguments, message, c
     assert message in lines[0]
 
 
-def test_unknown_recipe_names_the_nearest(capsys):
+def test_unknown_recipe_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["pretrain", "simclr-cifar"]) == 2
     said = capsys.readouterr().err
     assert "did you mean simclr-cifar10?" in said
     assert len(said.strip().splitlines()) == 1
 
 
-def test_dry_run_prints_the_resolved_recipe_and_runs_nothing(place, capsys, monkeypatch):
+def test_dry_run_prints_the_resolved_recipe_and_runs_nothing(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("VERGENCE_HOME", str(place / "dry"))
     assert cli.main(["pretrain", str(place / "tiny.yaml"), "--dry-run"]) == 0
     said = capsys.readouterr()
@@ -91,7 +102,9 @@ def test_dry_run_prints_the_resolved_recipe_and_runs_nothing(place, capsys, monk
     assert not (place / "dry" / "tiny").exists()
 
 
-def test_a_run_begun_under_another_holdout_rule_is_refused_and_may_be_forked(place, capsys, monkeypatch):
+def test_a_run_begun_under_another_holdout_rule_is_refused_and_may_be_forked(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It would train on what it held out; without a holdout there is no such thing."""
     monkeypatch.setenv("VERGENCE_HOME", str(place / "another-rule"))
     command = ["pretrain", str(place / "tiny.yaml"), "--dry-run"]

@@ -4,12 +4,13 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from PIL import Image
 from runs_for_real import environment, kill_everything, wait_for_step
 
 
-def test_quickstart_survives_a_kill_and_is_quick_when_done(tmp_path):
+def test_quickstart_survives_a_kill_and_is_quick_when_done(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vergence.pipelines.quickstart"]
     log = (tmp_path / "log").open("w+")
     home = tmp_path / "home"

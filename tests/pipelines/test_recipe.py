@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from vergence.methods.method import DataFacts
@@ -15,30 +17,30 @@ from vergence.platform.errors import UserError
 
 
 @pytest.mark.parametrize("name", sorted(shipped()))
-def test_every_shipped_recipe_is_valid_and_survives_its_dump(name):
+def test_every_shipped_recipe_is_valid_and_survives_its_dump(name: str) -> None:
     recipe = load_recipe(name)
     assert Recipe.parse(yaml.parse(yaml.dump(recipe.dump()), "dump"), "dump") == recipe
 
 
-def test_there_is_a_cifar_recipe_for_every_method():
+def test_there_is_a_cifar_recipe_for_every_method() -> None:
     assert {load_recipe(name).method.name for name in shipped() if name.endswith("-cifar10")} == set(METHODS)
 
 
-def test_overrides_reach_every_level_and_are_typed():
+def test_overrides_reach_every_level_and_are_typed() -> None:
     recipe = load_recipe(
         "simclr-cifar10", ["optim.lr=1e-3", "views.0.size=24", "batch.micro=16", "scale.zero=1"]
     )
     assert (recipe.optim.lr, recipe.views[0].size, recipe.batch.micro, recipe.scale.zero) == (1e-3, 24, 16, 1)
 
 
-def test_patterns_need_no_quotes():
+def test_patterns_need_no_quotes() -> None:
     for pattern in ("*.tar", "{a,b}.tar", "a #1.tar", "12"):
         assert load_recipe("simclr-cifar10", [f"data.train={pattern}"]).data.train == pattern
     assert load_recipe("simclr-cifar10", ["track.register=null"]).track.register_as is None
 
 
 @pytest.mark.parametrize("text", ["{a: 1}: 3", "seed: !!timestamp 2020-01-01", "seed: !!int abc", "[]", ""])
-def test_what_is_no_recipe_is_one_line(tmp_path, text):
+def test_what_is_no_recipe_is_one_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(text)
     with pytest.raises(UserError) as caught:
@@ -46,7 +48,7 @@ def test_what_is_no_recipe_is_one_line(tmp_path, text):
     assert "\n" not in str(caught.value)
 
 
-def test_a_path_that_is_no_utf8_is_refused_with_the_cure():
+def test_a_path_that_is_no_utf8_is_refused_with_the_cure() -> None:
     path = b"caf\xe9/a.tar".decode("utf-8", "surrogateescape")
     with pytest.raises(
         UserError, match=r"data\.train=caf\\xe9/a\.tar: a recipe is text in UTF-8; write \? for each byte"
@@ -54,7 +56,7 @@ def test_a_path_that_is_no_utf8_is_refused_with_the_cure():
         load_recipe("simclr-cifar10", [f"data.train={path}"])
 
 
-def test_operational_settings_are_not_the_identity():
+def test_operational_settings_are_not_the_identity() -> None:
     recipe = load_recipe("simclr-cifar10")
     same = load_recipe(
         "simclr-cifar10", ["scale.workers=1", "batch.micro=4", "commit.keep=9", "data.readers=2"]
@@ -63,7 +65,7 @@ def test_operational_settings_are_not_the_identity():
     assert same.digest() == recipe.digest() != other.digest()
 
 
-def test_initial_weights_follow_the_seed_and_leave_the_global_generator_alone():
+def test_initial_weights_follow_the_seed_and_leave_the_global_generator_alone() -> None:
     import torch
 
     recipe = load_recipe("simclr-cifar10", ["encoder.width=0.0625"])
@@ -104,7 +106,7 @@ def test_initial_weights_follow_the_seed_and_leave_the_global_generator_alone():
         ("optim.groups=[{kinds: [nrm]}]", "optim.groups.0.kinds.0: got 'nrm' (did you mean norm?"),
     ],
 )
-def test_mistakes_name_path_and_nearest(assignment, message):
+def test_mistakes_name_path_and_nearest(assignment: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         load_recipe("simclr-cifar10", [assignment])
     assert message in str(caught.value)
@@ -112,6 +114,6 @@ def test_mistakes_name_path_and_nearest(assignment, message):
 
 
 @pytest.mark.parametrize("assignment", ["epochs", "=3", "views.7.size=3", "epochs.x=3"])
-def test_what_is_no_override_is_refused(assignment):
+def test_what_is_no_override_is_refused(assignment: str) -> None:
     with pytest.raises(UserError, match="override"):
         override({"epochs": 1, "views": [{}]}, [assignment])

@@ -1,5 +1,7 @@
 """What is decided before a run starts: which encoders it refuses."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from shard_files import png, write_shard
@@ -13,17 +15,19 @@ from vergence.platform.errors import UserError
 
 
 @pytest.fixture
-def shard(tmp_path, monkeypatch):
+def shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("VERGENCE_HOME", str(tmp_path / "home"))
     pixels = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), dtype=np.uint8)
     return write_shard(tmp_path / "t-000000.tar", ((f"{i}", {"png": png(p)}) for i, p in enumerate(pixels)))
 
 
-def settings(shard, *more):
+def settings(shard: Path, *more: str) -> list[str]:
     return [f"data.train={shard}", "batch.global=32", "scale.workers=1", "precision=fp32", *more]
 
 
-def test_an_encoder_that_folds_tokens_into_the_batch_is_refused_where_groups_would_mix_them(shard, capsys):
+def test_an_encoder_that_folds_tokens_into_the_batch_is_refused_where_groups_would_mix_them(
+    shard: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     levit = settings(
         shard, "encoder.name=levit_128s", "views.0.size=224", "encoder.stem=default", "encoder.width=1"
     )
@@ -34,7 +38,7 @@ def test_an_encoder_that_folds_tokens_into_the_batch_is_refused_where_groups_wou
     assert cli.main(["pretrain", "simclr-cifar10", "--dry-run", *levit, "norm.group=global"]) == 0
 
 
-def test_an_encoder_with_an_unknown_norm_is_refused_by_name(shard, tmp_path):
+def test_an_encoder_with_an_unknown_norm_is_refused_by_name(shard: Path, tmp_path: Path) -> None:
     recipe = load_recipe("simclr-cifar10", settings(shard))
     index = open_index(str(shard), tmp_path / "index")
     method = build_method(recipe, data_facts(recipe, index))

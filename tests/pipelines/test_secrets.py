@@ -1,6 +1,7 @@
 """A password in an address is nowhere in what the verbs print or leave behind."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -11,14 +12,14 @@ ADDRESS = f"http://user:{SECRET}@127.0.0.1:9/x.tar?token={SECRET}"
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path, monkeypatch):
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("VERGENCE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", ADDRESS)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def assert_nowhere(said, folder):
+def assert_nowhere(said: pytest.CaptureResult[str], folder: Path) -> None:
     assert SECRET not in said.out + said.err
     for path in folder.rglob("*"):
         assert SECRET not in path.name
@@ -48,7 +49,9 @@ def assert_nowhere(said, folder):
         [ADDRESS],
     ],
 )
-def test_no_verb_tells_a_secret_when_it_fails(command, place, capfd):
+def test_no_verb_tells_a_secret_when_it_fails(
+    command: list[str], place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     try:
         code = cli.main(command)
     except SystemExit as exit:  # argparse
@@ -59,7 +62,9 @@ def test_no_verb_tells_a_secret_when_it_fails(command, place, capfd):
     assert "***@" in said.err  # the address is named all the same
 
 
-def test_the_quickstart_tells_where_the_encoder_is_without_the_secret(place, capfd):
+def test_the_quickstart_tells_where_the_encoder_is_without_the_secret(
+    place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     report = place / "knn.json"
     figures = {name: {"knn-v1": {"top1": 0.5}} for name in ("encoder", "as initialised", "raw pixels")}
     report.write_text(json.dumps({"results": figures}))

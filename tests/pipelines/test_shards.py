@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,18 +18,18 @@ NOISE = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
 
 
 @pytest.fixture(autouse=True)
-def _state_folder(tmp_path, monkeypatch):
+def _state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VERGENCE_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
-def shards(tmp_path):
+def shards(tmp_path: Path) -> str:
     write_shard(tmp_path / "s/train-000000.tar", [(f"k{i}", {"png": png(NOISE[i])}) for i in range(20)])
     return "s/train-*.tar"
 
 
-def test_pack_index_check(tmp_path, capsys):
+def test_pack_index_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["shards", "pack", "sklearn:digits", "d", "--per-shard", "1000"]) == 0
     assert (
         capsys.readouterr().out
@@ -42,7 +43,9 @@ def test_pack_index_check(tmp_path, capsys):
     assert capsys.readouterr().out == "d: 1,797 samples in 2 shards: all can be read\n"
 
 
-def test_pack_tells_what_it_did_not_use_and_takes_the_column_that_is_chosen(tmp_path, capsys):
+def test_pack_tells_what_it_did_not_use_and_takes_the_column_that_is_chosen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = [{"bytes": png(NOISE[0]), "path": None}] * 2
     pq.write_table(pa.table({"image": rows, "fine_label": ["b", "a"]}), tmp_path / "a.parquet")
     assert cli.main(["shards", "pack", "a.parquet", "plain"]) == 0
@@ -55,7 +58,9 @@ def test_pack_tells_what_it_did_not_use_and_takes_the_column_that_is_chosen(tmp_
     assert json.loads((tmp_path / "fine/classes.json").read_text()) == ["a", "b"]
 
 
-def test_check_lists_what_is_broken_and_exits_1(tmp_path, shards, capsys):
+def test_check_lists_what_is_broken_and_exits_1(
+    tmp_path: Path, shards: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = png(NOISE[0])
     write_shard(tmp_path / "s/train-000001.tar", [("good", {"png": data}), ("cut", {"png": data[:500]})])
     path = write_shard(tmp_path / "s/train-000002.tar", [("a", {"png": data})])
@@ -67,7 +72,7 @@ def test_check_lists_what_is_broken_and_exits_1(tmp_path, shards, capsys):
     assert lines[2:] == ["s: 22 samples in 3 shards: 2 broken"]
 
 
-def test_index_and_check_tell_what_is_not_used(tmp_path, capsys):
+def test_index_and_check_tell_what_is_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = png(NOISE[0])
     samples = [
         (f"k{i}", {"png": data, "seg.png": data, "cls": b"ant bee"[: 3 + 4 * (i % 2)]}) for i in range(4)
@@ -91,7 +96,7 @@ def test_index_and_check_tell_what_is_not_used(tmp_path, capsys):
     assert lines[-1] == "  images of other views, not used: .seg.png (4)"
 
 
-def test_names_that_no_terminal_can_print(tmp_path):
+def test_names_that_no_terminal_can_print(tmp_path: Path) -> None:
     """On a strict ASCII terminal, too: an escaped line and no traceback."""
     folder = os.fsencode(tmp_path) + b"/caf\xe9"
     os.mkdir(folder)
@@ -119,7 +124,9 @@ def test_names_that_no_terminal_can_print(tmp_path):
         (["preview", "s", "--recipe", "simclr-cifar10", "--out", "a.jpg"], "a file that ends in .png"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_2(tmp_path, shards, arguments, message, capsys):
+def test_mistakes_are_one_line_and_exit_2(
+    tmp_path: Path, shards: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "empty").mkdir()
     assert cli.main(["shards", *arguments]) == 2
     error = capsys.readouterr().err
@@ -127,7 +134,7 @@ def test_mistakes_are_one_line_and_exit_2(tmp_path, shards, arguments, message, 
     assert error.count("\n") == 1
 
 
-def test_preview_draws_originals_and_views(tmp_path, shards):
+def test_preview_draws_originals_and_views(tmp_path: Path, shards: str) -> None:
     assert preview(shards, "simclr-cifar10", tmp_path / "sheets/a.png", count=5) == 5
     sheet = np.asarray(Image.open(tmp_path / "sheets/a.png"))
     assert sheet.std() > 20
@@ -137,7 +144,7 @@ def test_preview_draws_originals_and_views(tmp_path, shards):
     assert (np.asarray(Image.open(tmp_path / "b.png")) != sheet).any()
 
 
-def test_help_teaches_and_loads_nothing_heavy():
+def test_help_teaches_and_loads_nothing_heavy() -> None:
     code = (
         "import sys\nfrom vergence.pipelines import cli\n"
         "try: cli.main(['shards', 'pack', '--help'])\nexcept SystemExit: pass\n"

@@ -20,7 +20,7 @@ from vergence.platform.masking import masked
         ("postgresql://db/x?user=u&password=s3cret", "postgresql://db/x?user=u&password=***"),
     ],
 )  # fmt: skip
-def test_secrets_of_addresses_are_masked(text, expected):
+def test_secrets_of_addresses_are_masked(text: str, expected: str) -> None:
     assert masked(text) == expected
     assert masked(expected) == expected
 
@@ -37,10 +37,10 @@ def test_secrets_of_addresses_are_masked(text, expected):
         "override 'optim.lr=0.1': at 12:30 someone@host",
     ],
 )
-def test_everything_else_is_left_alone(text):
+def test_everything_else_is_left_alone(text: str) -> None:
     assert masked(text) == text
 
 
-def test_errors_are_born_masked():
+def test_errors_are_born_masked() -> None:
     for kind in (VergenceError, UserError):
         assert str(kind("no answer from http://u:s3cret@host")) == "no answer from http://***@host"

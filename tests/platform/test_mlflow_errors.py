@@ -2,8 +2,10 @@
 
 import shutil
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
+import mlflow
 import pytest
 from mlflow_stores import Refusing, free_port
 
@@ -12,11 +14,14 @@ from vergence.platform.mlflow_store import store
 
 
 @pytest.fixture
-def database(empty_store, tmp_path):
+def database(empty_store: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(empty_store, tmp_path / "mlflow.db"))
 
 
-def error_of(uri, call=lambda client: client.get_experiment_by_name("x")) -> BaseException:
+def error_of(
+    uri: str,
+    call: Callable[[mlflow.MlflowClient], object] = lambda client: client.get_experiment_by_name("x"),
+) -> BaseException:
     with pytest.raises(Exception) as caught, store(uri) as client:  # noqa: PT011  whatever MLflow raises
         call(client)
     return caught.value
@@ -35,7 +40,7 @@ def error_of(uri, call=lambda client: client.get_experiment_by_name("x")) -> Bas
         (200, "<html>a login page</html>", "the response body was not in a valid JSON format"),
     ],
 )  # fmt: skip
-def test_a_server_that_says_no_refuses_in_its_own_words(status, body, said):
+def test_a_server_that_says_no_refuses_in_its_own_words(status: int, body: str, said: str) -> None:
     with Refusing(status, body) as server:
         error = error_of(f"http://127.0.0.1:{server.port}")
     assert not is_outage(error)
@@ -46,13 +51,13 @@ def test_a_server_that_says_no_refuses_in_its_own_words(status, body, said):
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 507, 408])
-def test_a_server_in_trouble_is_away(status):
+def test_a_server_in_trouble_is_away(status: int) -> None:
     with Refusing(status, "oops") as server:
         error = error_of(f"http://127.0.0.1:{server.port}")
     assert explain(error, "HERE") == "MLflow at HERE does not answer"
 
 
-def test_no_server_is_away():
+def test_no_server_is_away() -> None:
     assert is_outage(error_of(f"http://127.0.0.1:{free_port()}"))
     assert is_outage(error_of("http://no-such-host.invalid"))
 
@@ -67,7 +72,9 @@ def test_no_server_is_away():
         ("http://127.0.0.1:99999", "Invalid url"),
     ],
 )
-def test_an_address_that_is_no_store_refuses(uri, said, tmp_path, monkeypatch):
+def test_an_address_that_is_no_store_refuses(
+    uri: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     error = error_of(uri)
     assert not is_outage(error)
@@ -76,7 +83,7 @@ def test_an_address_that_is_no_store_refuses(uri, said, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("statement", ["", "DROP TABLE runs"])
-def test_a_database_of_another_version_refuses(database, statement):
+def test_a_database_of_another_version_refuses(database: Path, statement: str) -> None:
     with sqlite3.connect(database) as connection:
         connection.execute("UPDATE alembic_version SET version_num = 'fedcba987654'")
         connection.execute(statement)
@@ -86,7 +93,7 @@ def test_a_database_of_another_version_refuses(database, statement):
     assert "another version of MLflow made this database" in explain(error, "HERE")
 
 
-def test_deleted_experiments_and_runs_say_how_to_restore_them(database):
+def test_deleted_experiments_and_runs_say_how_to_restore_them(database: Path) -> None:
     uri = f"sqlite:///{database}"
     with store(uri) as client:
         gone, kept = client.create_experiment("gone"), client.create_experiment("kept")
@@ -102,7 +109,7 @@ def test_deleted_experiments_and_runs_say_how_to_restore_them(database):
     assert f"`mlflow runs restore --run-id {run_id}`" in explain(error, uri)
 
 
-def test_a_locked_database_is_away_and_a_broken_one_refuses():
+def test_a_locked_database_is_away_and_a_broken_one_refuses() -> None:
     for message, away in (("database is locked", True), ("attempt to write a readonly database", False)):
         assert is_outage(sqlite3.OperationalError(message)) == away
     assert not is_outage(sqlite3.DatabaseError("file is not a database"))

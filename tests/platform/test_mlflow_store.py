@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -10,7 +11,9 @@ from vergence.platform.mlflow_store import store
 
 
 @pytest.mark.parametrize("chosen", ["nothing", "in code", "in the environment"])
-def test_mlflow_means_the_same_store_as_before(tmp_path, monkeypatch, empty_store, chosen):
+def test_mlflow_means_the_same_store_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path, chosen: str
+) -> None:
     others = f"sqlite:///{tmp_path}/others.db"
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
         monkeypatch.delenv(name, raising=False)

@@ -18,13 +18,13 @@ LATIN = b"caf\xe9/\xfcber.jpg".decode("utf-8", "surrogateescape")
         ("\ud800", r"\ud800"),
     ],
 )
-def test_printable_is_one_line_of_utf8(text, expected):
+def test_printable_is_one_line_of_utf8(text: str, expected: str) -> None:
     assert printable(text) == expected
     assert printable(text).encode().decode() == expected
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8", "latin-1"])
-def test_a_terminal_of_any_encoding_gets_escapes_and_no_traceback(encoding):
+def test_a_terminal_of_any_encoding_gets_escapes_and_no_traceback(encoding: str) -> None:
     code = (
         "from vergence.platform.text import never_fail_to_print\nimport sys\nnever_fail_to_print()\n"
         f"for stream in (sys.stdout, sys.stderr): print({LATIN!r} + ' · 日', file=stream)"
@@ -42,7 +42,7 @@ def test_a_terminal_of_any_encoding_gets_escapes_and_no_traceback(encoding):
     assert (done.returncode, done.stdout.strip(), done.stderr.strip()) == (0, expected, expected)
 
 
-def test_a_stream_that_is_no_terminal_is_left_alone(monkeypatch):
+def test_a_stream_that_is_no_terminal_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     from vergence.platform import text
 
     monkeypatch.setattr(sys, "stdout", io.StringIO())

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from vergence.platform import yaml
@@ -20,12 +22,12 @@ from vergence.platform.errors import UserError
         ("{a: [1, 2e3]}", {"a": [1, 2000.0]}),
     ],
 )
-def test_values_are_what_people_mean(text, value):
+def test_values_are_what_people_mean(text: str, value: Any) -> None:
     assert yaml.parse(text, "here") == value
     assert type(yaml.parse(text, "here")) is type(value)
 
 
-def test_repeated_key_is_refused_with_its_line():
+def test_repeated_key_is_refused_with_its_line() -> None:
     with pytest.raises(UserError, match="here: line 2: the key 'lr' stands twice"):
         yaml.parse("lr: 1\nlr: 2", "here")
 
@@ -33,10 +35,10 @@ def test_repeated_key_is_refused_with_its_line():
 @pytest.mark.parametrize(
     "value", ["1e5", "010", "true", "", "on", "x: y", 1e-6, 5.0, 1e22, None, [1, 2.5], {"a": []}]
 )
-def test_dump_is_read_back_to_the_same_value(value):
+def test_dump_is_read_back_to_the_same_value(value: Any) -> None:
     assert yaml.parse(yaml.dump({"v": value}), "here") == {"v": value}
 
 
-def test_broken_text_is_one_line_with_place():
+def test_broken_text_is_one_line_with_place() -> None:
     with pytest.raises(UserError, match="here: line 1"):
         yaml.parse("a: [1, 2", "here")

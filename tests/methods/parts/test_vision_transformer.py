@@ -1,11 +1,13 @@
 """Vision transformers: sizes, positions, pooling, frozen patches, dropped paths."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from vergence.methods.method import Encoder
 from vergence.methods.parts import ema
 from vergence.methods.parts.backbones import EncoderConfig, build_encoder
 from vergence.methods.parts.vision_transformer import sincos
@@ -14,7 +16,7 @@ from vergence.methods.torchvision_shim import timm
 SMALL = {"name": "vit_tiny_patch16_224", "patch_size": 4, "depth": 2}
 
 
-def build(**config):
+def build(**config: Any) -> Encoder:
     torch.manual_seed(0)
     return build_encoder(EncoderConfig(**{**SMALL, **config}), image_size=32)
 
@@ -87,7 +89,7 @@ def test_paths_are_dropped_in_training_by_the_generator_and_never_in_the_teacher
     teacher = ema.teacher_of(student)
     assert teacher.training
 
-    def draw(network, seed: int) -> Tensor:
+    def draw(network: nn.Module, seed: int) -> Tensor:
         torch.manual_seed(seed)
         return network(images(8))
 

@@ -4,6 +4,7 @@ import http.server
 import socket
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -12,7 +13,7 @@ from vergence.platform.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def ports():
+def ports() -> Iterator[dict[str, int]]:
     """Ports of all interfaces (Ray takes localhost for the machine's own address): what listens -> port."""
     patch = pytest.MonkeyPatch()
     patch.setattr(address, "ANSWER_S", 1.0)
@@ -35,7 +36,7 @@ def ports():
         each.close()
 
 
-def _closed_port():
+def _closed_port() -> int:
     with socket.create_server(("0.0.0.0", 0)) as listener:
         return listener.getsockname()[1]
 
@@ -50,7 +51,9 @@ def _closed_port():
         ("closed", "Connection refused"),
     ],
 )
-def test_what_is_no_ray_cluster_is_told_in_one_line_at_once(ports, what, reason, scheme):
+def test_what_is_no_ray_cluster_is_told_in_one_line_at_once(
+    ports: dict[str, int], what: str, reason: str, scheme: str
+) -> None:
     target = f"{scheme}127.0.0.1:{ports[what]}"
     begin = time.monotonic()
     with pytest.raises(UserError) as error:
@@ -60,12 +63,12 @@ def test_what_is_no_ray_cluster_is_told_in_one_line_at_once(ports, what, reason,
     assert "\n" not in str(error.value)
 
 
-def test_a_name_that_no_host_has(ports):
+def test_a_name_that_no_host_has(ports: dict[str, int]) -> None:
     with pytest.raises(UserError, match=r"no Ray cluster answers there \("):
         address.check_address("no-host.invalid:6379")
 
 
 @pytest.mark.parametrize("wrong", ["head", ":6379", "10.0.0.1:port", "http://127.0.0.1:8265", "ray://head"])
-def test_what_is_no_address_is_refused_with_the_form_of_one(wrong):
+def test_what_is_no_address_is_refused_with_the_form_of_one(wrong: str) -> None:
     with pytest.raises(UserError, match="give HOST:6379, or ray://HOST:10001"):
         address.check_address(wrong)

@@ -7,14 +7,14 @@ from vergence.platform.cluster.capacity import Need, Node, ScaleConfig, check_lo
 from vergence.platform.errors import UserError
 
 
-def need(readers=1, reader_cpus=1.0, **scale):
+def need(readers: int = 1, reader_cpus: float = 1.0, **scale: int) -> Need:
     return Need(ScaleConfig(**scale), readers, reader_cpus)
 
 
 @pytest.mark.parametrize(
     ("workers", "readers", "used"), [(1, 1, 1), (1, 3, 3), (2, 1, 2), (2, 3, 2), (2, 4, 4), (4, 2, 4)]
 )
-def test_readers_count_as_they_are_used_at_least_one_a_rank(workers, readers, used):
+def test_readers_count_as_they_are_used_at_least_one_a_rank(workers: int, readers: int, used: int) -> None:
     wants = need(readers, 0.5, workers=workers, cpus_per_worker=3)
     assert wants.num_readers == used
     assert wants.cpus == 3 * workers + 0.5 * used
@@ -52,11 +52,13 @@ LACKS = [
 
 
 @pytest.mark.parametrize(("wants", "nodes", "lacks"), LACKS)
-def test_a_run_fits_or_what_it_lacks_is_told_with_the_arithmetic(wants, nodes, lacks):
+def test_a_run_fits_or_what_it_lacks_is_told_with_the_arithmetic(
+    wants: Need, nodes: list[int | tuple[int, int]], lacks: str | None
+) -> None:
     assert fits(wants, [Node(*node) if isinstance(node, tuple) else Node(node) for node in nodes]) == lacks
 
 
-def test_a_machine_may_be_over_declared_but_not_without_bounds():
+def test_a_machine_may_be_over_declared_but_not_without_bounds() -> None:
     limit = max(8, 4 * physical_cpus())
     check_local(need(workers=limit // 2))
     with pytest.raises(
@@ -65,7 +67,7 @@ def test_a_machine_may_be_over_declared_but_not_without_bounds():
         check_local(need(workers=limit))
 
 
-def test_gpus_are_counted_with_torch_and_only_if_they_are_asked_for():
+def test_gpus_are_counted_with_torch_and_only_if_they_are_asked_for() -> None:
     code = """
 import sys
 from vergence.platform.cluster.capacity import Need, ScaleConfig, check_local

@@ -3,7 +3,10 @@
 import os
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -16,7 +19,7 @@ from vergence.platform.runs.stop import Stop
 
 
 @pytest.fixture
-def job(tmp_path):
+def job(tmp_path: Path) -> SimpleNamespace:
     (tmp_path / "logs").mkdir()
     return SimpleNamespace(
         run=tmp_path,
@@ -26,22 +29,32 @@ def job(tmp_path):
     )
 
 
-def session(pending=None, place="own", missing=lambda: None):
+def session(
+    pending: str | None = None, place: str = "own", missing: Callable[[], str | None] = lambda: None
+) -> SimpleNamespace:
     need = Need(ScaleConfig(workers=2), 1, 1.0)
     return SimpleNamespace(need=need, pending=lambda: pending, place=place, missing=missing)
 
 
-def begin(job, rank, attempt):
+def begin(job: SimpleNamespace, rank: int, attempt: str) -> None:
     with (job.run / "logs" / f"rank-{rank}.log").open("a") as log:
         log.write(f"INFO attempt {attempt}, rank {rank} of 2\n")
 
 
-def step(job, number):
+def step(job: SimpleNamespace, number: int) -> None:
     with (job.run / "logs" / "metrics.jsonl").open("a") as file:
         file.write(line(Metrics(number, 1.0, {"loss": 0.5})))
 
 
-def fitted(monkeypatch, job, ranks, *, stop=None, where=None, start_step=0):
+def fitted(
+    monkeypatch: pytest.MonkeyPatch,
+    job: Any,
+    ranks: Callable[[], str | None],
+    *,
+    stop: Stop | None = None,
+    where: Any = None,
+    start_step: int = 0,
+) -> tuple[Outcome, list[Any]]:
     """Outcome and events of a fit whose ranks are a function, run where Ray Train would be."""
     monkeypatch.setattr(driver, "_fit", lambda *_: ranks() or "")
     events, stop = [], stop or Stop()
@@ -53,8 +66,10 @@ def fitted(monkeypatch, job, ranks, *, stop=None, where=None, start_step=0):
     return outcome, events
 
 
-def test_records_are_passed_on_once_from_the_start_step_and_the_ranks_outcome_is_returned(job, monkeypatch):
-    def ranks():
+def test_records_are_passed_on_once_from_the_start_step_and_the_ranks_outcome_is_returned(
+    job: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ranks() -> None:
         for number in (3, 4, 5):
             step(job, number)
         leave_outcome(job.outcome_file, Outcome("finished"))
@@ -65,10 +80,12 @@ def test_records_are_passed_on_once_from_the_start_step_and_the_ranks_outcome_is
     assert [event.step for event in events] == [3, 4, 5]
 
 
-def test_a_stop_reaches_the_ranks_as_a_file_and_the_commit_is_waited_for(job, monkeypatch):
+def test_a_stop_reaches_the_ranks_as_a_file_and_the_commit_is_waited_for(
+    job: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stop = Stop()
 
-    def ranks():
+    def ranks() -> None:
         step(job, 0)
         stop.ask()
         assert job.stop_file.exists()
@@ -79,10 +96,12 @@ def test_a_stop_reaches_the_ranks_as_a_file_and_the_commit_is_waited_for(job, mo
 
 
 @pytest.mark.parametrize("place", ["own", "caller"])
-def test_before_the_first_step_only_ranks_that_would_outlive_us_are_waited_for(job, monkeypatch, place):
+def test_before_the_first_step_only_ranks_that_would_outlive_us_are_waited_for(
+    job: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
     stop, ended = Stop(), threading.Event()
 
-    def ranks():
+    def ranks() -> None:
         stop.ask()
         while job.stop_file.exists() and place == "own":
             time.sleep(0.01)
@@ -96,11 +115,13 @@ def test_before_the_first_step_only_ranks_that_would_outlive_us_are_waited_for(j
 
 
 @pytest.mark.parametrize("farewell_s", [5.0, 0.1])
-def test_what_cannot_be_mended_waits_a_while_for_ray_to_see_it(job, monkeypatch, farewell_s):
+def test_what_cannot_be_mended_waits_a_while_for_ray_to_see_it(
+    job: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, farewell_s: float
+) -> None:
     monkeypatch.setattr(driver, "FAREWELL_S", farewell_s)
     release, ended = threading.Event(), threading.Event()
 
-    def ranks():
+    def ranks() -> None:
         leave_outcome(job.outcome_file, Outcome("failed", "the disk is full"))
         release.wait(1.5)  # Ray starts the ranks anew
         ended.set()
@@ -110,15 +131,17 @@ def test_what_cannot_be_mended_waits_a_while_for_ray_to_see_it(job, monkeypatch,
     release.set()
 
 
-def test_ranks_that_left_nothing_failed(job, monkeypatch):
+def test_ranks_that_left_nothing_failed(job: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     failed = Outcome("failed", "training failed: x")
     assert fitted(monkeypatch, job, lambda: "training failed: x")[0] == failed
 
 
-def test_what_others_hold_is_waited_for_until_a_stop(job, monkeypatch):
+def test_what_others_hold_is_waited_for_until_a_stop(
+    job: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stop, asked = Stop(), []
 
-    def missing():
+    def missing() -> str:
         asked.append(1)
         if len(asked) == 2:
             stop.ask()
@@ -128,7 +151,7 @@ def test_what_others_hold_is_waited_for_until_a_stop(job, monkeypatch):
     assert outcome == Outcome("interrupted")
 
 
-def test_a_start_says_whether_room_processes_or_the_first_step_are_missing(job):
+def test_a_start_says_whether_room_processes_or_the_first_step_are_missing(job: SimpleNamespace) -> None:
     begin(job, 0, "first")
     assert _delay(job, session("no room"), started=False) == "no room"
     assert "0 of 2 workers have begun" in _delay(job, session(), started=False)
@@ -138,10 +161,10 @@ def test_a_start_says_whether_room_processes_or_the_first_step_are_missing(job):
     assert "2 workers build the model and read the first batch" in _delay(job, session("x"), started=False)
 
 
-def test_the_reason_of_a_wait_is_a_note(job, monkeypatch):
+def test_the_reason_of_a_wait_is_a_note(job: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vergence.platform.cluster.waiting.FIRST_S", 0.0)
 
-    def ranks():
+    def ranks() -> None:
         time.sleep(0.2)
         leave_outcome(job.outcome_file, Outcome("finished"))
 
@@ -150,7 +173,7 @@ def test_the_reason_of_a_wait_is_a_note(job, monkeypatch):
     assert "0 of 2 workers have begun" in events[0].text
 
 
-def test_ranks_that_take_steps_are_not_told_of_what_others_wait_for(job):
+def test_ranks_that_take_steps_are_not_told_of_what_others_wait_for(job: SimpleNamespace) -> None:
     records = job.run / "logs" / "metrics.jsonl"
     records.touch()
     assert _delay(job, session("no room"), started=True) is None

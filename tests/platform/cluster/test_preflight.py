@@ -4,6 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +34,9 @@ GOOD = Answer("gpu-1", Machine(8, 10**9, None, True), OURS, sees_home=True, miss
         ),
     ],
 )
-def test_the_first_node_on_which_ranks_could_not_train_is_named_in_one_line(monkeypatch, change, words):
+def test_the_first_node_on_which_ranks_could_not_train_is_named_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], words: str | None
+) -> None:
     monkeypatch.setenv("VERGENCE_HOME", "/state")
     reason = refusal([GOOD, GOOD._replace(host="gpu-2", **change)], OURS)
     if words is None:
@@ -41,12 +46,12 @@ def test_the_first_node_on_which_ranks_could_not_train_is_named_in_one_line(monk
         assert "\n" not in reason
 
 
-def test_a_node_says_what_it_sees(tmp_path):
+def test_a_node_says_what_it_sees(tmp_path: Path) -> None:
     token, shard = tmp_path / "token", tmp_path / "a.tar"
     token.write_text("mine")
     shard.write_bytes(bytes(10))
 
-    def ask(text="mine", shards=((shard, 10),)):
+    def ask(text: str = "mine", shards: Iterable[tuple[Path, int]] = ((shard, 10),)) -> Answer:
         return look(Asked(2, False, token, text, shards))
 
     assert (ask().sees_home, ask().missing) == (True, None)
@@ -97,7 +102,7 @@ cluster.shutdown()
 """
 
 
-def test_every_node_that_may_train_is_asked_and_the_weakest_counts(tmp_path):
+def test_every_node_that_may_train_is_asked_and_the_weakest_counts(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"VERGENCE_HOME": str(tmp_path / "home"), "RAY_AUTH_MODE": "disabled"}
     done = subprocess.run(

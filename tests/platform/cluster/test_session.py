@@ -6,7 +6,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -95,14 +97,14 @@ print(json.dumps(found))
 
 
 @pytest.fixture(scope="module")
-def place():
+def place() -> Iterator[Path]:
     """A folder with a short path, as sockets need it."""
     with tempfile.TemporaryDirectory(prefix="vg-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
 @pytest.fixture(scope="module")
-def foreign(place):
+def foreign(place: Path) -> Iterator[str]:
     """Address of a cluster of 3 CPUs that somebody else has started on this machine, with a token."""
     port = 6400 + os.getpid() % 3000
     command = [Path(sys.executable).parent / "ray", "start", "--head", "--block", "--num-cpus=3"]
@@ -131,7 +133,7 @@ def foreign(place):
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory):
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that holds what a careless import would take for the real thing."""
     folder = tmp_path_factory.mktemp("here")
     for name in ("timm/__init__.py", "statistics.py", "random.py"):
@@ -141,7 +143,7 @@ def here(tmp_path_factory):
     return folder
 
 
-def python(code, here, **environment):
+def python(code: str, here: Path, **environment: str) -> dict[str, Any]:
     """What a script that is started in `here` prints at its end, as JSON."""
     script = here.parent / "script.py"
     script.write_text(code)
@@ -155,7 +157,7 @@ def python(code, here, **environment):
 
 
 @pytest.fixture(scope="module")
-def own(foreign, here, tmp_path_factory):
+def own(foreign: str, here: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a session of our own found, where Ray's folder is too deep for sockets and names the foreign cluster."""
     deep = tmp_path_factory.mktemp("deep") / ("d" * 60)
     (deep / "ray").mkdir(parents=True)
@@ -166,7 +168,7 @@ def own(foreign, here, tmp_path_factory):
     return found | {"library": library, "foreign": foreign, "deep": deep}
 
 
-def test_a_session_of_our_own_joins_no_cluster_that_it_finds(own):
+def test_a_session_of_our_own_joins_no_cluster_that_it_finds(own: dict[str, Any]) -> None:
     assert own["place"] == "own"
     assert own["address"] != own["foreign"]
     assert own["cpus"] == 2  # as declared, not the 3 of the foreign one
@@ -174,31 +176,33 @@ def test_a_session_of_our_own_joins_no_cluster_that_it_finds(own):
     assert own["inside"] == "caller"
 
 
-def test_a_deep_temporary_folder_is_replaced_by_a_short_one_that_goes_again(own):
+def test_a_deep_temporary_folder_is_replaced_by_a_short_one_that_goes_again(own: dict[str, Any]) -> None:
     assert len(str(own["deep"])) > session.SOCKET_BYTES - session.BELOW_FOLDER
     assert own["folder"].startswith("/tmp/vergence-")
     assert own["gone"]
 
 
-def test_the_process_is_left_as_it_was(own):
+def test_the_process_is_left_as_it_was(own: dict[str, Any]) -> None:
     assert own["ended"]
     assert own["sigterm"]
     assert own["environment"] == []
 
 
-def test_workers_import_what_the_driver_imports_and_nothing_from_the_current_folder(own, here):
+def test_workers_import_what_the_driver_imports_and_nothing_from_the_current_folder(
+    own: dict[str, Any], here: Path
+) -> None:
     assert own["worker"] == own["driver"]
     assert not any(origin.startswith(str(here)) for origin in own["worker"].values())
     assert own["worker"]["mine"] == str(own["library"] / "mine.py")  # a folder that the driver has put first
 
 
 @pytest.fixture(scope="module")
-def cluster(foreign, here):
+def cluster(foreign: str, here: Path) -> dict[str, Any]:
     """What a driver found that connects to the foreign cluster, by RAY_ADDRESS and as its caller."""
     return python(CLUSTER, here, RAY_ADDRESS=foreign, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN)
 
 
-def test_a_cluster_is_joined_and_left(cluster):
+def test_a_cluster_is_joined_and_left(cluster: dict[str, Any]) -> None:
     assert cluster["before"] == cluster["place"] == "cluster"
     assert [node[:2] for node in cluster["nodes"]] == [[3, 0]]
     assert not cluster["others"]  # no machine to ask: this one trains
@@ -207,18 +211,18 @@ def test_a_cluster_is_joined_and_left(cluster):
     assert cluster["left"]
 
 
-def test_what_others_hold_in_a_cluster_is_told(cluster):
+def test_what_others_hold_in_a_cluster_is_told(cluster: dict[str, Any]) -> None:
     assert "1 workers x 1 CPUs + 1 readers x 1 CPUs = 2 CPUs, got 1 free" in cluster["held"]
     assert cluster["held_pending"] == "Ray has no room for 1 workers of 1 CPUs: 1 CPUs are free"
 
 
-def test_a_cluster_that_is_too_small_is_refused_with_the_arithmetic(cluster):
+def test_a_cluster_that_is_too_small_is_refused_with_the_arithmetic(cluster: dict[str, Any]) -> None:
     assert (
         "2 workers x 1 CPUs + 2 readers x 1 CPUs = 4 CPUs, got 3 in the Ray cluster" in cluster["too_small"]
     )
 
 
-def test_a_session_of_the_caller_is_joined_and_stays_open(cluster):
+def test_a_session_of_the_caller_is_joined_and_stays_open(cluster: dict[str, Any]) -> None:
     assert cluster["joined"] == "caller"
     assert cluster["open"]
     assert cluster["mine"] == "mine"
@@ -227,7 +231,7 @@ def test_a_session_of_the_caller_is_joined_and_stays_open(cluster):
 @pytest.mark.parametrize(
     "mode", [{"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 32}]
 )
-def test_a_wrong_token_is_told_in_one_line(foreign, here, mode):
+def test_a_wrong_token_is_told_in_one_line(foreign: str, here: Path, mode: dict[str, Any]) -> None:
     code = """
 import json
 from vergence.platform.cluster.address import check_address
@@ -244,7 +248,7 @@ except UserError as error:
     assert "\n" not in said
 
 
-def test_a_folder_that_fits_is_left_to_ray(monkeypatch):
+def test_a_folder_that_fits_is_left_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", "/tmp")
     with session._session_folder() as folder:
         assert folder is None

@@ -1,7 +1,7 @@
 from vergence.platform.cluster.waiting import Waiting
 
 
-def test_a_wait_is_said_after_10_s_and_then_ever_more_rarely():
+def test_a_wait_is_said_after_10_s_and_then_ever_more_rarely() -> None:
     said, now = [], [0.0]
     waiting = Waiting(said.append, clock=lambda: now[0])
     for second in range(100):
@@ -10,10 +10,10 @@ def test_a_wait_is_said_after_10_s_and_then_ever_more_rarely():
     assert said == ["no room (for 10 s)", "no room (for 20 s)", "no room (for 40 s)", "no room (for 80 s)"]
 
 
-def test_what_moves_is_silent_asks_rarely_and_counts_anew():
+def test_what_moves_is_silent_asks_rarely_and_counts_anew() -> None:
     said, asked, now = [], [], [0.0]
 
-    def reason():
+    def reason() -> str | None:
         asked.append(now[0])
         return "no room" if 45 <= now[0] < 70 else None
 

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from shard_files import png, wav, write_shard
@@ -10,12 +12,12 @@ PNG = png(np.full((8, 8, 3), 7, np.uint8))
 GOOD = {"png": PNG, "cls": b"3"}
 
 
-def test_all_good(tmp_path):
+def test_all_good(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.tar", [(str(i), GOOD) for i in range(300)])
     assert check(open_index(tmp_path / "a.tar", tmp_path / "cache")) == []
 
 
-def test_each_kind_of_damage_is_listed(tmp_path):
+def test_each_kind_of_damage_is_listed(tmp_path: Path) -> None:
     write_shard(
         tmp_path / "s/a.tar",
         [
@@ -49,7 +51,7 @@ def test_each_kind_of_damage_is_listed(tmp_path):
     ]
 
 
-def test_images_that_end_in_no_sample_are_a_finding(tmp_path):
+def test_images_that_end_in_no_sample_are_a_finding(tmp_path: Path) -> None:
     path = write_shard(tmp_path / "a.tar", [(f"frame.{i}", {"png": PNG}) for i in range(5)])
     [finding] = check_shards(path, tmp_path / "cache").broken
     assert finding[:2] == (path, None)
@@ -57,13 +59,13 @@ def test_images_that_end_in_no_sample_are_a_finding(tmp_path):
     assert "(4: frame.1.png, frame.2.png, frame.3.png, ...)" in finding.reason
 
 
-def test_other_views_are_told_and_no_finding(tmp_path):
+def test_other_views_are_told_and_no_finding(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.tar", [(str(i), {"png": PNG, "seg.png": PNG}) for i in range(3)])
     checked = check_shards(tmp_path / "a.tar", tmp_path / "cache")
     assert (checked.broken, checked.notes) == ([], ["images of other views, not used: .seg.png (3)"])
 
 
-def test_words_are_classes_and_a_mixture_is_a_finding(tmp_path):
+def test_words_are_classes_and_a_mixture_is_a_finding(tmp_path: Path) -> None:
     words = [("a", {**GOOD, "cls": b"cat"}), ("b", {**GOOD, "cls": b"dog"})]
     assert check_shards(write_shard(tmp_path / "w.tar", words), tmp_path / "cache").broken == []
     path = write_shard(tmp_path / "m.tar", [*words, ("c", {**GOOD, "cls": b"7"})])
@@ -72,14 +74,14 @@ def test_words_are_classes_and_a_mixture_is_a_finding(tmp_path):
     assert "1 are numbers (7, ...) and 2 are words (cat, ...)" in finding.reason
 
 
-def test_what_lies_behind_the_first_end_mark_is_checked_too(tmp_path):
+def test_what_lies_behind_the_first_end_mark_is_checked_too(tmp_path: Path) -> None:
     parts = [write_shard(tmp_path / f"{i}.tar", [(f"{i}-{j}", GOOD) for j in range(5)]) for i in range(2)]
     joined = tmp_path / "joined.tar"
     joined.write_bytes(b"".join(part.read_bytes() for part in parts))
     assert check_shards(joined, tmp_path / "cache") == (1, 10, [], [])
 
 
-def test_a_set_without_images_is_checked_by_its_other_members(tmp_path):
+def test_a_set_without_images_is_checked_by_its_other_members(tmp_path: Path) -> None:
     good, cut_short = wav(np.zeros((9, 1), np.int16)), wav(np.zeros((9, 1), np.int16))[:-2]
     samples = [
         ("a", {"wav": good, "cls": b"1"}),
@@ -95,6 +97,6 @@ def test_a_set_without_images_is_checked_by_its_other_members(tmp_path):
     ]
 
 
-def test_pattern_that_matches_nothing(tmp_path):
+def test_pattern_that_matches_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="matches no shard"):
         check_shards(tmp_path / "x-*.tar", tmp_path / "cache")

@@ -1,6 +1,8 @@
 import io
 import itertools
 import zipfile
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,18 +17,18 @@ SMOOTH = np.stack([np.add.outer(np.arange(64) * 3, np.arange(50) * c) % 256 for 
 )
 
 
-def encode(array, format, mode=None, **options):
+def encode(array: np.ndarray | Image.Image, format: str, mode: str | None = None, **options: Any) -> bytes:
     image = Image.fromarray(array) if isinstance(array, np.ndarray) else array
     file = io.BytesIO()
     (image.convert(mode) if mode else image).save(file, format, **options)
     return file.getvalue()
 
 
-def pillow(data):
+def pillow(data: bytes) -> np.ndarray:
     return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def rotated():
+def rotated() -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = 6
     return exif
@@ -71,14 +73,14 @@ FILES = {
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_pixels_equal_pillow(kind):
+def test_pixels_equal_pillow(kind: str) -> None:
     pixels = decode(FILES[kind])
     assert pixels.dtype == np.uint8
     assert pixels.flags.c_contiguous
     np.testing.assert_array_equal(pixels, pillow(FILES[kind]))
 
 
-def test_pixels_of_real_photos_equal_pillow(shared):
+def test_pixels_of_real_photos_equal_pillow(shared: Path) -> None:
     with zipfile.ZipFile(shared / "data/photos/photos.zip") as photos:
         names = [name for name in photos.namelist() if name.endswith(".jpg")][:20]
         assert len(names) == 20
@@ -90,14 +92,14 @@ CUTS = ["jpeg 4:2:0", "jpeg progressive", "jpeg gray", "jpeg cmyk", "png rgb", "
 
 
 @pytest.mark.parametrize(("kind", "share"), itertools.product(CUTS, (0.1, 0.5, 0.9)))
-def test_truncated_file_is_bad_and_silent(kind, share, capfd):
+def test_truncated_file_is_bad_and_silent(kind: str, share: float, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BadSample):
         decode(FILES[kind][: int(len(FILES[kind]) * share)])
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("kind", ["jpeg 4:2:0", "jpeg progressive", "jpeg gray"])
-def test_jpeg_that_lacks_data_is_bad_even_with_an_end_mark(kind):
+def test_jpeg_that_lacks_data_is_bad_even_with_an_end_mark(kind: str) -> None:
     """libjpeg fills the rest with grey, and Pillow accepts it."""
     data = FILES[kind][: len(FILES[kind]) * 9 // 10] + b"\xff\xd9"
     assert pillow(data).size
@@ -105,13 +107,13 @@ def test_jpeg_that_lacks_data_is_bad_even_with_an_end_mark(kind):
         decode(data)
 
 
-def test_jpeg_with_harmless_garbage_is_read_like_pillow():
+def test_jpeg_with_harmless_garbage_is_read_like_pillow() -> None:
     data = FILES["jpeg 4:2:0"]
     with_garbage = data[:-2] + b"\x12\x34\x56" * 30 + data[-2:] + b"behind the end"
     np.testing.assert_array_equal(decode(with_garbage), pillow(with_garbage))
 
 
-def test_flipped_byte_in_a_png_is_bad_and_silent(capfd):
+def test_flipped_byte_in_a_png_is_bad_and_silent(capfd: pytest.CaptureFixture[str]) -> None:
     data = bytearray(FILES["png rgb"])
     data[len(data) // 2] ^= 0xFF
     with pytest.raises(BadSample):
@@ -122,7 +124,7 @@ def test_flipped_byte_in_a_png_is_bad_and_silent(capfd):
 @pytest.mark.parametrize(
     "data", [b"", b"\0" * 100, b"no image at all", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF1234WEBP"]
 )
-def test_what_is_no_image_is_bad(data):
+def test_what_is_no_image_is_bad(data: bytes) -> None:
     with pytest.raises(BadSample):
         decode(data)
 
@@ -140,14 +142,14 @@ def test_what_is_no_image_is_bad(data):
         "bmp",
     ],
 )
-def test_pixel_limit(kind):
+def test_pixel_limit(kind: str) -> None:
     height, width, _ = pillow(FILES[kind]).shape
     assert decode(FILES[kind], height * width).shape == (height, width, 3)
     with pytest.raises(BadSample, match=f"{width} x {height} pixels are more than"):
         decode(FILES[kind], height * width - 1)
 
 
-def test_decompression_bomb_is_refused_by_its_header():
+def test_decompression_bomb_is_refused_by_its_header() -> None:
     bomb = bytearray(FILES["png rgb"])
     bomb[16:24] = (60000).to_bytes(4, "big") * 2
     with pytest.raises(BadSample, match="60000 x 60000 pixels"):

@@ -14,13 +14,15 @@ from vergence.platform.data.depth import to_rgb
 RAMP = np.linspace(0, 65535, 48 * 64).reshape(48, 64).astype(np.uint16)
 
 
-def encode(image, format):
+def encode(image: np.ndarray | Image.Image, format: str) -> bytes:
     file = io.BytesIO()
     (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(file, format)
     return file.getvalue()
 
 
-def tiff(data, bits, photometric=1, sample_format=1, shape=RAMP.shape):
+def tiff(
+    data: bytes, bits: int, photometric: int = 1, sample_format: int = 1, shape: tuple[int, ...] = RAMP.shape
+) -> bytes:
     """A one-strip grey TIFF, little-endian, with exactly these tags."""
     height, width = shape
     tags = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 0), (277, 1)]
@@ -30,13 +32,13 @@ def tiff(data, bits, photometric=1, sample_format=1, shape=RAMP.shape):
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(entries) + b"\0\0\0\0" + data
 
 
-def packed_12_bits(values):
+def packed_12_bits(values: np.ndarray) -> bytes:
     """Two numbers in three bytes, the first one's high bits first."""
     a, b = values.reshape(-1, 2).T.astype(np.uint16)
     return np.stack([a >> 4, (a & 15) << 4 | b >> 8, b & 255], -1).astype(np.uint8).tobytes()
 
 
-def pgm(values, largest):
+def pgm(values: np.ndarray, largest: int) -> bytes:
     return b"P5\n64 48\n%d\n" % largest + values.astype(">u2").tobytes()
 
 
@@ -51,19 +53,19 @@ GREY = {
 
 
 @pytest.mark.parametrize("container", GREY)
-def test_16_bits_become_their_high_byte(container):
+def test_16_bits_become_their_high_byte(container: str) -> None:
     pixels = decode(GREY[container])
     assert (pixels.dtype, pixels.shape, pixels.flags.c_contiguous) == (np.uint8, (48, 64, 3), True)
     np.testing.assert_array_equal(pixels, np.repeat((RAMP >> 8)[..., None], 3, -1))
 
 
-def test_a_pgm_of_12_bits_is_scaled_to_its_own_largest_value():
+def test_a_pgm_of_12_bits_is_scaled_to_its_own_largest_value() -> None:
     pixels = decode(pgm(RAMP >> 4, 4095))[..., 0]
     assert np.abs(pixels.astype(int) - (RAMP >> 8)).max() <= 1
     assert (pixels.min(), pixels.max()) == (0, 255)
 
 
-def test_colour_of_16_bits_follows_the_same_rule():
+def test_colour_of_16_bits_follows_the_same_rule() -> None:
     colour = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], -1)
     for channels in (colour, np.dstack([colour, RAMP])):
         np.testing.assert_array_equal(
@@ -74,13 +76,13 @@ def test_colour_of_16_bits_follows_the_same_rule():
     )
 
 
-def test_white_is_zero_is_turned_round():
+def test_white_is_zero_is_turned_round() -> None:
     pixels = decode(tiff(RAMP.astype("<u2").tobytes(), 16, photometric=0))
     np.testing.assert_array_equal(pixels[..., 0], 255 - (RAMP >> 8))
 
 
 @pytest.mark.parametrize("format", ["TIFF", "PFM"])
-def test_floating_point_is_black_at_0_and_white_at_1(format):
+def test_floating_point_is_black_at_0_and_white_at_1(format: str) -> None:
     values = (RAMP / 65535).astype(np.float32)
     data = (
         encode(values, "TIFF")
@@ -107,17 +109,17 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_what_has_no_sensible_range_is_bad_and_says_why(kind):
+def test_what_has_no_sensible_range_is_bad_and_says_why(kind: str) -> None:
     data, words = BAD[kind]
     with pytest.raises(BadSample, match=words):
         decode(data)
 
 
 @pytest.mark.parametrize("value", [0, 300, 65535])
-def test_a_blank_frame_is_no_fault(value):
+def test_a_blank_frame_is_no_fault(value: int) -> None:
     assert (decode(encode(np.full((4, 4), value, np.uint16), "PNG")) == value >> 8).all()
 
 
-def test_pictures_of_a_library_follow_the_rule_too():
+def test_pictures_of_a_library_follow_the_rule_too() -> None:
     assert (to_rgb(Image.fromarray(RAMP))[..., 1] == RAMP >> 8).all()
     assert to_rgb(Image.new("L", (3, 2), 7)).tolist() == np.full((2, 3, 3), 7).tolist()

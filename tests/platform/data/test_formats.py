@@ -21,7 +21,7 @@ FORMATS = {
 
 
 @pytest.mark.parametrize("extension", FORMATS)
-def test_first_bytes_tell_the_format(extension):
+def test_first_bytes_tell_the_format(extension: str) -> None:
     file = io.BytesIO()
     NOISE.save(file, FORMATS[extension])
     start = file.getvalue()[:START]
@@ -42,11 +42,11 @@ def test_first_bytes_tell_the_format(extension):
         b"<!DOCTYPE html>",
     ],
 )
-def test_what_is_no_image_that_can_be_read(start):
+def test_what_is_no_image_that_can_be_read(start: bytes) -> None:
     assert image_format(start) is None
 
 
-def test_endings():
+def test_endings() -> None:
     assert [common_name(name) for name in ("jfif", "jpe", "jpeg", "png")] == ["jpg", "jpg", "jpeg", "png"]
     assert [is_image(name) for name in ("jpg", "seg.png", "jpg.txt", "cls", "")] == [
         True,

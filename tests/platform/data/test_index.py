@@ -1,5 +1,7 @@
 import pickle
 import tarfile
+from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,12 +16,12 @@ from vergence.platform.errors import UserError
 PNG = png(np.zeros((4, 4, 3), np.uint8))
 
 
-def shard(path, keys, **members):
+def shard(path: Path, keys: Iterable[str], **members: bytes) -> Path:
     return write_shard(path, [(key, {"png": PNG, **members}) for key in keys])
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Path:
     for i in range(12):
         shard(tmp_path / f"s/train-{i:06d}.tar", [f"k{i}-{j}" for j in range(3)], cls=b"1")
     shard(tmp_path / "s/val.tar", ["v"])
@@ -44,7 +46,7 @@ HOSTILE = [
 ]
 
 
-def test_samples_are_those_of_webdataset(tmp_path):
+def test_samples_are_those_of_webdataset(tmp_path: Path) -> None:
     path = tmp_path / "w.tar"
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as file:
         for i, name in enumerate(HOSTILE):
@@ -68,7 +70,7 @@ def test_samples_are_those_of_webdataset(tmp_path):
     assert len(found) == 8
 
 
-def test_ids_shards_and_places(folder, tmp_path):
+def test_ids_shards_and_places(folder: Path, tmp_path: Path) -> None:
     index = open_index(folder / "train-{000000..000011}.tar", tmp_path / "cache")
     assert len(index) == 36
     assert (index.key(35), index.where(35), index.shard_of(35).name) == (
@@ -84,7 +86,7 @@ def test_ids_shards_and_places(folder, tmp_path):
     assert index.members("json", np.array([0]))[1:] == (np.array([-1]), np.array([-1]))
 
 
-def test_kind_image_takes_the_image_that_each_sample_has(tmp_path):
+def test_kind_image_takes_the_image_that_each_sample_has(tmp_path: Path) -> None:
     samples = [
         ("a", {"jpg": b"1"}),
         ("b", {"mask.png": b"2", "png": b"33"}),
@@ -97,7 +99,9 @@ def test_kind_image_takes_the_image_that_each_sample_has(tmp_path):
     assert index.members("image", np.arange(1))[2].tolist() == [1]
 
 
-def test_index_is_reused_until_a_shard_changes(folder, tmp_path, monkeypatch):
+def test_index_is_reused_until_a_shard_changes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = tmp_path / "cache"
     first = open_index(folder, cache)
     monkeypatch.setattr(module, "scan", lambda *_: pytest.fail("scanned again"))
@@ -115,8 +119,8 @@ def test_index_is_reused_until_a_shard_changes(folder, tmp_path, monkeypatch):
     assert {path.suffix for path in cache.iterdir()} == {".parquet"}
 
 
-def test_digest_knows_names_keys_and_order_but_not_the_folder(tmp_path):
-    def digest(folder, *shards):
+def test_digest_knows_names_keys_and_order_but_not_the_folder(tmp_path: Path) -> None:
+    def digest(folder: str, *shards: tuple[str, str]) -> str:
         for name, keys in shards:
             shard(tmp_path / folder / name, keys)
         return open_index(tmp_path / folder, tmp_path / "cache").digest
@@ -138,7 +142,9 @@ def test_digest_knows_names_keys_and_order_but_not_the_folder(tmp_path):
         ([(f"img.{i}", {"jpg": b"1"}) for i in range(100)], r"100 different extensions, such as \.0\.jpg"),
     ],
 )
-def test_shard_that_cannot_be_used_is_named(tmp_path, samples, message):
+def test_shard_that_cannot_be_used_is_named(
+    tmp_path: Path, samples: list[tuple[str, dict[str, bytes]]], message: str
+) -> None:
     shard(tmp_path / "s/a.tar", ["fine"])
     write_shard(tmp_path / "s/b.tar", samples)
     with pytest.raises(UserError, match=rf"s/b\.tar: {message}") as error:
@@ -147,7 +153,7 @@ def test_shard_that_cannot_be_used_is_named(tmp_path, samples, message):
     assert not (tmp_path / "cache").exists()
 
 
-def test_all_shards_that_cannot_be_used_are_named_at_once(folder, tmp_path):
+def test_all_shards_that_cannot_be_used_are_named_at_once(folder: Path, tmp_path: Path) -> None:
     for i in (1, 5):
         (folder / f"train-{i:06d}.tar").write_bytes(b"")
     (folder / "train-000007.tar").write_bytes(b"no tar" * 200)
@@ -161,7 +167,7 @@ def test_all_shards_that_cannot_be_used_are_named_at_once(folder, tmp_path):
         open_index(folder, tmp_path / "cache")
 
 
-def test_shards_without_images_among_others_are_skipped_and_told(folder, tmp_path):
+def test_shards_without_images_among_others_are_skipped_and_told(folder: Path, tmp_path: Path) -> None:
     plain = open_index(folder, tmp_path / "cache")
     write_shard(folder / "a-empty.tar", [])
     write_shard(folder / "train-000003b.tar", [("a", {"txt": b"1"}), ("b", {"json": b"{}"})])
@@ -175,7 +181,7 @@ def test_shards_without_images_among_others_are_skipped_and_told(folder, tmp_pat
         open_index(folder, tmp_path / "cache")
 
 
-def test_labels_come_from_the_index(tmp_path):
+def test_labels_come_from_the_index(tmp_path: Path) -> None:
     members = [{"cls": b"3"}, {"cls": b"12\n"}, {}, {"cls": b"-1"}]
     write_shard(tmp_path / "a.tar", [(str(i), {"png": PNG, **more}) for i, more in enumerate(members)])
     index = open_index(tmp_path / "a.tar", tmp_path / "cache")
@@ -187,7 +193,7 @@ def test_labels_come_from_the_index(tmp_path):
     assert open_index(tmp_path / "none.tar", tmp_path / "cache").labels(np.array([0])) is None
 
 
-def test_words_are_classes_numbered_over_all_shards(tmp_path):
+def test_words_are_classes_numbered_over_all_shards(tmp_path: Path) -> None:
     for name, words in (
         ("a.tar", ["dog", "cat"]),
         ("b.tar", ["ant", "cat\r\n"]),
@@ -204,21 +210,21 @@ def test_words_are_classes_numbered_over_all_shards(tmp_path):
     assert index.notes == []
 
 
-def test_a_state_folder_that_is_no_utf8(folder, tmp_path):
+def test_a_state_folder_that_is_no_utf8(folder: Path, tmp_path: Path) -> None:
     cache = tmp_path / b"caf\xe9".decode("utf-8", "surrogateescape")
     for index in (open_index(folder, cache), open_index(folder, cache)):
         assert index.key(3) == "k1-0"
         assert index.path.parent == cache
 
 
-def test_truncated_shard_is_named(folder, tmp_path):
+def test_truncated_shard_is_named(folder: Path, tmp_path: Path) -> None:
     path = folder / "train-000007.tar"
     path.write_bytes(path.read_bytes()[:700])
     with pytest.raises(UserError, match=r"train-000007\.tar: the tar is truncated"):
         open_index(folder, tmp_path / "cache")
 
 
-def test_sets_larger_than_a_chunk(tmp_path, monkeypatch):
+def test_sets_larger_than_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ids, keys and rare extensions across the bounds of chunks, which are parquet row groups."""
     monkeypatch.setattr(scan, "CHUNK", 4)
     monkeypatch.setattr(module, "CHUNK", 4)
@@ -232,7 +238,7 @@ def test_sets_larger_than_a_chunk(tmp_path, monkeypatch):
     assert np.flatnonzero(index.members("txt", np.arange(21))[1] >= 0).tolist() == [14]
 
 
-def test_ten_million_samples_fit_in_a_gigabyte(tmp_path, monkeypatch):
+def test_ten_million_samples_fit_in_a_gigabyte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     count = 200_000
     members = ((f"class/name_{i:08d}.{ext}", i, 1) for i in range(count) for ext in ("cls", "jpg"))
     monkeypatch.setattr(scan.tar, "members", lambda path: members)

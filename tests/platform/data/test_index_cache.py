@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -26,10 +28,10 @@ print(index.key(0), len(Index(index.path)), flush=True)
 
 
 @pytest.fixture
-def shards(tmp_path):
+def shards(tmp_path: Path) -> Callable[..., str]:
     """Writes a set of shards anew, with as many samples as wanted; their pattern."""
 
-    def write(num_samples, name="train"):
+    def write(num_samples: int, name: str = "train") -> str:
         picture = png(np.zeros((4, 4, 3), np.uint8))
         samples = [(f"k{i}", {"png": picture}) for i in range(num_samples)]
         return str(write_shard(tmp_path / f"{name}-000000.tar", samples))
@@ -38,15 +40,17 @@ def shards(tmp_path):
 
 
 @pytest.fixture
-def cache(tmp_path):
+def cache(tmp_path: Path) -> Path:
     return tmp_path / "index"
 
 
-def age(path, seconds):
+def age(path: Path, seconds: float) -> None:
     os.utime(path, (time.time() - seconds, time.time() - seconds))
 
 
-def test_an_index_goes_when_one_of_the_same_shards_takes_its_place(shards, cache):
+def test_an_index_goes_when_one_of_the_same_shards_takes_its_place(
+    shards: Callable[..., str], cache: Path
+) -> None:
     other = open_index(shards(2, "other"), cache).path
     first = open_index(shards(3), cache).path
     second = open_index(shards(4), cache).path
@@ -54,7 +58,9 @@ def test_an_index_goes_when_one_of_the_same_shards_takes_its_place(shards, cache
     assert not first.exists()
 
 
-def test_a_superseded_index_stays_as_long_as_a_process_lives_that_reads_it(shards, cache):
+def test_a_superseded_index_stays_as_long_as_a_process_lives_that_reads_it(
+    shards: Callable[..., str], cache: Path
+) -> None:
     first = open_index(shards(3), cache).path
     reader, other = (
         subprocess.Popen(
@@ -73,7 +79,7 @@ def test_a_superseded_index_stays_as_long_as_a_process_lives_that_reads_it(shard
     assert not first.exists()
 
 
-def test_an_index_that_nobody_has_used_for_a_month_goes(shards, cache):
+def test_an_index_that_nobody_has_used_for_a_month_goes(shards: Callable[..., str], cache: Path) -> None:
     patterns = [shards(2, name) for name in ("used", "unused")]
     used, unused = (open_index(pattern, cache).path for pattern in patterns)
     for path in (used, unused):
@@ -85,7 +91,9 @@ def test_an_index_that_nobody_has_used_for_a_month_goes(shards, cache):
 
 
 @pytest.mark.parametrize("left", [0, 0.5], ids=["empty", "half"])
-def test_an_index_that_a_power_cut_has_damaged_is_made_again(shards, cache, left):
+def test_an_index_that_a_power_cut_has_damaged_is_made_again(
+    shards: Callable[..., str], cache: Path, left: float
+) -> None:
     pattern = shards(3)
     index = open_index(pattern, cache)
     other = open_index(shards(2, "other"), cache).path
@@ -96,7 +104,7 @@ def test_an_index_that_a_power_cut_has_damaged_is_made_again(shards, cache, left
     assert list(cache.iterdir()) == [index.path]
 
 
-def test_drafts_that_were_left_long_ago_go(shards, cache):
+def test_drafts_that_were_left_long_ago_go(shards: Callable[..., str], cache: Path) -> None:
     first = open_index(shards(3), cache).path
     old, new = (first.with_name(f".{first.name}.{token}") for token in ("0a", "0b"))
     old.touch()
@@ -106,7 +114,7 @@ def test_drafts_that_were_left_long_ago_go(shards, cache):
     assert set(cache.iterdir()) == {second, new}
 
 
-def test_an_index_of_another_schema_is_made_again(shards, cache):
+def test_an_index_of_another_schema_is_made_again(shards: Callable[..., str], cache: Path) -> None:
     pattern = shards(3)
     path = open_index(pattern, cache).path
     table = pq.read_table(path)

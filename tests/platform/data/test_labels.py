@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +22,7 @@ from vergence.platform.errors import UserError
         (b"x" * 200, "x" * 200),
     ],
 )
-def test_a_class_is_one_line(data, text):
+def test_a_class_is_one_line(data: bytes, text: str) -> None:
     assert class_text(data) == text
     assert why_no_class(data) is None
 
@@ -38,39 +39,39 @@ def test_a_class_is_one_line(data, text):
         (b"x" * 201, "the class (.cls) is not one line of at most 200 bytes: " + "x" * 40),
     ],
 )
-def test_what_is_no_class_says_why(data, reason):
+def test_what_is_no_class_says_why(data: bytes | None, reason: str) -> None:
     assert why_no_class(data) == reason
     assert class_text(data) is None
 
 
-def numbered(*texts):
+def numbered(*texts: str | None) -> tuple[np.ndarray, list[str] | None, str | None]:
     return number(pa.array(texts, pa.string()).dictionary_encode())
 
 
-def test_whole_numbers_stand_for_themselves():
+def test_whole_numbers_stand_for_themselves() -> None:
     labels, names, mixed = numbered("3", "10", None, "007", "3")
     assert (labels.tolist(), names, mixed) == ([3, 10, -1, 7, 3], None, None)
     assert labels.dtype == np.int64
 
 
-def test_words_are_numbered_in_sorted_order():
+def test_words_are_numbered_in_sorted_order() -> None:
     labels, names, mixed = numbered("dog", None, "cat", "dog", "Ant")
     assert (labels.tolist(), names, mixed) == ([2, -1, 1, 2, 0], ["Ant", "cat", "dog"], None)
 
 
-def test_one_word_makes_words_of_all_and_that_is_told():
+def test_one_word_makes_words_of_all_and_that_is_told() -> None:
     labels, names, mixed = numbered("1", "10", "cat", "2", None, "10")
     assert (labels.tolist(), names) == ([0, 1, 3, 2, -1, 1], ["1", "10", "2", "cat"])
     assert mixed == "classes: 4 are numbers (1, ...) and 1 are words (cat, ...), so all are taken for words"
     assert numbered("9" * 30, "1").names == ["1", "9" * 30]  # too large for int64
 
 
-def test_no_classes_at_all():
+def test_no_classes_at_all() -> None:
     labels, names, mixed = numbered(None, None)
     assert (labels.tolist(), names, mixed) == ([-1, -1], None, None)
 
 
-def test_names_are_read_where_all_folders_agree(tmp_path):
+def test_names_are_read_where_all_folders_agree(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in "abc"]
     for folder in folders:
         folder.mkdir()
@@ -89,7 +90,7 @@ def test_names_are_read_where_all_folders_agree(tmp_path):
         read_names(folders)
 
 
-def test_labels_are_renumbered_by_name():
+def test_labels_are_renumbered_by_name() -> None:
     labels, missing = by_name(np.array([0, 1, 2, 1]), ["cat", "dog", "fox"], ["dog", "ant", "cat"])
     assert (labels.tolist(), missing) == ([2, 0, -1, 0], {"fox": 1})
     labels, missing = by_name(

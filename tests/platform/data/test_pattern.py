@@ -10,7 +10,7 @@ from vergence.platform.errors import UserError
 
 
 @pytest.fixture(autouse=True)
-def _tree(tmp_path, monkeypatch):
+def _tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in (
         "deep/0.tar",
@@ -27,7 +27,7 @@ def _tree(tmp_path, monkeypatch):
     (tmp_path / "deep/a/b/loop").symlink_to("../..")
 
 
-def names(pattern):
+def names(pattern: str) -> list[str]:
     return [name for found in match(pattern).values() for name in found]
 
 
@@ -49,13 +49,15 @@ def names(pattern):
         ("nowhere/*.tar", []),
     ],
 )
-def test_what_exists_is_literal_and_the_rest_is_a_pattern(pattern, expected, tmp_path):
+def test_what_exists_is_literal_and_the_rest_is_a_pattern(
+    pattern: str, expected: list[str], tmp_path: Path
+) -> None:
     assert names(pattern) == expected
     absolute = [f"{tmp_path}/{name}" for name in expected]
     assert names(f"{tmp_path}/{pattern}") == absolute
 
 
-def test_alternatives_are_kept_apart():
+def test_alternatives_are_kept_apart() -> None:
     assert match("deep/{0,7}.tar") == {"deep/0.tar": ["deep/0.tar"], "deep/7.tar": []}
 
 
@@ -63,13 +65,13 @@ def test_alternatives_are_kept_apart():
     ("pattern", "message"),
     [("deep/**.tar", r"\*\* stands alone between slashes"), ("train-{0", "a brace is not closed")],
 )
-def test_what_would_match_less_than_was_meant_is_refused(pattern, message):
+def test_what_would_match_less_than_was_meant_is_refused(pattern: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         match(pattern)
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path) -> Path:
     (tmp_path / "s").mkdir()
     for name in ([f"train-{i:06d}.tar" for i in range(12)], ["val.tar"]):
         for file in name:
@@ -77,11 +79,11 @@ def folder(tmp_path):
     return tmp_path / "s"
 
 
-def shards(pattern):
+def shards(pattern: str | Path) -> list[str]:
     return [path.name for path in expand(pattern).paths]
 
 
-def test_expand_tar_folder_glob_and_brace_range(folder):
+def test_expand_tar_folder_glob_and_brace_range(folder: Path) -> None:
     train = [f"train-{i:06d}.tar" for i in range(12)]
     assert shards("s") == [*train, "val.tar"]
     assert shards(folder / "val.tar") == ["val.tar"]
@@ -93,7 +95,7 @@ def test_expand_tar_folder_glob_and_brace_range(folder):
 
 
 @pytest.mark.parametrize("pattern", ["s/test-*.tar", "nothing", "s/train-{000010..000012}.tar"])
-def test_expand_names_the_pattern_that_matches_nothing(folder, pattern):
+def test_expand_names_the_pattern_that_matches_nothing(folder: Path, pattern: str) -> None:
     with pytest.raises(UserError) as error:
         expand(pattern)
     assert str(error.value).startswith(f"{pattern}: matches no shard")
@@ -103,7 +105,7 @@ def test_expand_names_the_pattern_that_matches_nothing(folder, pattern):
         expand("s/train-{000010..000015}.tar")
 
 
-def test_expand_folder_without_tars(tmp_path):
+def test_expand_folder_without_tars(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "deep/a/1.tar").unlink()
     with pytest.raises(UserError, match=r"holds no \.tar; pack images with `vergence shards pack`"):
@@ -118,7 +120,7 @@ def test_expand_folder_without_tars(tmp_path):
         open_index(tmp_path / "x", tmp_path)
 
 
-def test_what_else_a_folder_or_glob_names_is_told(folder):
+def test_what_else_a_folder_or_glob_names_is_told(folder: Path) -> None:
     for name in ("old.tar.gz", "a.jpg", "more/x.tar", "more/y.tar", "notes.txt", "classes.json", "BIG.TAR"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()
@@ -132,7 +134,7 @@ def test_what_else_a_folder_or_glob_names_is_told(folder):
         expand("s/m*")
 
 
-def test_a_shard_under_two_names_is_taken_once(folder):
+def test_a_shard_under_two_names_is_taken_once(folder: Path) -> None:
     (folder / "latest.tar").symlink_to("val.tar")
     os.link(folder / "val.tar", folder / "zzz.tar")
     assert shards("s")[-1] == "val.tar"
@@ -143,14 +145,14 @@ def test_a_shard_under_two_names_is_taken_once(folder):
     assert shards("s/linked") == ["a.tar"]
 
 
-def test_links_to_nothing_are_named_at_once(folder):
+def test_links_to_nothing_are_named_at_once(folder: Path) -> None:
     for name in ("a.tar", "b.tar"):
         (folder / name).symlink_to("nowhere.tar")
     with pytest.raises(UserError, match=r"s: 2 of 15 shards are links to nothing \(a\.tar, b\.tar\)"):
         expand("s")
 
 
-def test_a_folder_that_is_no_utf8(folder):
+def test_a_folder_that_is_no_utf8(folder: Path) -> None:
     latin = folder.parent / b"caf\xe9 [1]".decode("utf-8", "surrogateescape")
     folder.rename(latin)
     assert len(expand(str(latin)).paths) == len(expand(f"{latin}/*.tar").paths) == 13

@@ -10,7 +10,7 @@ from vergence.platform.data.plan import Plan
 from vergence.platform.errors import UserError
 
 
-def test_golden_order():
+def test_golden_order() -> None:
     """Pinned: a change here breaks the resume of every run that exists."""
     assert Plan(20, 0.0, 0, 4).epoch(0).tolist() == GOLDEN[0]
     assert Plan(20, 0.25, 7, 4).epoch(3).tolist() == GOLDEN[1]
@@ -24,7 +24,7 @@ GOLDEN = [
 ]
 
 
-def test_golden_holdout():
+def test_golden_holdout() -> None:
     """Pinned: a change here trains runs that exist on what they held out."""
     assert Plan(40, 0.5, 0, 4).holdout_ids().tolist() == HELD[0]
     assert Plan(40, 0.4, 0, 4).holdout_ids().tolist() == HELD[1]
@@ -47,7 +47,7 @@ SHARES = [0.5, 0.4, 0.35, 1 / 3, 0.25, 0.1, 0.03, 0.021, 0.02, 1e-4]
 
 @pytest.mark.parametrize("holdout", SHARES)
 @pytest.mark.parametrize("n", [2, 5, 7, 10, 103, 1000, 49_999])
-def test_every_id_is_either_held_out_or_at_one_training_position(n, holdout):
+def test_every_id_is_either_held_out_or_at_one_training_position(n: int, holdout: float) -> None:
     plan = Plan(n, holdout, seed=1, global_batch=1)
     held, training = plan.holdout_ids(n), plan.training_ids(np.arange(plan.num_training))
     assert len(held) == plan.num_holdout == exact(holdout) * n // 1
@@ -58,38 +58,38 @@ def test_every_id_is_either_held_out_or_at_one_training_position(n, holdout):
     assert (plan.training_positions(held) == -1).all()
 
 
-def exact(holdout):
+def exact(holdout: float) -> Fraction:
     return Fraction(1, 3) if holdout == 1 / 3 else Fraction(str(holdout))
 
 
 @pytest.mark.parametrize("holdout", SHARES)
-def test_one_id_is_held_out_in_each_run_of_1_over_the_share(holdout):
+def test_one_id_is_held_out_in_each_run_of_1_over_the_share(holdout: float) -> None:
     plan = Plan(50_000, holdout, seed=1, global_batch=1)
     runs = [int(i) * exact(holdout) // 1 for i in plan.holdout_ids(50_000)]
     assert runs == list(range(plan.num_holdout))
 
 
-def test_without_a_holdout_all_train():
+def test_without_a_holdout_all_train() -> None:
     plan = Plan(50, 0.0, 1, 2)
     assert (plan.num_holdout, plan.holdout_ids().tolist()) == (0, [])
     assert plan.training_ids(np.arange(50)).tolist() == plan.training_positions(np.arange(50)).tolist()
     assert plan.num_training == 50
 
 
-def test_holdout_does_not_depend_on_the_seed_nor_on_samples_that_were_added():
+def test_holdout_does_not_depend_on_the_seed_nor_on_samples_that_were_added() -> None:
     ids = Plan(990, 0.1, 1, 2).holdout_ids()
     np.testing.assert_array_equal(ids, Plan(990, 0.1, 2, 2).holdout_ids())
     np.testing.assert_array_equal(ids, Plan(2000, 0.1, 2, 2).holdout_ids()[:99])
 
 
 @pytest.mark.parametrize(("holdout", "period"), [(0.1, 10), (0.5, 2), (0.02, 10), (0.05, 7)])
-def test_classes_that_alternate_are_held_out_alike(holdout, period):
+def test_classes_that_alternate_are_held_out_alike(holdout: float, period: int) -> None:
     labels = np.arange(100_000) % period
     share = np.bincount(labels[Plan(100_000, holdout, 0, 1).holdout_ids(10**6)], minlength=period) * period
     np.testing.assert_allclose(share / (100_000 * holdout), 1, atol=0.25)
 
 
-def test_the_limit_draws_evenly_and_meets_no_period_of_the_classes():
+def test_the_limit_draws_evenly_and_meets_no_period_of_the_classes() -> None:
     plan = Plan(1_000_000, 0.02, 0, 256)
     ids = plan.holdout_ids(limit=1000)  # one in 20 of the held-out ids, which lie 50 apart
     assert len(np.unique(ids)) == 1000
@@ -100,7 +100,7 @@ def test_the_limit_draws_evenly_and_meets_no_period_of_the_classes():
         assert counts.min() > 0.5 * counts.mean()
 
 
-def test_ten_million_ids_are_found_in_seconds():
+def test_ten_million_ids_are_found_in_seconds() -> None:
     plan = Plan(10**7, 0.021, 0, 256)
     begin = time.process_time()
     ids = plan.training_ids(np.arange(plan.num_training))
@@ -109,7 +109,7 @@ def test_ten_million_ids_are_found_in_seconds():
     np.testing.assert_array_equal(positions, np.arange(len(ids)))
 
 
-def test_epoch_is_a_permutation_and_differs_between_epochs_and_seeds():
+def test_epoch_is_a_permutation_and_differs_between_epochs_and_seeds() -> None:
     plan = Plan(1003, 0.1, 5, 64)
     training = plan.training_ids(np.arange(plan.num_training))
     orders = [plan.epoch(0), plan.epoch(1), Plan(1003, 0.1, 6, 64).epoch(0)]
@@ -119,7 +119,7 @@ def test_epoch_is_a_permutation_and_differs_between_epochs_and_seeds():
         assert (one != other).mean() > 0.9
 
 
-def test_a_million_samples_are_a_permutation_without_visible_structure():
+def test_a_million_samples_are_a_permutation_without_visible_structure() -> None:
     order = Plan(1_000_000, 0.0, 0, 4096).epoch(0)
     assert order.dtype == np.int64
     np.testing.assert_array_equal(np.bincount(order), np.ones(1_000_000))
@@ -127,7 +127,7 @@ def test_a_million_samples_are_a_permutation_without_visible_structure():
         assert abs(np.corrcoef(positions, order)[0, 1]) < 0.005  # 5 standard deviations
 
 
-def test_no_id_twice_in_an_epoch_for_any_number_of_workers():
+def test_no_id_twice_in_an_epoch_for_any_number_of_workers() -> None:
     plan = Plan(1000, 0.1, 3, 48)
     assert plan.batches_per_epoch == 900 // 48
     for step in range(plan.batches_per_epoch * 2):
@@ -140,14 +140,14 @@ def test_no_id_twice_in_an_epoch_for_any_number_of_workers():
     np.testing.assert_array_equal(second, plan.epoch(1)[: len(second)])
 
 
-def test_order_is_cached_and_cannot_be_changed():
+def test_order_is_cached_and_cannot_be_changed() -> None:
     plan = Plan(200_000, 0.0, 0, 64)
     assert plan.epoch(4) is Plan(200_000, 0.0, 0, 64).epoch(4)
     with pytest.raises(ValueError, match="read-only"):
         plan.epoch(4)[0] = 1
 
 
-def test_candidates_are_the_unused_tail_then_everything():
+def test_candidates_are_the_unused_tail_then_everything() -> None:
     plan = Plan(50, 0.0, 0, 16)
     tail, order = plan.epoch(2)[48:], plan.epoch(2)
     for position in range(48):
@@ -159,7 +159,7 @@ def test_candidates_are_the_unused_tail_then_everything():
     assert len({tuple(plan.candidates(2, position))[2] for position in range(48)}) > 20
 
 
-def test_order_and_probe_come_from_streams_of_their_own():
+def test_order_and_probe_come_from_streams_of_their_own() -> None:
     plan, order = Plan(50, 0.0, 9, 16), permutation(50, 0x504C414E, 9, 2)
     assert plan.epoch(2).tolist() == order
     for position in range(48):
@@ -168,17 +168,17 @@ def test_order_and_probe_come_from_streams_of_their_own():
         assert list(plan.candidates(2, position)) == tail + np.roll(order, -(draw % 50)).tolist()
 
 
-def test_ids_and_positions_have_64_bits():
+def test_ids_and_positions_have_64_bits() -> None:
     plan = Plan(2**40, 0.0, 0, 4)
     assert plan.training_ids(np.array([2**33 + 5])).tolist() == [2**33 + 5]
     assert plan.holdout_ids().dtype == plan.training_ids(np.arange(3)).dtype == np.int64
 
 
-def test_candidates_without_a_tail():
+def test_candidates_without_a_tail() -> None:
     assert sorted(Plan(32, 0.0, 0, 16).candidates(0, 3)) == list(range(32))
 
 
-def test_batch_larger_than_the_data_names_the_largest():
+def test_batch_larger_than_the_data_names_the_largest() -> None:
     with pytest.raises(
         UserError, match=r"batch\.global=64 is more than the 45 training samples .* fits is 45"
     ):
@@ -186,6 +186,6 @@ def test_batch_larger_than_the_data_names_the_largest():
 
 
 @pytest.mark.parametrize("holdout", [-0.1, 0.51, 1.0])
-def test_holdout_out_of_range(holdout):
+def test_holdout_out_of_range(holdout: float) -> None:
     with pytest.raises(UserError, match=r"data\.holdout"):
         Plan(50, holdout, 0, 4)

@@ -2,6 +2,8 @@
 
 import io
 import tarfile
+from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from vergence.platform.data.scan import SECOND, scan
 PNG = png(np.zeros((4, 4, 3), np.uint8))
 
 
-def write(path, *names, links=()):
+def write(path: Path, *names: str, links: Iterable[tuple[str, bytes, str]] = ()) -> Path:
     """A tar of images under these names, and of (link, type, target)."""
     with tarfile.open(path, "w") as file:
         for name in names:
@@ -27,11 +29,11 @@ def write(path, *names, links=()):
     return path
 
 
-def lost(*paths):
+def lost(*paths: Path) -> dict[str, tuple[dict[str, int], dict[str, list[str]]]]:
     return {path.name: (dict(found.counts), found.names) for path, found in scan(paths).lost.items()}
 
 
-def test_dots_in_file_names(tmp_path):
+def test_dots_in_file_names(tmp_path: Path) -> None:
     path = write(tmp_path / "dots.tar", *(f"frame_t=0.{i:02d}.jpg" for i in range(50)))
     names = [f"frame_t=0.{i:02d}.jpg" for i in (1, 2, 3)]
     assert lost(path) == {"dots.tar": ({SECOND: 49}, {SECOND: names})}
@@ -51,19 +53,19 @@ def test_dots_in_file_names(tmp_path):
         (["v1.0_a.png", "v1.0_b.png", "v2.0_a.png", "v2.0_b.png"], ["v1.0_b.png", "v2.0_b.png"]),
     ],
 )
-def test_a_few_second_images_of_a_key_are_lost(tmp_path, names, second):
+def test_a_few_second_images_of_a_key_are_lost(tmp_path: Path, names: list[str], second: list[str]) -> None:
     [(counts, found)] = lost(write(tmp_path / "a.tar", *names)).values()
     assert (counts, sorted(found[SECOND])) == ({SECOND: len(second)}, second)
 
 
 @pytest.mark.parametrize("views", [["jpg", "seg.png"], ["jpg", "png"], ["left.jpg", "right.jpg"]])
-def test_named_views_are_no_loss_but_told(tmp_path, views):
+def test_named_views_are_no_loss_but_told(tmp_path: Path, views: list[str]) -> None:
     path = write(tmp_path / "a.tar", *(f"{i}.{view}" for i in range(4) for view in views))
     assert lost(path) == {}
     assert open_index(path, tmp_path / "cache").notes == [f"images of other views, not used: .{views[1]} (4)"]
 
 
-def test_members_outside_of_samples_count_if_they_are_images(tmp_path):
+def test_members_outside_of_samples_count_if_they_are_images(tmp_path: Path) -> None:
     path = write(
         tmp_path / "a.tar",
         *("a.jpg", ".hidden.jpg", "folder/plain", "__meta__/x.png", "b.jpg"),
@@ -89,25 +91,25 @@ def test_members_outside_of_samples_count_if_they_are_images(tmp_path):
     assert lost(tmp_path / "mac.tar") == {}
 
 
-def test_losses_stand_by_shard_and_as_one_line_for_the_set(tmp_path):
+def test_losses_stand_by_shard_and_as_one_line_for_the_set(tmp_path: Path) -> None:
     paths = [write(tmp_path / f"{i}.tar", "a.jpg", "a.1.jpg", "b.jpg", "c.jpg") for i in range(3)]
     assert list(lost(*paths)) == ["0.tar", "1.tar", "2.tar"]
     [note] = open_index(tmp_path, tmp_path / "cache").notes
     assert note.endswith("(3: a.1.jpg, a.1.jpg, a.1.jpg)")
 
 
-def test_samples_without_an_image_are_counted(tmp_path):
+def test_samples_without_an_image_are_counted(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.tar", [("a", {"png": PNG}), ("b", {"txt": b"1"}), ("c", {"json": b"1"})])
     assert open_index(tmp_path / "a.tar", tmp_path / "cache").notes == ["2 of 3 samples have no image"]
 
 
-def test_a_jfif_is_an_image(tmp_path):
+def test_a_jfif_is_an_image(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tar", "a.jfif", "b.JPE")
     assert len(open_index(path, tmp_path / "cache")) == 2
     assert lost(path) == {}
 
 
-def test_members_of_a_sample_that_stand_apart_are_told(tmp_path):
+def test_members_of_a_sample_that_stand_apart_are_told(tmp_path: Path) -> None:
     samples = [(str(i), {"png": PNG}) for i in range(3)] + [(str(i), {"cls": b"1"}) for i in range(3)]
     assert open_index(write_shard(tmp_path / "a.tar", samples), tmp_path / "cache").notes == [
         "3 of 6 samples have no image",
@@ -116,7 +118,7 @@ def test_members_of_a_sample_that_stand_apart_are_told(tmp_path):
     ]
 
 
-def test_shards_without_images_are_a_set_of_their_own_where_there_are_no_others(tmp_path):
+def test_shards_without_images_are_a_set_of_their_own_where_there_are_no_others(tmp_path: Path) -> None:
     sounds = [(f"s{i}", {"wav": b"RIFF", "cls": b"%d" % i}) for i in range(3)]
     write_shard(tmp_path / "a.tar", sounds)
     write_shard(tmp_path / "b.tar", [("t", {"txt": b"words"})])

@@ -2,6 +2,9 @@ import fcntl
 import io
 import json
 import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +24,7 @@ from vergence.platform.errors import UserError
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 6, 6, 3), np.uint8)
 
 
-def image_folder(root, classes=("cat", "dog"), each=5):
+def image_folder(root: Path, classes: Sequence[str] = ("cat", "dog"), each: int = 5) -> Path:
     for number, name in enumerate(classes):
         (root / name).mkdir(parents=True)
         for i in range(each):
@@ -29,7 +32,7 @@ def image_folder(root, classes=("cat", "dog"), each=5):
     return root
 
 
-def contents(pattern):
+def contents(pattern: Path) -> list[dict[str, Any]]:
     """Samples as webdataset reads them."""
     return [
         {key: value for key, value in sample.items() if key not in ("__url__", "__local_path__")}
@@ -38,7 +41,7 @@ def contents(pattern):
     ]
 
 
-def test_folder_bytes_are_copied_and_folders_are_classes(tmp_path):
+def test_folder_bytes_are_copied_and_folders_are_classes(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "src")
     (root / "cat/notes.txt").write_text("no image")
     (root / "cat/.hidden.png").write_bytes(b"x")
@@ -57,7 +60,7 @@ def test_folder_bytes_are_copied_and_folders_are_classes(tmp_path):
     assert json.loads((tmp_path / "out/classes.json").read_text()) == ["cat", "dog"]
 
 
-def test_flat_folder_has_no_classes(tmp_path):
+def test_flat_folder_has_no_classes(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "src")
     (root / "top.png").write_bytes(b"1")
     assert pack(root, tmp_path / "out").classes is None
@@ -65,7 +68,7 @@ def test_flat_folder_has_no_classes(tmp_path):
     assert not (tmp_path / "out/classes.json").exists()
 
 
-def test_keys_are_unique_and_without_dots(tmp_path):
+def test_keys_are_unique_and_without_dots(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     long_name = "ü" * 100 + ".jpg"
     for name in ("a.jpg", "a.png", "a.b.png", "a_b.png", "a-2.png", long_name):
@@ -84,7 +87,7 @@ def test_keys_are_unique_and_without_dots(tmp_path):
     }
 
 
-def test_names_that_webdataset_keeps_for_itself_are_indexed_too(tmp_path):
+def test_names_that_webdataset_keeps_for_itself_are_indexed_too(tmp_path: Path) -> None:
     folder = tmp_path / "images"
     for name in ("__init__.png", "a.b.png", "__x__/y.png", ".hidden.png", "ü ö.png"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +96,7 @@ def test_names_that_webdataset_keeps_for_itself_are_indexed_too(tmp_path):
     assert packed.num_samples == len(open_index(tmp_path / "out", tmp_path / "index")) == 4
 
 
-def test_directory_without_images(tmp_path):
+def test_directory_without_images(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     (tmp_path / "src/a.txt").write_text("x")
     with pytest.raises(UserError, match="src: no images below this folder"):
@@ -104,7 +107,7 @@ def test_directory_without_images(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_same_source_gives_the_same_bytes(tmp_path):
+def test_same_source_gives_the_same_bytes(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "src")
     for out in ("1", "2"):
         pack(root, tmp_path / out, per_shard=3)
@@ -112,14 +115,14 @@ def test_same_source_gives_the_same_bytes(tmp_path):
         assert path.read_bytes() == (tmp_path / "2" / path.name).read_bytes()
 
 
-def test_second_run_goes_on_and_a_third_does_nothing(tmp_path, monkeypatch):
+def test_second_run_goes_on_and_a_third_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, out = image_folder(tmp_path / "src"), tmp_path / "out"
     pack(root, tmp_path / "undisturbed", per_shard=3)
 
     class Died(Exception):
         pass
 
-    def dies(self, sample, write=module.TarWriter.write):
+    def dies(self: Any, sample: dict[str, Any], write: Callable[..., Any] = module.TarWriter.write) -> Any:
         if sample["__key__"] == "dog/2":  # in the third of four shards
             raise Died
         return write(self, sample)
@@ -140,7 +143,7 @@ def test_second_run_goes_on_and_a_third_does_nothing(tmp_path, monkeypatch):
         assert path.read_bytes() == (out / path.name).read_bytes()
 
 
-def test_another_source_or_size_of_shards_is_refused(tmp_path):
+def test_another_source_or_size_of_shards_is_refused(tmp_path: Path) -> None:
     root, out = image_folder(tmp_path / "src"), tmp_path / "out"
     pack(root, out, per_shard=3)
     with pytest.raises(UserError, match=r"train was packed from something else \(other per_shard\)"):
@@ -153,7 +156,7 @@ def test_another_source_or_size_of_shards_is_refused(tmp_path):
         pack(root, tmp_path / "other")
 
 
-def test_packs_that_share_a_folder_share_their_classes(tmp_path):
+def test_packs_that_share_a_folder_share_their_classes(tmp_path: Path) -> None:
     out = tmp_path / "out"
     pack(image_folder(tmp_path / "train", ("ant", "bee", "cat")), out)
     test = pack(image_folder(tmp_path / "test", ("bee", "cat")), out, name="test")
@@ -164,7 +167,7 @@ def test_packs_that_share_a_folder_share_their_classes(tmp_path):
     assert pack(tmp_path / "test", out, name="test").num_written == 0
 
 
-def test_words_of_a_test_set_keep_the_numbers_of_its_training_set(tmp_path):
+def test_words_of_a_test_set_keep_the_numbers_of_its_training_set(tmp_path: Path) -> None:
     image, out = {"bytes": png(NOISE[0]), "path": None}, tmp_path / "out"
     for name, words in (("train", ["ant", "bee", "cat"]), ("test", ["cat", "bee"])):
         table = pa.table({"image": [image] * len(words), "label": words})
@@ -174,7 +177,7 @@ def test_words_of_a_test_set_keep_the_numbers_of_its_training_set(tmp_path):
     assert [sample["cls"] for sample in contents(out / "test-*.tar")] == [b"2", b"1"]
 
 
-def test_what_was_left_out_is_told_by_every_call(tmp_path):
+def test_what_was_left_out_is_told_by_every_call(tmp_path: Path) -> None:
     root, out = image_folder(tmp_path / "src"), tmp_path / "out"
     (root / "cat/9.png").symlink_to("nowhere.png")
     (root / "cat/a.heic").write_bytes(b"")
@@ -184,7 +187,7 @@ def test_what_was_left_out_is_told_by_every_call(tmp_path):
         assert done.notes == ["left out: dead links (1: cat/9.png), .heic (1)"]
 
 
-def test_a_second_writer_is_refused(tmp_path):
+def test_a_second_writer_is_refused(tmp_path: Path) -> None:
     root, out = image_folder(tmp_path / "src"), tmp_path / "out"
     out.mkdir()
     with (out / ".train.lock").open("w") as lock:
@@ -194,7 +197,13 @@ def test_a_second_writer_is_refused(tmp_path):
     assert pack(root, out).num_written == 1
 
 
-def parquet(path, rows, column="img", row_group_size=3, names=None):
+def parquet(
+    path: Path,
+    rows: Sequence[tuple[Any, int | None]],
+    column: str = "img",
+    row_group_size: int = 3,
+    names: list[str] | None = None,
+) -> None:
     table = pa.table(
         {column: [row[0] for row in rows], "label": pa.array([row[1] for row in rows], pa.int64())}
     )
@@ -204,7 +213,7 @@ def parquet(path, rows, column="img", row_group_size=3, names=None):
     pq.write_table(table, path, row_group_size=row_group_size)
 
 
-def test_parquet_files(tmp_path):
+def test_parquet_files(tmp_path: Path) -> None:
     rows = [({"bytes": png(NOISE[i]), "path": f"dir/a.{i % 8}.png"}, i % 3) for i in range(16)]
     for part in range(2):
         parquet(tmp_path / f"p-{part}.parquet", rows[part * 8 : part * 8 + 8], names=["x", "y", "z"])
@@ -217,7 +226,7 @@ def test_parquet_files(tmp_path):
     assert contents(tmp_path / "out/*.tar") == expected
 
 
-def test_parquet_without_names_and_labels(tmp_path):
+def test_parquet_without_names_and_labels(tmp_path: Path) -> None:
     jpeg = io.BytesIO()
     Image.fromarray(NOISE[0]).save(jpeg, "JPEG")
     rows = [({"bytes": jpeg.getvalue(), "path": None}, None), ({"bytes": png(NOISE[1]), "path": None}, -1)]
@@ -233,7 +242,7 @@ def test_parquet_without_names_and_labels(tmp_path):
     assert contents(tmp_path / "out2/*.tar") == [{"__key__": "000000000", "png": png(NOISE[2])}]
 
 
-def test_parquet_that_cannot_be_used(tmp_path):
+def test_parquet_that_cannot_be_used(tmp_path: Path) -> None:
     pq.write_table(pa.table({"pixels": [1], "label": [1]}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"no column img or image of struct.*columns: pixels, label"):
         pack(tmp_path / "a.parquet", tmp_path / "out")
@@ -244,7 +253,7 @@ def test_parquet_that_cannot_be_used(tmp_path):
         pack(tmp_path / "c-*.parquet", tmp_path / "out")
 
 
-def test_torchvision_fake_data(tmp_path):
+def test_torchvision_fake_data(tmp_path: Path) -> None:
     spec = "torchvision:FakeData?size=7&image_size=3,12,10&num_classes=4"
     pack(spec, tmp_path / "out")
     from vergence.methods.torchvision_shim import torchvision
@@ -260,7 +269,7 @@ def test_torchvision_fake_data(tmp_path):
         pack("torchvision:FakeData?sizes=7", tmp_path / "out2")
 
 
-def test_digits_are_the_real_ones_and_can_be_enlarged(tmp_path):
+def test_digits_are_the_real_ones_and_can_be_enlarged(tmp_path: Path) -> None:
     digits = load_digits()
     pack("sklearn:digits", tmp_path / "all")
     reader = Reader(open_index(tmp_path / "all", tmp_path / "cache"))
@@ -283,12 +292,12 @@ def test_digits_are_the_real_ones_and_can_be_enlarged(tmp_path):
         pack("sklearn:digits?split=valid", tmp_path / "x")
 
 
-def test_size_is_refused_where_bytes_are_copied(tmp_path):
+def test_size_is_refused_where_bytes_are_copied(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="never resized"):
         pack(image_folder(tmp_path / "src"), tmp_path / "out", size=32)
 
 
-def test_cifar10_in_its_original_order(shared, tmp_path):
+def test_cifar10_in_its_original_order(shared: Path, tmp_path: Path) -> None:
     done = pack(shared / "data/cifar10/test-*.parquet", tmp_path, name="test")
     assert (done.num_samples, len(done.shards), done.classes[3]) == (10_000, 2, "cat")
     table = pq.read_table(next((shared / "data/cifar10").glob("test-*.parquet")))

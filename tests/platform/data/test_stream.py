@@ -2,6 +2,8 @@
 
 import io
 import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ NUM, BATCH, EPOCHS, BROKEN = 83, 12, 2, (4, 30)
 WHOLE = (ViewSpec(size=8, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0),)
 
 
-def write(path, sides):
+def write(path: Path, sides: Sequence[int]) -> None:
     """A shard of one-coloured pictures: sample i has red value i; two of them are broken."""
     with tarfile.open(path, "w") as tar:
         for i in range(NUM):
@@ -36,7 +38,7 @@ def write(path, sides):
 
 
 @pytest.fixture(scope="module")
-def ray_session():
+def ray_session() -> Iterator[None]:
     ray.init(
         address="local",
         num_cpus=2,
@@ -50,28 +52,28 @@ def ray_session():
 
 
 @pytest.fixture(scope="module")
-def stream(tmp_path_factory):
+def stream(tmp_path_factory: pytest.TempPathFactory) -> Stream:
     return make_stream(tmp_path_factory.mktemp("stream"), sides=(8,))
 
 
-def make_stream(folder, sides, views=WHOLE):
+def make_stream(folder: Path, sides: Sequence[int], views: Sequence[ViewSpec] = WHOLE) -> Stream:
     write(folder / "train-000000.tar", sides)
     index = open_index(folder / "train-000000.tar", folder / "index")
     return Stream(index.path, Plan(len(index), 0.1, 7, BATCH), EPOCHS, views, (), 1 << 20, 192, 192)
 
 
-def batches(stream, rank, world_size, start_step):
+def batches(stream: Stream, rank: int, world_size: int, start_step: int) -> list[Share]:
     data = DataConfig(train="", readers=1, reader_cpus=1.0)
     return list(Feed(stream, data, rank, world_size, start_step))
 
 
-def global_ids(stream, world_size, start_step=0):
+def global_ids(stream: Stream, world_size: int, start_step: int = 0) -> np.ndarray:
     """(steps, BATCH) ids of every global batch, from all ranks."""
     ranks = [batches(stream, rank, world_size, start_step) for rank in range(world_size)]
     return np.array([np.concatenate([batch.ids for batch in step]) for step in zip(*ranks)])
 
 
-def test_ids_are_the_same_for_1_2_and_3_workers_and_after_a_resume(ray_session, stream):
+def test_ids_are_the_same_for_1_2_and_3_workers_and_after_a_resume(ray_session: None, stream: Stream) -> None:
     one = global_ids(stream, 1)
     steps = EPOCHS * stream.plan.batches_per_epoch
     assert one.shape == (steps, BATCH)
@@ -83,7 +85,7 @@ def test_ids_are_the_same_for_1_2_and_3_workers_and_after_a_resume(ray_session, 
     np.testing.assert_array_equal(global_ids(stream, 2, start_step=middle), one[middle:])
 
 
-def test_no_planned_id_comes_twice_in_an_epoch(ray_session, stream):
+def test_no_planned_id_comes_twice_in_an_epoch(ray_session: None, stream: Stream) -> None:
     per_epoch = stream.plan.batches_per_epoch
     rows = batches(stream, 0, 1, 0)
     for epoch in range(EPOCHS):
@@ -92,7 +94,7 @@ def test_no_planned_id_comes_twice_in_an_epoch(ray_session, stream):
         assert len(set(good)) == len(good)
 
 
-def test_rows_carry_pixels_position_and_badness(ray_session, stream):
+def test_rows_carry_pixels_position_and_badness(ray_session: None, stream: Stream) -> None:
     for world_size in (1, 2):
         for rank in range(world_size):
             for step, batch in enumerate(batches(stream, rank, world_size, 0)):
@@ -105,7 +107,7 @@ def test_rows_carry_pixels_position_and_badness(ray_session, stream):
                 np.testing.assert_array_equal(batch.bad, np.isin(planned, BROKEN))
 
 
-def test_a_broken_sample_has_the_same_stand_in_everywhere(stream):
+def test_a_broken_sample_has_the_same_stand_in_everywhere(stream: Stream) -> None:
     order = stream.plan.epoch(0)
     position = int(np.flatnonzero(order == BROKEN[0])[0])
     stand_in, sample = stream.replacement(0, position)
@@ -117,7 +119,7 @@ def test_a_broken_sample_has_the_same_stand_in_everywhere(stream):
 
 
 @pytest.mark.parametrize("start_step", [0, 5, 2**32 + 4])
-def test_rows_are_the_planned_ones_however_far_the_run_is(stream, start_step):
+def test_rows_are_the_planned_ones_however_far_the_run_is(stream: Stream, start_step: int) -> None:
     plan, share = stream.plan, BATCH // 2
     rows = Share.of(stream.table(np.arange(40 * share), 1, 2, start_step))
     steps = range(start_step, start_step + 40)
@@ -134,7 +136,7 @@ def test_rows_are_the_planned_ones_however_far_the_run_is(stream, start_step):
     assert rows.ids.dtype == rows.positions.dtype == np.int64
 
 
-def test_pictures_of_unequal_size_arrive_as_what_their_views_need(ray_session, tmp_path):
+def test_pictures_of_unequal_size_arrive_as_what_their_views_need(ray_session: None, tmp_path: Path) -> None:
     views = (ViewSpec(count=2, size=8), ViewSpec(size=4))
     stream = make_stream(tmp_path, sides=(8, 11, 5), views=views)
     for rank in range(2):
@@ -147,7 +149,7 @@ def test_pictures_of_unequal_size_arrive_as_what_their_views_need(ray_session, t
 
 
 @pytest.mark.parametrize("start_step", [0, 5])
-def test_crops_are_those_of_sample_epoch_and_seed(tmp_path, start_step):
+def test_crops_are_those_of_sample_epoch_and_seed(tmp_path: Path, start_step: int) -> None:
     views = (ViewSpec(count=2, size=8),)
     stream = make_stream(tmp_path, sides=(11,), views=views)
     plan = stream.plan
@@ -161,8 +163,10 @@ def test_crops_are_those_of_sample_epoch_and_seed(tmp_path, start_step):
         assert (rows.pictures.pixels[row : row + 1].flat == alone.pixels.flat).all()
 
 
-def test_fields_travel_beside_the_pictures_and_damaged_ones_have_a_stand_in(ray_session, tmp_path):
-    def members(i):
+def test_fields_travel_beside_the_pictures_and_damaged_ones_have_a_stand_in(
+    ray_session: None, tmp_path: Path
+) -> None:
+    def members(i: int) -> dict[str, bytes]:
         text = b"\xff" if i in BROKEN else f"number {i}".encode() * (i % 3)
         array = io.BytesIO()
         np.save(array, np.full((2, 3), i, np.float32))
@@ -196,7 +200,7 @@ def test_fields_travel_beside_the_pictures_and_damaged_ones_have_a_stand_in(ray_
     assert not set(seen) & set(BROKEN)
 
 
-def test_without_views_pictures_are_not_read(tmp_path):
+def test_without_views_pictures_are_not_read(tmp_path: Path) -> None:
     shard = write_shard(
         tmp_path / "a.tar", ((f"{i}", {"wav": wav(np.zeros((9, 1), np.int16))}) for i in range(24))
     )
@@ -207,7 +211,7 @@ def test_without_views_pictures_are_not_read(tmp_path):
     assert not share.bad.any()
 
 
-def test_the_size_of_a_typical_sample_is_measured(tmp_path):
+def test_the_size_of_a_typical_sample_is_measured(tmp_path: Path) -> None:
     stream = make_stream(tmp_path, sides=(100,), views=(ViewSpec(count=2, size=64),)).measured()
     assert stream.decoded_bytes == 3 * 100**2
     assert 2 * 3 * 64**2 < stream.row_bytes < 2 * 3 * 64**2 + 200

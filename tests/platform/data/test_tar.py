@@ -2,6 +2,8 @@ import io
 import os
 import subprocess
 import tarfile
+from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ NAMES = [
 ]
 
 
-def write(path, names=NAMES, format=tarfile.PAX_FORMAT):
+def write(path: Path, names: Iterable[str] = NAMES, format: int = tarfile.PAX_FORMAT) -> Path:
     with tarfile.open(path, "w", format=format) as file:
         folder = tarfile.TarInfo("folder")
         folder.type = tarfile.DIRTYPE
@@ -34,7 +36,7 @@ def write(path, names=NAMES, format=tarfile.PAX_FORMAT):
 
 
 @pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
-def test_members_are_those_of_tarfile(tmp_path, format):
+def test_members_are_those_of_tarfile(tmp_path: Path, format: int) -> None:
     path = write(tmp_path / "a.tar", format=format)
     with tarfile.open(path) as file:
         expected = [(m.name, m.offset_data, m.size) for m in file.getmembers() if m.isreg()]
@@ -44,7 +46,7 @@ def test_members_are_those_of_tarfile(tmp_path, format):
     assert (found[-1][0], found[-1][2]) == ("link.jpg", tar.LINK)
 
 
-def test_members_of_the_tar_command(tmp_path):
+def test_members_of_the_tar_command(tmp_path: Path) -> None:
     for name in ("a.jpg", "z" * 150 + ".jpg"):
         (tmp_path / name).write_bytes(b"12345")
     subprocess.run(
@@ -55,7 +57,7 @@ def test_members_of_the_tar_command(tmp_path):
     assert list(tar.members(tmp_path / "b.tar")) == expected
 
 
-def test_pax_global_header_and_size_record_are_read(tmp_path):
+def test_pax_global_header_and_size_record_are_read(tmp_path: Path) -> None:
     path = tmp_path / "g.tar"
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "all"}) as file:
         info = tarfile.TarInfo("a.jpg")
@@ -65,7 +67,7 @@ def test_pax_global_header_and_size_record_are_read(tmp_path):
     assert (name, path.read_bytes()[offset : offset + size]) == ("a.jpg", b"12345")
 
 
-def test_tars_that_were_joined_are_read_to_their_end(tmp_path):
+def test_tars_that_were_joined_are_read_to_their_end(tmp_path: Path) -> None:
     parts = [write(tmp_path / f"{i}.tar", names=[f"{i}{name}" for name in NAMES]) for i in range(3)]
     (tmp_path / "joined.tar").write_bytes(b"".join(part.read_bytes() for part in parts) + bytes(3 << 20))
     content = (tmp_path / "joined.tar").read_bytes()
@@ -83,7 +85,7 @@ def test_tars_that_were_joined_are_read_to_their_end(tmp_path):
 
 
 @pytest.mark.parametrize("more", [b"\n", b"signature " * 100])
-def test_what_stands_behind_the_end_and_is_no_tar_is_named(tmp_path, more):
+def test_what_stands_behind_the_end_and_is_no_tar_is_named(tmp_path: Path, more: bytes) -> None:
     path = write(tmp_path / "a.tar")
     end = path.stat().st_size
     path.write_bytes(path.read_bytes() + more)
@@ -94,7 +96,7 @@ def test_what_stands_behind_the_end_and_is_no_tar_is_named(tmp_path, more):
 
 
 @pytest.mark.parametrize("format", ["gnu", "pax"])
-def test_links_and_sparse_files_of_the_tar_command(tmp_path, format):
+def test_links_and_sparse_files_of_the_tar_command(tmp_path: Path, format: str) -> None:
     (tmp_path / "a.jpg").write_bytes(b"12345")
     os.link(tmp_path / "a.jpg", tmp_path / "b.jpg")
     (tmp_path / "c.jpg").symlink_to("a.jpg")
@@ -116,7 +118,7 @@ def test_links_and_sparse_files_of_the_tar_command(tmp_path, format):
     assert content[found[-1][1] :][:5] == b"67890"
 
 
-def test_every_cut_of_a_tar_is_noticed(tmp_path):
+def test_every_cut_of_a_tar_is_noticed(tmp_path: Path) -> None:
     whole = write(tmp_path / "a.tar").read_bytes()
     end = len(whole.rstrip(b"\0"))  # within the last header; the end mark follows
     cut = tmp_path / "cut.tar"
@@ -129,14 +131,14 @@ def test_every_cut_of_a_tar_is_noticed(tmp_path):
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("w:gz", "gzip"), ("w:bz2", "bzip2"), ("w:xz", "xz")])
-def test_compressed_tar_is_refused_with_the_cure(tmp_path, mode, kind):
+def test_compressed_tar_is_refused_with_the_cure(tmp_path: Path, mode: str, kind: str) -> None:
     with tarfile.open(tmp_path / "c.tar", mode) as file:
         file.addfile(tarfile.TarInfo("a.jpg"))
     with pytest.raises(tar.DamagedShard, match=rf"c\.tar: a {kind}-compressed .* unpack it to a plain \.tar"):
         list(tar.members(tmp_path / "c.tar"))
 
 
-def test_empty_file_and_other_files_are_refused(tmp_path):
+def test_empty_file_and_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "e.tar").write_bytes(b"")
     with pytest.raises(tar.DamagedShard, match=r"e\.tar: the file is empty"):
         list(tar.members(tmp_path / "e.tar"))
@@ -145,7 +147,7 @@ def test_empty_file_and_other_files_are_refused(tmp_path):
         list(tar.members(tmp_path / "t.tar"))
 
 
-def test_tar_from_before_posix_is_read(tmp_path):
+def test_tar_from_before_posix_is_read(tmp_path: Path) -> None:
     header = bytearray(512)
     header[0:5], header[124:135] = b"a.jpg", b"00000000003"
     header[148:156] = b" " * 8
@@ -154,7 +156,7 @@ def test_tar_from_before_posix_is_read(tmp_path):
     assert list(tar.members(tmp_path / "v7.tar")) == [("a.jpg", 512, 3)]
 
 
-def test_damaged_headers_are_refused_and_never_end_in_a_crash_or_a_loop(tmp_path):
+def test_damaged_headers_are_refused_and_never_end_in_a_crash_or_a_loop(tmp_path: Path) -> None:
     whole, path, rng = write(tmp_path / "a.tar").read_bytes(), tmp_path / "b.tar", np.random.default_rng(0)
     used = np.frombuffer(whole, np.uint8)[: 20 * 512]
     refused = 0

@@ -1,6 +1,9 @@
 """What is found below a folder, what is left out, and how that is said."""
 
 import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from vergence.platform.data.walk import LeftOut, folders, image_files
 PNG = png(np.zeros((4, 4, 3), np.uint8))
 
 
-def fill(root, *names, data=PNG):
+def fill(root: Path, *names: str, data: bytes = PNG) -> Path:
     for name in names:
         path = os.path.join(os.fsencode(root), os.fsencode(name))
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -20,20 +23,20 @@ def fill(root, *names, data=PNG):
     return root
 
 
-def link(path, target):
+def link(path: Path, target: Path | str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to(target)
 
 
-def paths(root):
+def paths(root: Path) -> list[str]:
     return [image.path for image in image_files(root)[0]]
 
 
-def left_out(root):
+def left_out(root: Path) -> list[str]:
     return image_files(root)[1].lines()
 
 
-def test_a_real_folder_is_read_once_whatever_links_lead_to_it(tmp_path):
+def test_a_real_folder_is_read_once_whatever_links_lead_to_it(tmp_path: Path) -> None:
     root = fill(tmp_path / "src", "cat/0.png", "dog/1.png")
     fill(tmp_path, "outside/2.png", "outside/deep/3.png")
     link(root / "all", ".")
@@ -47,7 +50,7 @@ def test_a_real_folder_is_read_once_whatever_links_lead_to_it(tmp_path):
     ]
 
 
-def test_links_to_files_are_files_and_links_to_nothing_are_named(tmp_path):
+def test_links_to_files_are_files_and_links_to_nothing_are_named(tmp_path: Path) -> None:
     root = fill(tmp_path / "src", "a.png")
     link(root / "b.png", "a.png")
     link(root / "gone.png", "nowhere.png")
@@ -57,7 +60,7 @@ def test_links_to_files_are_files_and_links_to_nothing_are_named(tmp_path):
     assert left_out(root) == ["left out: dead links (3: circle, gone.png, through_a_file.png)"]
 
 
-def test_a_pipe_is_not_opened(tmp_path):
+def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
     root = fill(tmp_path / "src", "a.png")
     os.mkfifo(root / "pipe")
     os.mkfifo(root / "pipe.png")
@@ -65,7 +68,7 @@ def test_a_pipe_is_not_opened(tmp_path):
     assert left_out(root) == ["left out: pipes or devices (2: pipe, pipe.png)"]
 
 
-def test_the_content_decides_where_the_ending_does_not(tmp_path):
+def test_the_content_decides_where_the_ending_does_not(tmp_path: Path) -> None:
     root = fill(tmp_path / "src", "x.jfif", "x.JPE", "plain", "v1.2", "x.PNG", "sub.dir/plain")
     fill(root, "x.heic", "y.heic", "readme", ".hidden.png", ".git/a.png", data=b"\0\0\0\x18ftypheic")
     fill(root, "raw.cr2", data=b"II*\0" + bytes(40))
@@ -83,13 +86,13 @@ def test_the_content_decides_where_the_ending_does_not(tmp_path):
     assert left_out(root) == ["left out: hidden names (2), .heic (2), .cr2 (1), no ending (1)"]
 
 
-def test_names_that_are_no_utf8_are_found_and_told(tmp_path):
+def test_names_that_are_no_utf8_are_found_and_told(tmp_path: Path) -> None:
     root = fill(tmp_path / "src", b"caf\xe9/\xfcber.png", b"caf\xe9/x.t\xe9xt", data=b"x")
     assert [os.fsencode(path) for path in paths(root)] == [b"caf\xe9/\xfcber.png"]
     assert left_out(root) == [r"left out: .t\xe9xt (1)"]
 
 
-def test_many_reasons_are_one_short_line():
+def test_many_reasons_are_one_short_line() -> None:
     left_out = LeftOut()
     for i in range(30):
         for _ in range(i + 1):
@@ -102,7 +105,7 @@ def test_many_reasons_are_one_short_line():
     assert LeftOut().lines() == []
 
 
-def test_folders_end_in_a_slash(tmp_path, monkeypatch):
+def test_folders_end_in_a_slash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, "a/b/x", ".hidden/x")
     link(tmp_path / "a/loop", "..")
     assert folders(f"{tmp_path}/") == [f"{tmp_path}/", f"{tmp_path}/a/", f"{tmp_path}/a/b/"]
@@ -110,10 +113,10 @@ def test_folders_end_in_a_slash(tmp_path, monkeypatch):
     assert folders("") == ["", "a/", "a/b/"]
 
 
-def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path / "src", "a/0.png", "b/1.png")
 
-    def forbidden(path, scandir=os.scandir):
+    def forbidden(path: str, scandir: Callable[..., Any] = os.scandir) -> Any:
         if os.fspath(path).endswith("b/"):
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)

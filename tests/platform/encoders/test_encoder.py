@@ -7,7 +7,8 @@ import pytest
 import torch
 from tiny_encoder import MEAN, STD, make_card, make_encoder
 
-from vergence.platform.encoders.encoder import ModuleEncoder, usable
+from vergence.methods.method import Encoder
+from vergence.platform.encoders.encoder import LoadedEncoder, ModuleEncoder, usable
 from vergence.platform.encoders.export import export_encoder
 from vergence.platform.encoders.load import load_encoder
 from vergence.platform.errors import UserError
@@ -16,16 +17,18 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (9, 16, 16, 3), dtype=np.uint
 
 
 @pytest.fixture(scope="module")
-def trained():
+def trained() -> Encoder:
     return make_encoder()
 
 
 @pytest.fixture(scope="module")
-def loaded(trained, tmp_path_factory):
+def loaded(trained: Encoder, tmp_path_factory: pytest.TempPathFactory) -> LoadedEncoder:
     return load_encoder(str(export_encoder(trained, make_card(), tmp_path_factory.mktemp("run") / "exports")))
 
 
-def test_a_module_as_an_encoder_gives_the_vectors_of_its_export(trained, loaded):
+def test_a_module_as_an_encoder_gives_the_vectors_of_its_export(
+    trained: Encoder, loaded: LoadedEncoder
+) -> None:
     module = ModuleEncoder.of(trained, "mine", size=16, mean=MEAN, std=STD)
     assert (module.size, module.dim) == (loaded.size, loaded.dim)
     np.testing.assert_allclose(module(IMAGES), loaded(IMAGES), atol=1e-5)
@@ -40,7 +43,9 @@ def test_a_module_as_an_encoder_gives_the_vectors_of_its_export(trained, loaded)
     assert len({module.digest, changed.digest, bigger.digest}) == 3
 
 
-def test_the_module_trains_with_the_programs_weights_and_leaves_the_program_alone(loaded):
+def test_the_module_trains_with_the_programs_weights_and_leaves_the_program_alone(
+    loaded: LoadedEncoder,
+) -> None:
     before, module = loaded(IMAGES), loaded.module
     assert module is loaded.module
     assert module.training
@@ -61,7 +66,7 @@ def test_the_module_trains_with_the_programs_weights_and_leaves_the_program_alon
     assert (loaded(IMAGES) == before).all()
 
 
-def test_an_encoder_moves_as_a_whole_and_the_first_one_stays(loaded):
+def test_an_encoder_moves_as_a_whole_and_the_first_one_stays(loaded: LoadedEncoder) -> None:
     """On the device `meta`, where every operation needs all its tensors too; the tests have no GPU."""
     moved = loaded.to("meta")
     assert {tensor.device.type for tensor in moved.program.state_dict.values()} == {"meta"}
@@ -78,7 +83,7 @@ def test_an_encoder_moves_as_a_whole_and_the_first_one_stays(loaded):
     assert {tensor.device.type for tensor in module.model.state_dict().values()} == {"cpu"}
 
 
-def test_a_device_that_is_not_there_is_one_line(monkeypatch):
+def test_a_device_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert usable("auto").type == usable("cpu").type == "cpu"
     with pytest.raises(UserError, match=r"device cuda: this machine has 0 GPUs"):

@@ -2,21 +2,23 @@
 
 import copy
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from tiny_encoder import CONFIG, MEAN, STD, make_card, make_encoder
-from torch import nn
+from torch import Tensor, nn
 
+from vergence.methods.method import Encoder
 from vergence.methods.parts.backbones import build_encoder
 from vergence.platform.encoders.export import EncoderCard, export_encoder
 from vergence.platform.encoders.load import load_encoder
 from vergence.platform.errors import VergenceError
 
 
-def expected_embeddings(encoder, images):
+def expected_embeddings(encoder: nn.Module, images: np.ndarray) -> np.ndarray:
     """The chain by hand, in float64, one step after the other."""
     pixels = (images.astype(np.float64) / 255 - np.array(MEAN)) / np.array(STD)
     with torch.no_grad():
@@ -24,13 +26,13 @@ def expected_embeddings(encoder, images):
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Encoder, Path]:
     encoder = make_encoder()
     folder = export_encoder(encoder, make_card(), tmp_path_factory.mktemp("run") / "exports")
     return encoder, folder
 
 
-def test_export_gives_the_encoder_in_eval_mode_for_any_batch(exported):
+def test_export_gives_the_encoder_in_eval_mode_for_any_batch(exported: tuple[Encoder, Path]) -> None:
     encoder, folder = exported
     assert encoder.training  # the original is left alone
     program = torch.export.load(folder / "encoder.pt2").module()
@@ -41,7 +43,9 @@ def test_export_gives_the_encoder_in_eval_mode_for_any_batch(exported):
         np.testing.assert_allclose(got, expected[:n], atol=1e-5)
 
 
-def test_all_of_an_export_is_on_the_disk_before_its_folder_has_its_name(tmp_path, disk_events):
+def test_all_of_an_export_is_on_the_disk_before_its_folder_has_its_name(
+    tmp_path: Path, disk_events: list[tuple[str, str]]
+) -> None:
     folder = export_encoder(make_encoder(), make_card(), tmp_path / "exports")
     (renamed,) = [i for i, (what, path) in enumerate(disk_events) if what == "renamed" and "exports" in path]
     draft = disk_events[renamed][1]
@@ -50,7 +54,7 @@ def test_all_of_an_export_is_on_the_disk_before_its_folder_has_its_name(tmp_path
     assert ("synced", str(tmp_path)) in disk_events[renamed:]
 
 
-def test_safetensors_fill_the_backbone_under_its_own_names(exported):
+def test_safetensors_fill_the_backbone_under_its_own_names(exported: tuple[Encoder, Path]) -> None:
     encoder, folder = exported
     with safe_open(folder / "encoder.safetensors", "pt") as file:
         weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -62,7 +66,9 @@ def test_safetensors_fill_the_backbone_under_its_own_names(exported):
         assert torch.equal(tensor, weights[key])
 
 
-def test_card_reads_back_and_its_lines_of_python_work(exported, monkeypatch):
+def test_card_reads_back_and_its_lines_of_python_work(
+    exported: tuple[Encoder, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, folder = exported
     assert EncoderCard.model_validate_json((folder / "encoder.json").read_text()) == make_card()
     text = (folder / "card.md").read_text()
@@ -76,7 +82,7 @@ def test_card_reads_back_and_its_lines_of_python_work(exported, monkeypatch):
     assert names["embeddings"].shape == (3, 128)
 
 
-def test_an_export_is_replaced_as_a_whole_and_leaves_nothing_beside(tmp_path):
+def test_an_export_is_replaced_as_a_whole_and_leaves_nothing_beside(tmp_path: Path) -> None:
     folder = tmp_path / "exports"
     export_encoder(make_encoder(), make_card(), folder)
     (folder / "old").touch()
@@ -94,11 +100,11 @@ def test_an_export_is_replaced_as_a_whole_and_leaves_nothing_beside(tmp_path):
 class Unsteady(nn.Module):
     """Gives something else at every batch size: its program cannot be equal to it."""
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Tensor:
         return images.mean(dim=(2, 3)) + torch.rand(3)
 
 
-def test_a_program_that_differs_is_refused_and_the_old_export_stays(tmp_path):
+def test_a_program_that_differs_is_refused_and_the_old_export_stays(tmp_path: Path) -> None:
     folder = tmp_path / "exports"
     export_encoder(make_encoder(), make_card(), folder)
     before = load_encoder(str(folder)).digest

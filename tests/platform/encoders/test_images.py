@@ -22,12 +22,12 @@ class Counting:
         self.threads: set[int] = set()
         self.lock = threading.Lock()
 
-    def open(self):
+    def open(self) -> "Counting":
         with self.lock:
             self.opened += 1
         return self
 
-    def images(self, ids):
+    def images(self, ids: np.ndarray) -> list[np.ndarray | BadSample]:
         with self.lock:
             self.read += len(ids)
             self.threads.add(threading.get_ident())
@@ -36,7 +36,7 @@ class Counting:
 
 
 @pytest.mark.parametrize("threads", [1, 3, 16])
-def test_batches_hold_what_was_asked_for_in_order_whatever_the_number_of_threads(threads):
+def test_batches_hold_what_was_asked_for_in_order_whatever_the_number_of_threads(threads: int) -> None:
     source, seen = Counting(), []
     batches = list(stream_images(source.open, IDS, SIZE, batch=BATCH, threads=threads, progress=seen.append))
     expected = [IDS[start : start + BATCH] for start in range(0, len(IDS), BATCH)]
@@ -47,14 +47,16 @@ def test_batches_hold_what_was_asked_for_in_order_whatever_the_number_of_threads
     assert sum(seen) == source.read == len(IDS)
 
 
-def test_reads_with_as_many_threads_as_it_is_given():
+def test_reads_with_as_many_threads_as_it_is_given() -> None:
     source = Counting()
     list(stream_images(source.open, IDS, SIZE, threads=2))
     assert len(source.threads) <= 2
     assert source.opened <= 2
 
 
-def test_reads_ahead_no_more_than_fits_its_bytes_whatever_the_number_of_threads(monkeypatch):
+def test_reads_ahead_no_more_than_fits_its_bytes_whatever_the_number_of_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(module, "AHEAD_BYTES", 3 * PIECE * SIZE * SIZE * 3)
     source = Counting()
     stream = stream_images(source.open, IDS, SIZE, batch=PIECE, threads=16)
@@ -67,7 +69,7 @@ def test_reads_ahead_no_more_than_fits_its_bytes_whatever_the_number_of_threads(
     stream.close()
 
 
-def test_a_batch_of_unreadable_images_is_left_out():
+def test_a_batch_of_unreadable_images_is_left_out() -> None:
     ids = np.concatenate([np.full(PIECE, 10), np.arange(1, 4)])
     ((good, _),) = stream_images(Counting().open, ids, SIZE, batch=PIECE, threads=1)
     assert good.tolist() == [1, 2, 3]

@@ -1,6 +1,7 @@
 """Encoders found by run, file and folder, and what is said of one that is not there or is none."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,11 +16,11 @@ from vergence.platform.schema import SCHEMA
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_encoder(make_encoder(), make_card(), tmp_path_factory.mktemp("run") / "exports")
 
 
-def test_loaded_by_file_and_by_folder(exported):
+def test_loaded_by_file_and_by_folder(exported: Path) -> None:
     folder = exported
     images = np.random.default_rng(2).integers(0, 256, (300, 16, 16, 3), dtype=np.uint8)
     loaded = [load_encoder(str(ref)) for ref in (folder / "encoder.pt2", folder, folder.parent)]
@@ -31,7 +32,7 @@ def test_loaded_by_file_and_by_folder(exported):
     assert loaded[0](images[:0]).shape == (0, 128)
 
 
-def test_a_file_that_is_no_encoder_is_named(tmp_path):
+def test_a_file_that_is_no_encoder_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.pt2").write_bytes(b"not a zip")
     with pytest.raises(UserError, match=r"x\.pt2: not an exported encoder"):
         load_encoder(str(tmp_path / "x.pt2"))
@@ -42,7 +43,7 @@ def test_a_file_that_is_no_encoder_is_named(tmp_path):
         load_encoder(str(tmp_path / "floats.pt2"))
 
 
-def test_unknown_runs_and_files_name_what_exists(tmp_path, monkeypatch):
+def test_unknown_runs_and_files_name_what_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VERGENCE_HOME", str(tmp_path))
     with pytest.raises(UserError, match="no finished run yet"):
         load_encoder("simclr")
@@ -56,7 +57,7 @@ def test_unknown_runs_and_files_name_what_exists(tmp_path, monkeypatch):
         load_encoder("nowhere/encoder.pt2")
 
 
-def test_a_damaged_card_is_named_and_a_missing_one_is_none(tmp_path):
+def test_a_damaged_card_is_named_and_a_missing_one_is_none(tmp_path: Path) -> None:
     folder = export_encoder(make_encoder(), make_card(), tmp_path / "exports")
     (folder / "encoder.json").write_text('{"name": "x"}')
     with pytest.raises(UserError, match=r"encoder\.json: not the card of an encoder"):
@@ -65,7 +66,9 @@ def test_a_damaged_card_is_named_and_a_missing_one_is_none(tmp_path):
     assert load_encoder(str(folder)).card is None
 
 
-def test_a_card_of_an_older_schema_is_read_and_one_of_a_newer_version_is_refused_as_such(tmp_path):
+def test_a_card_of_an_older_schema_is_read_and_one_of_a_newer_version_is_refused_as_such(
+    tmp_path: Path,
+) -> None:
     folder = export_encoder(make_encoder(), make_card(recipe={"seed": 1}), tmp_path / "exports")
     fields = json.loads((folder / "encoder.json").read_text())
     assert fields["schema"] == SCHEMA

@@ -1,5 +1,7 @@
 """Modules that train, from card and weights: timm's own models, ours, and what cannot be done for which."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from tiny_encoder import CONFIG, MEAN, STD, make_card, make_encoder
 
 from vergence.methods.parts.backbones import EncoderConfig, build_encoder
 from vergence.methods.torchvision_shim import timm
+from vergence.platform.encoders.encoder import LoadedEncoder
 from vergence.platform.encoders.export import export_encoder
 from vergence.platform.encoders.load import load_encoder
 from vergence.platform.encoders.rebuild import timm_backbone
@@ -17,14 +20,14 @@ X = torch.from_numpy((IMAGES / 255 - MEAN) / STD).permute(0, 3, 1, 2).float()
 
 
 @pytest.fixture(scope="module")
-def narrow(tmp_path_factory):
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> LoadedEncoder:
     """A ResNet that timm.create_model cannot build."""
     folder = tmp_path_factory.mktemp("narrow") / "exports"
     return load_encoder(str(export_encoder(make_encoder(), make_card(), folder)))
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory):
+def plain(tmp_path_factory: pytest.TempPathFactory) -> LoadedEncoder:
     """timm's resnet10t, as it is."""
     torch.manual_seed(0)
     config = EncoderConfig(name="resnet10t")
@@ -33,7 +36,7 @@ def plain(tmp_path_factory):
     return load_encoder(str(export_encoder(build_encoder(config), card, folder)))
 
 
-def test_a_timm_model_gets_our_weights_and_a_fresh_classifier(plain):
+def test_a_timm_model_gets_our_weights_and_a_fresh_classifier(plain: LoadedEncoder) -> None:
     model = timm_backbone(plain, num_classes=5, drop_path_rate=0.1)
     assert type(model) is type(timm.create_model("resnet10t"))
     assert model.training
@@ -46,7 +49,7 @@ def test_a_timm_model_gets_our_weights_and_a_fresh_classifier(plain):
         np.testing.assert_allclose(bare(X), plain(IMAGES), atol=1e-4)
 
 
-def test_a_backbone_of_ours_gets_a_classifier_too(narrow):
+def test_a_backbone_of_ours_gets_a_classifier_too(narrow: LoadedEncoder) -> None:
     model = timm_backbone(narrow, num_classes=5)
     assert model(X).shape == (4, 5)
     assert timm_backbone(narrow)(X).shape == (4, 128)
@@ -56,7 +59,7 @@ def test_a_backbone_of_ours_gets_a_classifier_too(narrow):
     assert torch.equal(timm_backbone(narrow).conv1.weight, model.conv1.weight)
 
 
-def test_a_vit_of_another_size_gives_tokens_and_takes_arguments_of_timm(tmp_path):
+def test_a_vit_of_another_size_gives_tokens_and_takes_arguments_of_timm(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = EncoderConfig(
         name="vit_tiny_patch16_224", patch_size=8, depth=2, pool="mean", positions="sincos", drop_path=0.1
@@ -75,7 +78,9 @@ def test_a_vit_of_another_size_gives_tokens_and_takes_arguments_of_timm(tmp_path
         timm_backbone(vit, img_size=64)
 
 
-def test_what_cannot_be_done_says_for_which_backbone(plain, narrow, tmp_path):
+def test_what_cannot_be_done_says_for_which_backbone(
+    plain: LoadedEncoder, narrow: LoadedEncoder, tmp_path: Path
+) -> None:
     with pytest.raises(
         UserError,
         match=r"resnet18 with stem=cifar, width=0\.25, which timm\.create_model cannot build.*no drop_path_rate",
@@ -92,7 +97,7 @@ def test_what_cannot_be_done_says_for_which_backbone(plain, narrow, tmp_path):
             build(load_encoder(str(folder)))
 
 
-def test_a_card_that_describes_another_encoder_is_refused(tmp_path):
+def test_a_card_that_describes_another_encoder_is_refused(tmp_path: Path) -> None:
     folder = export_encoder(make_encoder(), make_card(), tmp_path / "exports")
     for backbone, message in (
         (CONFIG.model_dump() | {"width": 0.5}, "its weights do not fit what was built"),

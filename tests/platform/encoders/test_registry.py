@@ -5,7 +5,9 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -24,10 +26,11 @@ from vergence.platform.mlflow_store import artifacts_of, store, tracking_uri
 NAME = "tiny-encoder"
 EXPERIMENT = "team/x (1), &=;*"
 ODD = "a b ü'+"  # of a state folder
+Registered = tuple[Path, Path, list[str]]
 
 
 @pytest.fixture(scope="module")
-def registered(tmp_path_factory):
+def registered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registered]:
     """(state folder, export, MLflow runs): two versions of NAME, each of its run, in a SQLite registry."""
     home = tmp_path_factory.mktemp("home") / ODD
     home.mkdir()
@@ -49,7 +52,7 @@ def registered(tmp_path_factory):
         yield home, folder, runs
 
 
-def test_versions_carry_tags_and_aliases(registered):
+def test_versions_carry_tags_and_aliases(registered: Registered) -> None:
     _, _, runs = registered
     with store(tracking_uri()) as client:
         aliases = client.get_registered_model(NAME).aliases
@@ -63,7 +66,7 @@ def test_versions_carry_tags_and_aliases(registered):
         assert len(client.search_experiments()) == 2  # MLflow's own "Default", and that of the runs
 
 
-def test_the_registered_model_carries_card_and_weights(registered):
+def test_the_registered_model_carries_card_and_weights(registered: Registered) -> None:
     _, folder, _ = registered
     with store(tracking_uri()):
         files = Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}/1")) / "extra_files"
@@ -72,7 +75,9 @@ def test_the_registered_model_carries_card_and_weights(registered):
     assert weights == (folder / "encoder.safetensors").read_bytes()
 
 
-def test_loaded_by_alias_and_version_it_is_the_exported_encoder(registered):
+def test_loaded_by_alias_and_version_it_is_the_exported_encoder(
+    registered: Registered,
+) -> None:
     _, folder, _ = registered
     images = np.random.default_rng(0).integers(0, 256, (7, 16, 16, 3), dtype=np.uint8)
     ours = load_encoder(str(folder))
@@ -85,7 +90,9 @@ def test_loaded_by_alias_and_version_it_is_the_exported_encoder(registered):
         np.testing.assert_allclose(encoder(images), ours(images), atol=1e-5)
 
 
-def test_a_stranger_without_our_packages_gets_the_vectors_of_embed(registered, tmp_path):
+def test_a_stranger_without_our_packages_gets_the_vectors_of_embed(
+    registered: Registered, tmp_path: Path
+) -> None:
     images = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
     (tmp_path / "images").mkdir()
@@ -123,7 +130,9 @@ def test_a_stranger_without_our_packages_gets_the_vectors_of_embed(registered, t
         np.testing.assert_allclose(np.load(tmp_path / f"{n}.npy"), ours[:n], atol=1e-5)
 
 
-def test_unknown_models_aliases_and_versions_name_what_exists(registered):
+def test_unknown_models_aliases_and_versions_name_what_exists(
+    registered: Registered,
+) -> None:
     with pytest.raises(UserError, match=rf"no such model .*did you mean {NAME}\?"):
         load_encoder("models:/tiny-encode@champion")
     with pytest.raises(
@@ -136,7 +145,7 @@ def test_unknown_models_aliases_and_versions_name_what_exists(registered):
         load_encoder(f"models:/{NAME}")
 
 
-def test_no_registry_yet_makes_none(tmp_path, monkeypatch):
+def test_no_registry_yet_makes_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VERGENCE_HOME", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(UserError, match="there is no registry"):
@@ -144,7 +153,7 @@ def test_no_registry_yet_makes_none(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_absent_server_is_one_line_within_seconds(monkeypatch):
+def test_an_absent_server_is_one_line_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(VergenceError, match="does not answer") as caught:
         load_encoder(f"models:/{NAME}@champion")
@@ -155,8 +164,8 @@ def test_an_absent_server_is_one_line_within_seconds(monkeypatch):
 
 @pytest.mark.parametrize("copied", [True, False])
 def test_a_state_folder_that_was_moved_or_copied_finds_its_artifacts(
-    registered, tmp_path, monkeypatch, copied
-):
+    registered: Registered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copied: bool
+) -> None:
     """The copy reads and writes its own files; so does MLflow itself."""
     home, _, runs = registered
     new = tmp_path / "new place"
@@ -186,7 +195,9 @@ def folder_in(home: Path) -> Path:
     return home / "run" / "exports"
 
 
-def test_files_that_did_not_come_along_are_named_with_their_old_place(registered, tmp_path, monkeypatch):
+def test_files_that_did_not_come_along_are_named_with_their_old_place(
+    registered: Registered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home, _, _ = registered
     shutil.copy(home / "mlflow.db", tmp_path / "mlflow.db")
     hidden = home.with_name("hidden")
@@ -200,24 +211,28 @@ def test_files_that_did_not_come_along_are_named_with_their_old_place(registered
         hidden.rename(home)
 
 
-def test_reading_a_database_that_has_not_moved_changes_nothing(registered):
+def test_reading_a_database_that_has_not_moved_changes_nothing(
+    registered: Registered,
+) -> None:
     home, _, _ = registered
     before = (home / "mlflow.db").read_bytes()
     load_encoder(f"models:/{NAME}@champion")
     assert (home / "mlflow.db").read_bytes() == before
 
 
-def test_a_model_that_differs_never_becomes_a_version(registered, monkeypatch):
+def test_a_model_that_differs_never_becomes_a_version(
+    registered: Registered, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, folder, runs = registered
     with store(tracking_uri()) as client:
         run_id = client.create_run(client.get_run(runs[0]).info.experiment_id).info.run_id
     load = mlflow.pyfunc.load_model
 
     class Other:
-        def __init__(self, model):
+        def __init__(self, model: Any) -> None:
             self.model = model
 
-        def predict(self, images):
+        def predict(self, images: np.ndarray) -> np.ndarray:
             return self.model.predict(images) + 1e-3
 
     monkeypatch.setattr(mlflow.pyfunc, "load_model", lambda uri, **more: Other(load(uri, **more)))

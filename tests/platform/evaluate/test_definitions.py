@@ -8,7 +8,7 @@ from vergence.platform.evaluate.definitions import KNN, LINEAR, versions
 from vergence.platform.evaluate.protocols import DRAW, PROTOCOLS
 
 
-def test_a_version_is_frozen():
+def test_a_version_is_frozen() -> None:
     """A test that goes red here asks for another version, not for another number in the test."""
     assert (KNN.version, LINEAR.version) == ("knn-v1", "linear-v1")
     assert (KNN.fixed["k"], KNN.fixed["temperature"]) == (20, 0.1)
@@ -28,7 +28,7 @@ def test_a_version_is_frozen():
     ]  # who chooses C
 
 
-def test_protocols_are_found_by_name_and_by_version():
+def test_protocols_are_found_by_name_and_by_version() -> None:
     assert versions(["knn", "linear-v1", "knn-v1"]) == ["knn-v1", "linear-v1"]
     assert list(PROTOCOLS) == [KNN.version, LINEAR.version]
     with pytest.raises(UserError, match=r"'liner': there is no such one \(did you mean linear\?"):

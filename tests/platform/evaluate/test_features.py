@@ -5,6 +5,9 @@ import io
 import os
 import threading
 import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from PIL import Image
 from shard_files import write_shard
 from tiny_encoder import MEAN, STD, make_encoder
 
-from vergence.platform.data.index import open_index
+from vergence.platform.data.index import Index, open_index
 from vergence.platform.data.progress import Bar
 from vergence.platform.data.read import Reader
 from vergence.platform.encoders.encoder import ModuleEncoder
@@ -26,22 +29,22 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (NUM, 16, 16, 3), dtype=np.ui
 
 
 @pytest.fixture(autouse=True)
-def small_parts(monkeypatch):
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PART", 5)
 
 
 @pytest.fixture
-def index(tmp_path):
+def index(tmp_path: Path) -> Index:
     return write(tmp_path, IMAGES)
 
 
-def bmp(image):
+def bmp(image: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(image).save(file, "BMP")
     return file.getvalue()
 
 
-def write(folder, images):
+def write(folder: Path, images: Sequence[np.ndarray]) -> Index:
     """As BMP: other pixels have the same number of bytes."""
     samples = [(f"{i:02d}", {"bmp": b"" if i == BAD else bmp(image)}) for i, image in enumerate(images)]
     return open_index(write_shard(folder / "a.tar", samples), folder / "index")
@@ -50,16 +53,16 @@ def write(folder, images):
 class Counting:
     """The encoder, and how many images it has seen; can be interrupted after some."""
 
-    def __init__(self, encoder=None, least=10**9):
+    def __init__(self, encoder: Any = None, least: int = 10**9) -> None:
         self.encoder, self.seen, self.least = encoder or ENCODER, 0, least
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.encoder, name)
 
-    def to(self, device):
+    def to(self, device: object) -> "Counting":
         return self
 
-    def __call__(self, images):
+    def __call__(self, images: np.ndarray) -> np.ndarray:
         if self.seen + len(images) > self.least:
             raise KeyboardInterrupt
         self.seen += len(images)
@@ -70,7 +73,7 @@ ENCODER = ModuleEncoder.of(make_encoder(), "tiny", size=16, mean=MEAN, std=STD)
 GOOD = np.array([i for i in range(NUM) if i != BAD])
 
 
-def test_features_are_the_encoders_vectors_of_what_can_be_read(index):
+def test_features_are_the_encoders_vectors_of_what_can_be_read(index: Index) -> None:
     [(ids, rows)] = features([ENCODER], index, threads=2)
     assert ids.tolist() == GOOD.tolist()
     assert rows.dtype == np.float32
@@ -82,7 +85,7 @@ def test_features_are_the_encoders_vectors_of_what_can_be_read(index):
     assert none.rows.shape == (0, 128)
 
 
-def test_what_is_kept_is_not_embedded_again_and_is_the_same_to_the_bit(index, tmp_path):
+def test_what_is_kept_is_not_embedded_again_and_is_the_same_to_the_bit(index: Index, tmp_path: Path) -> None:
     cache = tmp_path / "features"
     [plain] = features([ENCODER], index, threads=1)
     for seen in (NUM - 1, 0):
@@ -93,7 +96,7 @@ def test_what_is_kept_is_not_embedded_again_and_is_the_same_to_the_bit(index, tm
         assert (rows == plain.rows).all()
 
 
-def test_an_interrupted_call_goes_on_with_the_part_it_was_in(index, tmp_path):
+def test_an_interrupted_call_goes_on_with_the_part_it_was_in(index: Index, tmp_path: Path) -> None:
     cache = tmp_path / "features"
     with pytest.raises(KeyboardInterrupt):
         features([Counting(least=12)], index, threads=1, cache=cache)
@@ -102,7 +105,7 @@ def test_an_interrupted_call_goes_on_with_the_part_it_was_in(index, tmp_path):
     assert encoder.seen == NUM - 1 - 9  # two parts of five, one of them with the bad one
 
 
-def test_a_damaged_part_is_made_again(index, tmp_path):
+def test_a_damaged_part_is_made_again(index: Index, tmp_path: Path) -> None:
     cache = tmp_path / "features"
     [expected] = features([ENCODER], index, threads=1, cache=cache)
     first, second, *_ = sorted(cache.glob("*/*.npz"))
@@ -113,7 +116,9 @@ def test_a_damaged_part_is_made_again(index, tmp_path):
     assert encoder.seen == 5 + 4
 
 
-def test_other_weights_other_data_and_other_samples_have_a_place_of_their_own(index, tmp_path):
+def test_other_weights_other_data_and_other_samples_have_a_place_of_their_own(
+    index: Index, tmp_path: Path
+) -> None:
     cache = tmp_path / "features"
     features([ENCODER], index, threads=1, cache=cache)
     other = make_encoder()
@@ -132,11 +137,13 @@ def test_other_weights_other_data_and_other_samples_have_a_place_of_their_own(in
     )
 
 
-def test_several_encoders_share_one_reading_whatever_is_kept_of_each(index, tmp_path, monkeypatch):
+def test_several_encoders_share_one_reading_whatever_is_kept_of_each(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read: list[int] = []
     images = Reader.images
 
-    def noting(self, ids):
+    def noting(self: Reader, ids: np.ndarray) -> list[Any]:
         read.extend(ids.tolist())
         return images(self, ids)
 
@@ -158,12 +165,14 @@ class Nameless(Counting):
     digest = ""
 
 
-def test_what_has_no_digest_is_not_kept(index, tmp_path):
+def test_what_has_no_digest_is_not_kept(index: Index, tmp_path: Path) -> None:
     features([Nameless()], index, threads=1, cache=tmp_path / "features")
     assert not (tmp_path / "features").exists()
 
 
-def test_a_cache_that_cannot_be_written_stops_nothing(index, small_disk, tmp_path):
+def test_a_cache_that_cannot_be_written_stops_nothing(
+    index: Index, small_disk: Callable[[Path], Path], tmp_path: Path
+) -> None:
     cache = small_disk(tmp_path / "disk")
     with contextlib.suppress(OSError), (cache / "full").open("wb", buffering=0) as file:
         while True:
@@ -171,7 +180,7 @@ def test_a_cache_that_cannot_be_written_stops_nothing(index, small_disk, tmp_pat
     assert len(features([ENCODER], index, threads=1, cache=cache)[0].rows) == NUM - 1
 
 
-def test_features_that_nobody_has_used_for_a_month_go(index, tmp_path):
+def test_features_that_nobody_has_used_for_a_month_go(index: Index, tmp_path: Path) -> None:
     cache = tmp_path / "features"
     features([ENCODER], index, threads=1, cache=cache)
     (old,) = cache.glob("*/")
@@ -187,11 +196,11 @@ def test_features_that_nobody_has_used_for_a_month_go(index, tmp_path):
     assert len([*cache.glob("*/*.json")]) == 2
 
 
-def test_reads_with_as_many_threads_as_it_is_given(index, monkeypatch):
+def test_reads_with_as_many_threads_as_it_is_given(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[int] = set()
     images = Reader.images
 
-    def noting(self, ids):
+    def noting(self: Reader, ids: np.ndarray) -> list[Any]:
         seen.add(threading.get_ident())
         return images(self, ids)
 
@@ -200,7 +209,9 @@ def test_reads_with_as_many_threads_as_it_is_given(index, monkeypatch):
     assert len(seen) == 1
 
 
-def test_a_bar_is_drawn_for_whoever_waits(index, capfd, monkeypatch):
+def test_a_bar_is_drawn_for_whoever_waits(
+    index: Index, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "Bar", lambda what, total, enabled: Slow(what, total, enabled=enabled))
     features([ENCODER], index, threads=1, progress="embedding a.tar")
     assert f"embedding a.tar: {NUM} of {NUM}" in capfd.readouterr().err
@@ -209,11 +220,11 @@ def test_a_bar_is_drawn_for_whoever_waits(index, capfd, monkeypatch):
 
 
 class Slow(Bar):
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, after_s=-1.0, **kwargs)
 
 
-def test_a_module_keeps_its_mode_and_its_weights(index):
+def test_a_module_keeps_its_mode_and_its_weights(index: Index) -> None:
     encoder = make_encoder().train()
     before = {key: tensor.clone() for key, tensor in encoder.state_dict().items()}
     features([ModuleEncoder.of(encoder, "x", size=16, mean=MEAN, std=STD)], index, threads=1)

@@ -11,7 +11,15 @@ from vergence.platform.evaluate import knn
 from vergence.platform.evaluate.knn import knn_predict
 
 
-def naive(bank, labels, queries, k, temperature, num_classes, exclude_self=False):
+def naive(
+    bank: np.ndarray,
+    labels: np.ndarray,
+    queries: np.ndarray,
+    k: int,
+    temperature: float,
+    num_classes: int,
+    exclude_self: bool = False,
+) -> list[int]:
     """The definition in float64, one query and one neighbour at a time."""
     unit = lambda v: v / math.sqrt(sum(x * x for x in v))  # noqa: E731
     bank, queries = (
@@ -31,7 +39,9 @@ def naive(bank, labels, queries, k, temperature, num_classes, exclude_self=False
 
 
 @pytest.mark.parametrize("exclude_self", [False, True])
-def test_predictions_equal_the_naive_definition_in_any_chunking(monkeypatch, exclude_self):
+def test_predictions_equal_the_naive_definition_in_any_chunking(
+    monkeypatch: pytest.MonkeyPatch, exclude_self: bool
+) -> None:
     rng = np.random.default_rng(0)
     bank, labels = rng.normal(size=(90, 5)).astype(np.float32), rng.integers(0, 4, 90)
     queries = bank if exclude_self else rng.normal(size=(50, 5)).astype(np.float32) * 7
@@ -43,7 +53,7 @@ def test_predictions_equal_the_naive_definition_in_any_chunking(monkeypatch, exc
         assert got.tolist() == expected
 
 
-def test_equal_similarities_go_to_the_lower_row():
+def test_equal_similarities_go_to_the_lower_row() -> None:
     bank = torch.ones(300, 2)  # all tied
     labels = torch.full((300,), 1)
     labels[:3] = 0
@@ -54,7 +64,7 @@ def test_equal_similarities_go_to_the_lower_row():
 
 @pytest.mark.parametrize("n", [5, 6, 9, 11, 30, 101])
 @pytest.mark.parametrize("num_queries", [1, 2, 3, 7])
-def test_copies_of_a_row_tie_whatever_the_shapes(n, num_queries):
+def test_copies_of_a_row_tie_whatever_the_shapes(n: int, num_queries: int) -> None:
     """A float32 product gives equal rows similarities an ulp apart, by where they stand and how many there are."""
     rng = np.random.default_rng(n)
     for d in (8, 64, 500):
@@ -68,7 +78,7 @@ def test_copies_of_a_row_tie_whatever_the_shapes(n, num_queries):
                 assert got.tolist() == [expected] * num_queries
 
 
-def test_similarities_do_not_depend_on_the_chunk_nor_on_the_order_of_summation():
+def test_similarities_do_not_depend_on_the_chunk_nor_on_the_order_of_summation() -> None:
     rng = np.random.default_rng(2)
     bank, queries = rng.normal(size=(2, 60, 300))
     some = knn._on_grid(torch.tensor(queries)) @ knn._on_grid(torch.tensor(bank)).T
@@ -83,12 +93,12 @@ def test_similarities_do_not_depend_on_the_chunk_nor_on_the_order_of_summation()
     )
 
 
-def test_equal_votes_go_to_the_lower_class():
+def test_equal_votes_go_to_the_lower_class() -> None:
     labels = torch.tensor([2, 1])
     assert knn_predict(torch.ones(2, 2), labels, torch.ones(1, 2), k=2, temperature=0.1).item() == 1
 
 
-def test_k_is_cut_to_the_bank_and_a_lone_row_has_no_other():
+def test_k_is_cut_to_the_bank_and_a_lone_row_has_no_other() -> None:
     bank, labels = torch.eye(2), torch.tensor([0, 1])
     options = {"k": 20, "temperature": 0.1}
     assert knn_predict(bank, labels, bank, **options).tolist() == [0, 1]
@@ -97,7 +107,7 @@ def test_k_is_cut_to_the_bank_and_a_lone_row_has_no_other():
         knn_predict(bank[:1], labels[:1], bank[:1], exclude_self=True, **options)
 
 
-def test_products_stay_exact_where_training_chose_bfloat16():
+def test_products_stay_exact_where_training_chose_bfloat16() -> None:
     rng = np.random.default_rng(1)
     bank = np.float32(rng.normal(size=64) + 0.02 * rng.normal(size=(200, 64)))  # cosines 4e-4 below 1
     torch.set_float32_matmul_precision("medium")

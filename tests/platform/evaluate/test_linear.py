@@ -17,7 +17,7 @@ D, K = 64, 10
 
 
 @pytest.mark.parametrize("c", [0.1, 10.0, 100.0])
-def test_fit_finds_the_minimum_of_the_stated_objective(c):
+def test_fit_finds_the_minimum_of_the_stated_objective(c: float) -> None:
     found = Regression(X, Y, K).fit(c, tolerance=1e-8)
     w = found.clone().requires_grad_()
     sums = F.cross_entropy(X @ w[:-1] + w[-1], Y, reduction="sum") + (w[:-1] ** 2).sum() / (2 * c)
@@ -28,7 +28,7 @@ def test_fit_finds_the_minimum_of_the_stated_objective(c):
 
 
 @pytest.mark.parametrize("c", [0.1, 10.0])
-def test_the_minimum_is_scikit_learns(c):
+def test_the_minimum_is_scikit_learns(c: float) -> None:
     found = Regression(X, Y, K).fit(c, tolerance=1e-7)
     model = LogisticRegression(C=c, tol=1e-7, max_iter=5000).fit(X.numpy(), Y.numpy())
     np.testing.assert_allclose(found[:-1].T, model.coef_, atol=1e-3 * float(found.abs().max()))
@@ -36,14 +36,14 @@ def test_the_minimum_is_scikit_learns(c):
     np.testing.assert_allclose(found[-1], bias, atol=1e-3 * float(found.abs().max()))
 
 
-def test_the_minimum_does_not_depend_on_the_chunk(monkeypatch):
+def test_the_minimum_does_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     found = Regression(X, Y, K).fit(1.0, tolerance=1e-8)
     monkeypatch.setattr(linear, "CHUNK_BYTES", 8 * K * 97)
     torch.testing.assert_close(Regression(X, Y, K).fit(1.0, tolerance=1e-8), found, rtol=0, atol=1e-5)
     assert torch.equal(predict(X, found), (X @ found[:-1] + found[-1]).argmax(dim=1))
 
 
-def test_features_of_few_dimensions_are_no_matter():
+def test_features_of_few_dimensions_are_no_matter() -> None:
     """Copies and constants: their covariance has no inverse."""
     x = torch.cat([X[:, 20:24], X[:, 20:24], torch.ones(len(X), 1)], dim=1)
     w = Regression(x, Y, K).fit(10.0, tolerance=1e-6)
@@ -52,7 +52,7 @@ def test_features_of_few_dimensions_are_no_matter():
     assert float((predict(x, w) == Y).double().mean()) > 0.3
 
 
-def test_of_equal_logits_the_lower_class_is_predicted():
+def test_of_equal_logits_the_lower_class_is_predicted() -> None:
     w = torch.zeros(D + 1, K, dtype=torch.float64)
     w[-1, [3, 7]] = 1
     assert predict(X[:2], w).tolist() == [3, 3]

@@ -7,7 +7,7 @@ from tiny_encoder import MEAN, STD, make_encoder
 
 from vergence.platform.encoders.encoder import ModuleEncoder
 from vergence.platform.evaluate.knn import knn_predict
-from vergence.platform.evaluate.labelled import in_one_numbering, open_labelled
+from vergence.platform.evaluate.labelled import Pair, in_one_numbering, open_labelled
 from vergence.platform.evaluate.measure import Baseline, evaluate, measure
 from vergence.platform.evaluate.pixels import Pixels
 from vergence.platform.evaluate.protocols import PROTOCOLS
@@ -20,7 +20,7 @@ PROTOCOL = [PROTOCOLS["knn-v1"]]
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory):
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     folder = tmp_path_factory.mktemp("shards")
     sets = []
     for name, part in (("train", range(35)), ("test", range(35, 60))):
@@ -31,11 +31,11 @@ def pair(tmp_path_factory):
     return in_one_numbering(*sets)
 
 
-def of(size):
+def of(size: int) -> ModuleEncoder:
     return ModuleEncoder.of(make_encoder(), f"tiny {size}", size=size, mean=MEAN, std=STD)
 
 
-def test_encoders_of_other_sizes_answer_for_the_same_images_in_the_same_order(pair):
+def test_encoders_of_other_sizes_answer_for_the_same_images_in_the_same_order(pair: Pair) -> None:
     encoders = [of(16), Pixels(16, MEAN, STD), of(8)]
     together = measure(encoders, pair, PROTOCOL, threads=1)
     good = [i for i in range(35, 60) if i != BAD]
@@ -49,7 +49,7 @@ def test_encoders_of_other_sizes_answer_for_the_same_images_in_the_same_order(pa
     assert 0 < expected.mean() < 1
 
 
-def test_a_report_has_the_figures_of_each_by_its_name(pair):
+def test_a_report_has_the_figures_of_each_by_its_name(pair: Pair) -> None:
     baselines = {
         "pixels": Baseline("as they are", Pixels(16, MEAN, STD)),
         "fresh": Baseline("two", [of(16), of(16)]),

@@ -1,12 +1,14 @@
 import contextlib
 import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from ranks import run_ranks
 from shard_files import png, write_shard
-from torch import nn
+from torch import Tensor, nn
 
 from vergence.platform.data.index import open_index
 from vergence.platform.data.plan import Plan
@@ -20,11 +22,11 @@ NUM = 41
 class Mean(nn.Module):
     """Mean colour: (n, 3, H, W) -> (n, 3)."""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return x.mean((2, 3))
 
 
-def pictures():
+def pictures() -> tuple[list[str], list[bytes]]:
     """Keys, and images that show their class as a colour; one of them is damaged."""
     generator, images = np.random.default_rng(0), []
     for i in range(NUM):
@@ -34,11 +36,17 @@ def pictures():
     return [f"{i:03d}" for i in range(NUM)], images
 
 
-def make_shards(folder, labelled=True):
+def make_shards(folder: Path, labelled: bool = True) -> None:
     label(folder, [b"%d" % (i % 3) if labelled else None for i in range(NUM)])
 
 
-def evaluate(rank, world_size, folder, ids=range(NUM), encoder=None):
+def evaluate(
+    rank: int,
+    world_size: int,
+    folder: Path,
+    ids: Sequence[int] = range(NUM),
+    encoder: nn.Module | None = None,
+) -> tuple[dict[str, float], int]:
     sweep = Sweep(
         open_index(folder / "m-000000.tar", folder / f"index-{rank}-{world_size}"),
         np.array(ids),
@@ -52,7 +60,7 @@ def evaluate(rank, world_size, folder, ids=range(NUM), encoder=None):
     return Monitor(MonitorConfig(k=5), sweep)(encoder or Mean(), contextlib.nullcontext), sweep.num_bad
 
 
-def test_scores_are_the_same_on_1_and_2_ranks(tmp_path):
+def test_scores_are_the_same_on_1_and_2_ranks(tmp_path: Path) -> None:
     make_shards(tmp_path)
     (one, bad), *_ = run_ranks(evaluate, 1, tmp_path)
     two = run_ranks(evaluate, 2, tmp_path)
@@ -64,14 +72,14 @@ def test_scores_are_the_same_on_1_and_2_ranks(tmp_path):
         assert metrics == pytest.approx(one)
 
 
-def test_fewer_samples_than_ranks_are_scored_and_give_no_verdict(tmp_path):
+def test_fewer_samples_than_ranks_are_scored_and_give_no_verdict(tmp_path: Path) -> None:
     make_shards(tmp_path)
     for metrics, _ in run_ranks(evaluate, 3, tmp_path, range(2)):
         assert metrics["holdout"] == 2
         assert verdict(metrics, 3) is None
 
 
-def label(folder, classes):
+def label(folder: Path, classes: Iterable[bytes | None]) -> None:
     """The shard anew, with these bytes as classes; None: none."""
     write_shard(
         folder / "m-000000.tar",
@@ -82,7 +90,7 @@ def label(folder, classes):
     )
 
 
-def test_a_sample_without_a_class_is_left_out_of_the_knn_and_told(tmp_path):
+def test_a_sample_without_a_class_is_left_out_of_the_knn_and_told(tmp_path: Path) -> None:
     """One such sample made the effective rank the score of the run, on the log of one rank."""
     classes = [b"%d" % (i % 3) for i in range(NUM)]
     label(tmp_path, [None if i in (3, 10) else text for i, text in enumerate(classes)])
@@ -95,14 +103,14 @@ def test_a_sample_without_a_class_is_left_out_of_the_knn_and_told(tmp_path):
     )
 
 
-def test_words_are_classes(tmp_path):
+def test_words_are_classes(tmp_path: Path) -> None:
     label(tmp_path, [(b"red", b"green", b"blue")[i % 3] for i in range(NUM)])
     metrics, _ = evaluate(0, 1, tmp_path)
     assert (metrics["knn"], metrics["holdout_unlabelled"]) == (1.0, 0)
     assert remarks({**metrics, "h_std": 1, "h_effective_rank": 9}, 3) is None
 
 
-def test_one_class_in_the_holdout_is_too_few_and_that_is_told(tmp_path):
+def test_one_class_in_the_holdout_is_too_few_and_that_is_told(tmp_path: Path) -> None:
     label(tmp_path, [b"red" if i == 0 else None for i in range(NUM)])
     metrics, _ = evaluate(0, 1, tmp_path)
     assert "knn" not in metrics
@@ -110,13 +118,13 @@ def test_one_class_in_the_holdout_is_too_few_and_that_is_told(tmp_path):
     assert remarks({**metrics, "h_std": 0}, 3).startswith("collapsed")
 
 
-def test_without_labels_there_is_no_knn(tmp_path):
+def test_without_labels_there_is_no_knn(tmp_path: Path) -> None:
     make_shards(tmp_path, labelled=False)
     metrics, _ = evaluate(0, 1, tmp_path)
     assert set(metrics) == {"h_std", "h_effective_rank", "holdout", "holdout_bad"}
 
 
-def test_classes_that_alternate_give_an_encoder_that_knows_nothing_no_score(tmp_path):
+def test_classes_that_alternate_give_an_encoder_that_knows_nothing_no_score(tmp_path: Path) -> None:
     """The holdout is drawn: every tenth sample would be of one class, and the kNN 1."""
     pixels = np.random.default_rng(0).integers(0, 255, (1000, 4, 4, 3), dtype=np.uint8)
     samples = [(f"{i:03d}", {"png": png(pixels[i]), "cls": b"%d" % (i % 10)}) for i in range(1000)]
@@ -126,7 +134,7 @@ def test_classes_that_alternate_give_an_encoder_that_knows_nothing_no_score(tmp_
     assert 0 < metrics["knn"] < 0.25
 
 
-def test_collapse_is_told_in_words():
+def test_collapse_is_told_in_words() -> None:
     healthy = {"h_std": 0.5 / math.sqrt(128), "h_effective_rank": 40.0, "holdout": 100}
     assert verdict(healthy, 128) is None
     assert "all images get the same" in verdict({**healthy, "h_std": 1e-4}, 128)

@@ -1,6 +1,7 @@
 """Protocols of one shape: linear-v1 against scikit-learn on real images, and what neither may look at."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,13 +11,13 @@ from sklearn.linear_model import LogisticRegression
 
 from vergence.platform.augment import rng
 from vergence.platform.evaluate.definitions import LINEAR
-from vergence.platform.evaluate.protocols import DRAW, PROTOCOLS, Examples, Knn, Linear
+from vergence.platform.evaluate.protocols import DRAW, PROTOCOLS, EvaluationProtocol, Examples, Knn, Linear
 
 NUM_BANK, NUM_QUERIES = 800, 1000
 
 
 @pytest.fixture(scope="module")
-def cifar(shared):
+def cifar(shared: Path) -> tuple[Examples, Examples]:
     """Bank and queries: CIFAR-10 images as 8 x 8 pixels less their mean, (n, 192)."""
     rows, labels = [], []
     file = pq.ParquetFile(shared / "data" / "cifar10" / "test-00000-of-00001.parquet")
@@ -29,16 +30,16 @@ def cifar(shared):
     return Examples(x[:NUM_BANK], y[:NUM_BANK]), Examples(x[NUM_BANK:], y[NUM_BANK:])
 
 
-def unit(rows):
+def unit(rows: np.ndarray) -> np.ndarray:
     rows = rows.astype(np.float64)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def sklearn_model(rows, labels, c):
+def sklearn_model(rows: np.ndarray, labels: np.ndarray, c: float) -> LogisticRegression:
     return LogisticRegression(C=c, tol=1e-5, max_iter=2000).fit(unit(rows), labels)
 
 
-def test_linear_is_scikit_learns_logistic_regression(cifar):
+def test_linear_is_scikit_learns_logistic_regression(cifar: tuple[Examples, Examples]) -> None:
     """The whole protocol, its choice of C too, on the same features."""
     bank, queries = cifar
     ours = Linear().run(bank, queries)
@@ -57,7 +58,9 @@ def test_linear_is_scikit_learns_logistic_regression(cifar):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
-def test_a_protocol_is_deterministic_and_looks_at_the_answers_only_to_count(cifar, protocol):
+def test_a_protocol_is_deterministic_and_looks_at_the_answers_only_to_count(
+    cifar: tuple[Examples, Examples], protocol: EvaluationProtocol
+) -> None:
     bank, queries = (Examples(each.rows[:200, ::8], each.labels[:200]) for each in cifar)
     scores, again = protocol.run(bank, queries), protocol.run(bank, queries)
     assert scores.correct.dtype == bool
@@ -72,7 +75,9 @@ def test_a_protocol_is_deterministic_and_looks_at_the_answers_only_to_count(cifa
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
-def test_numbers_of_classes_may_have_gaps_and_a_class_the_bank_lacks_is_never_right(cifar, protocol):
+def test_numbers_of_classes_may_have_gaps_and_a_class_the_bank_lacks_is_never_right(
+    cifar: tuple[Examples, Examples], protocol: EvaluationProtocol
+) -> None:
     bank, queries = (Examples(each.rows[:300, ::8], each.labels[:300]) for each in cifar)
     expected = protocol.run(bank, queries).correct
     wide = [Examples(each.rows, each.labels * 1000 + 7) for each in (bank, queries)]
@@ -83,7 +88,7 @@ def test_numbers_of_classes_may_have_gaps_and_a_class_the_bank_lacks_is_never_ri
     assert (got[50:] == expected[50:]).all()
 
 
-def test_few_examples_choose_nothing():
+def test_few_examples_choose_nothing() -> None:
     bank = Examples(np.eye(4, dtype=np.float32), np.arange(4))
     scores = Linear().run(bank, bank)
     assert scores.settings == {"C": 1.0}

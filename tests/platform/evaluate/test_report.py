@@ -1,6 +1,7 @@
 """A report: read back as it was written, refused if it is of another form."""
 
 import json
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -30,7 +31,7 @@ REPORT = Report(
 )
 
 
-def test_a_report_reads_back_and_its_keys_are_what_scripts_read(tmp_path):
+def test_a_report_reads_back_and_its_keys_are_what_scripts_read(tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text(json.dumps(REPORT.dump()))
     back = read_report(tmp_path / "r.json")
     assert back.dump() == REPORT.dump()
@@ -43,12 +44,12 @@ def test_a_report_reads_back_and_its_keys_are_what_scripts_read(tmp_path):
     assert back.scores == {"knn-v1": 0.5, "linear-v1": 0.75}
 
 
-def test_a_report_cannot_be_changed():
+def test_a_report_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         REPORT.encoder.name = "another"
 
 
-def test_what_is_no_report_of_this_form_is_refused_by_name(tmp_path):
+def test_what_is_no_report_of_this_form_is_refused_by_name(tmp_path: Path) -> None:
     file = tmp_path / "r.json"
     for text, message in (
         (json.dumps({"protocol": {"name": "knn-v1"}, "results": {}}), "r.json: a report without a schema"),

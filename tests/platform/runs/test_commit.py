@@ -5,12 +5,15 @@ import os
 import select
 import shutil
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
 from vergence.platform.errors import VergenceError
 from vergence.platform.runs import commit as commits
+from vergence.platform.runs.commit import Commit
 
 STATE = {
     "model.w": torch.arange(24, dtype=torch.float32).view(2, 3, 2, 2).to(memory_format=torch.channels_last),
@@ -19,16 +22,22 @@ STATE = {
 }
 
 
-def write(folder, step, score=None, state=None, owned=lambda: True):
+def write(
+    folder: Path,
+    step: int,
+    score: float | None = None,
+    state: dict[str, torch.Tensor] | None = None,
+    owned: Callable[[], bool] = lambda: True,
+) -> Commit:
     facts = {"step": step, "score": score, "counts": {}}
     return commits.write(folder, state or STATE, facts, "attempt", owned=owned)
 
 
-def steps(folder):
+def steps(folder: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
 
 
-def test_state_comes_back_bit_equal(tmp_path):
+def test_state_comes_back_bit_equal(tmp_path: Path) -> None:
     write(tmp_path, 5)
     newest = commits.newest(tmp_path)
     assert newest.step == 5
@@ -39,7 +48,7 @@ def test_state_comes_back_bit_equal(tmp_path):
     )
 
 
-def test_newest_passes_over_commits_that_are_not_whole(tmp_path):
+def test_newest_passes_over_commits_that_are_not_whole(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         write(tmp_path, step)
     (tmp_path / commits.folder_name(4) / commits.MANIFEST).unlink()
@@ -48,14 +57,14 @@ def test_newest_passes_over_commits_that_are_not_whole(tmp_path):
     assert commits.newest(tmp_path).step == 2
 
 
-def flip_a_bit(commit):
+def flip_a_bit(commit: Commit) -> None:
     state = commit.path / commits.STATE
     data = bytearray(state.read_bytes())
     data[-1] ^= 1  # same size, another bit
     state.write_bytes(data)
 
 
-def test_a_commit_whose_bytes_have_changed_is_set_aside_before_it_is_loaded(tmp_path):
+def test_a_commit_whose_bytes_have_changed_is_set_aside_before_it_is_loaded(tmp_path: Path) -> None:
     write(tmp_path, 1)
     flip_a_bit(write(tmp_path, 2))
     assert commits.newest_intact(tmp_path).step == 1
@@ -64,12 +73,14 @@ def test_a_commit_whose_bytes_have_changed_is_set_aside_before_it_is_loaded(tmp_
     assert commits.newest_intact(tmp_path) is None
 
 
-def test_a_commit_whose_bytes_have_changed_is_written_again(tmp_path):
+def test_a_commit_whose_bytes_have_changed_is_written_again(tmp_path: Path) -> None:
     flip_a_bit(write(tmp_path, 2))
     assert commits.is_intact(write(tmp_path, 2))
 
 
-def test_looking_for_the_newest_commit_reads_no_state(tmp_path, monkeypatch):
+def test_looking_for_the_newest_commit_reads_no_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path, 1)
     read = []
     monkeypatch.setattr(commits, "_sha256", lambda path: read.append(path))
@@ -77,7 +88,7 @@ def test_looking_for_the_newest_commit_reads_no_state(tmp_path, monkeypatch):
     assert not read
 
 
-def test_an_attempt_that_lost_the_run_cannot_commit(tmp_path):
+def test_an_attempt_that_lost_the_run_cannot_commit(tmp_path: Path) -> None:
     write(tmp_path, 1)
     with pytest.raises(VergenceError, match="another attempt"):
         write(tmp_path, 2, owned=lambda: False)
@@ -85,59 +96,59 @@ def test_an_attempt_that_lost_the_run_cannot_commit(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [commits.folder_name(1)]
 
 
-def test_a_valid_commit_is_not_written_again(tmp_path):
+def test_a_valid_commit_is_not_written_again(tmp_path: Path) -> None:
     first = write(tmp_path, 1)
     before = os.stat(first.path / commits.STATE).st_ino
     write(tmp_path, 1, state={"model.w": torch.zeros(1)})
     assert os.stat(first.path / commits.STATE).st_ino == before
 
 
-def test_prune_keeps_newest_and_best(tmp_path):
+def test_prune_keeps_newest_and_best(tmp_path: Path) -> None:
     for step, score in ((1, 0.2), (2, 0.9), (3, None), (4, 0.3), (5, None)):
         write(tmp_path, step, score)
     commits.prune(tmp_path, 2, commits.newest(tmp_path))
     assert steps(tmp_path) == [2, 4, 5]
 
 
-def test_prune_keeps_no_old_commit_when_none_has_a_score(tmp_path):
+def test_prune_keeps_no_old_commit_when_none_has_a_score(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         write(tmp_path, step)
     commits.prune(tmp_path, 1, commits.newest(tmp_path))
     assert steps(tmp_path) == [3]
 
 
-def test_prune_keeps_no_commit_for_a_score_that_is_not_finite(tmp_path):
+def test_prune_keeps_no_commit_for_a_score_that_is_not_finite(tmp_path: Path) -> None:
     for step, score in ((1, math.nan), (2, 0.1), (3, 0.5), (4, math.inf), (5, None)):
         write(tmp_path, step, score)
     commits.prune(tmp_path, 1, commits.newest(tmp_path))
     assert steps(tmp_path) == [3, 5]
 
 
-def no_manifest(path):
+def no_manifest(path: Path) -> None:
     (path / commits.MANIFEST).unlink()
 
 
-def empty_manifest(path):
+def empty_manifest(path: Path) -> None:
     os.truncate(path / commits.MANIFEST, 0)
 
 
-def half_a_manifest(path):
+def half_a_manifest(path: Path) -> None:
     os.truncate(path / commits.MANIFEST, (path / commits.MANIFEST).stat().st_size // 2)
 
 
-def manifest_of_another_kind(path):
+def manifest_of_another_kind(path: Path) -> None:
     (path / commits.MANIFEST).write_text("null")
 
 
-def manifest_of_no_files(path):
+def manifest_of_no_files(path: Path) -> None:
     (path / commits.MANIFEST).write_text('{"step": 300, "files": {}}')
 
 
-def half_a_state(path):
+def half_a_state(path: Path) -> None:
     os.truncate(path / commits.STATE, (path / commits.STATE).stat().st_size // 2)
 
 
-def another_bit(path):
+def another_bit(path: Path) -> None:
     flip_a_bit(commits.read(path))
 
 
@@ -149,7 +160,9 @@ DAMAGE = [
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("keep", [1, 2])
-def test_a_damaged_newest_commit_costs_no_whole_one(tmp_path, damage, keep):
+def test_a_damaged_newest_commit_costs_no_whole_one(
+    tmp_path: Path, damage: Callable[[Path], None], keep: int
+) -> None:
     """Steps 100 and 150 are whole, 300 was hit by a power cut: the run goes on from 150 and commits at 153."""
     for step in (100, 150, 300):
         write(tmp_path, step)
@@ -163,7 +176,7 @@ def test_a_damaged_newest_commit_costs_no_whole_one(tmp_path, damage, keep):
     assert whole == [150, 153][-keep:]
 
 
-def test_a_damaged_commit_is_replaced_when_the_run_gets_there_and_else_deleted(tmp_path):
+def test_a_damaged_commit_is_replaced_when_the_run_gets_there_and_else_deleted(tmp_path: Path) -> None:
     for step in (100, 300, 400):
         write(tmp_path, step)
     empty_manifest(tmp_path / commits.folder_name(300))
@@ -174,7 +187,7 @@ def test_a_damaged_commit_is_replaced_when_the_run_gets_there_and_else_deleted(t
     assert steps(tmp_path) == [100, 300, 500]
 
 
-def test_prune_leaves_drafts_of_other_attempts_until_they_are_old(tmp_path):
+def test_prune_leaves_drafts_of_other_attempts_until_they_are_old(tmp_path: Path) -> None:
     drafts = {name: tmp_path / f".{commits.folder_name(7)}.{name}" for name in ("attempt", "other", "gone")}
     for draft in drafts.values():
         draft.mkdir()
@@ -186,7 +199,7 @@ def test_prune_leaves_drafts_of_other_attempts_until_they_are_old(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [drafts["other"].name, commits.folder_name(5)]
 
 
-def commit_without_end(folder, step, told):
+def commit_without_end(folder: Path, step: int, told: int) -> None:
     """Commit and prune, and tell each step into a pipe; in a process of its own."""
     while True:
         commits.prune(folder, 2, write(folder, step, state={"model.w": torch.full((1 << 18,), float(step))}))
@@ -194,7 +207,7 @@ def commit_without_end(folder, step, told):
         step += 1
 
 
-def test_a_kill_at_any_moment_leaves_the_last_commit_and_no_half_one(tmp_path):
+def test_a_kill_at_any_moment_leaves_the_last_commit_and_no_half_one(tmp_path: Path) -> None:
     last = 0
     for kill in range(12):
         reading, writing = os.pipe()
@@ -216,7 +229,9 @@ def test_a_kill_at_any_moment_leaves_the_last_commit_and_no_half_one(tmp_path):
         last = newest.step
 
 
-def test_a_target_that_cannot_be_emptied_does_not_stop_a_commit(tmp_path, small_disk):
+def test_a_target_that_cannot_be_emptied_does_not_stop_a_commit(
+    tmp_path: Path, small_disk: Callable[[Path], Path]
+) -> None:
     """A mount below a damaged commit stands for what NFS keeps of files that another process has open."""
     write(tmp_path, 1)
     damaged = tmp_path / commits.folder_name(2)
@@ -231,7 +246,9 @@ def test_a_target_that_cannot_be_emptied_does_not_stop_a_commit(tmp_path, small_
     assert [path.name for path in tmp_path.iterdir()] == [commits.folder_name(2)]
 
 
-def test_files_and_their_folder_are_on_the_disk_before_the_commit_gets_its_name(tmp_path, disk_events):
+def test_files_and_their_folder_are_on_the_disk_before_the_commit_gets_its_name(
+    tmp_path: Path, disk_events: list[tuple[str, str]]
+) -> None:
     write(tmp_path, 1)
     draft = str(tmp_path / f".{commits.folder_name(1)}.attempt")
     renamed = disk_events.index(("renamed", draft))
@@ -241,7 +258,7 @@ def test_files_and_their_folder_are_on_the_disk_before_the_commit_gets_its_name(
     assert ("synced", str(tmp_path)) in after
 
 
-def test_full_disk_leaves_the_last_commit_intact(small_disk, tmp_path):
+def test_full_disk_leaves_the_last_commit_intact(small_disk: Callable[[Path], Path], tmp_path: Path) -> None:
     disk = small_disk(tmp_path / "disk")
     write(disk, 1)
     with pytest.raises(OSError, match=r"[Nn]o space") as caught:
@@ -253,7 +270,7 @@ def test_full_disk_leaves_the_last_commit_intact(small_disk, tmp_path):
     shutil.rmtree(disk / commits.folder_name(1))
 
 
-def test_misfit_names_what_differs_from_the_expected_state(tmp_path):
+def test_misfit_names_what_differs_from_the_expected_state(tmp_path: Path) -> None:
     state = {"model.a": torch.zeros(2, 3), "model.b": torch.zeros(4), "optim.a.step": torch.zeros(())}
     commit = commits.write(tmp_path, state, {"step": 1}, "x", owned=lambda: True)
     shapes = {name: tuple(value.shape) for name, value in state.items()}

@@ -1,6 +1,7 @@
 """What a fork takes over."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,11 +15,11 @@ from vergence.platform.schema import SCHEMA
 
 
 @pytest.fixture(autouse=True)
-def state_folder(tmp_path, monkeypatch):
+def state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VERGENCE_HOME", str(tmp_path))
 
 
-def test_a_fork_takes_the_state_and_nothing_of_the_old_runs_past():
+def test_a_fork_takes_the_state_and_nothing_of_the_old_runs_past() -> None:
     old, new, state = Run("old"), Run("new"), {"model.w": torch.arange(3.0)}
     past = {"id": "a1", "mlflow_run": "m", "data_digest": "d", "precision": "bf16"}
     facts = {"step": 9, "score": 0.5, "counts": {"bad": 2}, "monitor_due": True, "run": past}
@@ -33,7 +34,7 @@ def test_a_fork_takes_the_state_and_nothing_of_the_old_runs_past():
     assert not Past.read(new).has_begun
 
 
-def test_the_state_of_an_older_schema_may_be_forked():
+def test_the_state_of_an_older_schema_may_be_forked() -> None:
     old, new = Run("old"), Run("new")
     made = commits.write(
         old.commits, {"w": torch.ones(1)}, {"step": 9, "counts": {}}, "a", owned=lambda: True
@@ -44,6 +45,6 @@ def test_the_state_of_an_older_schema_may_be_forked():
     assert Past.read(new).commit.manifest["schema"] == SCHEMA
 
 
-def test_a_run_without_a_commit_cannot_be_forked():
+def test_a_run_without_a_commit_cannot_be_forked() -> None:
     with pytest.raises(UserError, match="run nobody has no commit"):
         fork(Run("nobody"), Run("new"))

@@ -1,6 +1,8 @@
 """The outcome: there is room for it on a full disk, and the first one counts."""
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +16,7 @@ from vergence.platform.runs.outcome import (
 )
 
 
-def test_an_outcome_is_read_back_and_the_first_one_counts(tmp_path):
+def test_an_outcome_is_read_back_and_the_first_one_counts(tmp_path: Path) -> None:
     path = tmp_path / "outcome.json"
     assert read_outcome(path) is None
     reserve_outcome(path)
@@ -24,14 +26,14 @@ def test_an_outcome_is_read_back_and_the_first_one_counts(tmp_path):
     assert read_outcome(path) == Outcome("failed", "the disk is full")
 
 
-def test_a_long_message_is_cut_to_the_room_there_is(tmp_path):
+def test_a_long_message_is_cut_to_the_room_there_is(tmp_path: Path) -> None:
     path = tmp_path / "outcome.json"
     reserve_outcome(path)
     leave_outcome(path, Outcome("failed", "ä" * 10_000))
     assert read_outcome(path).message.startswith("ää")
 
 
-def test_it_is_told_on_a_full_disk(tmp_path, small_disk):
+def test_it_is_told_on_a_full_disk(tmp_path: Path, small_disk: Callable[[Path], Path]) -> None:
     disk = small_disk(tmp_path / "disk")
     reserve_outcome(disk / "outcome.json")
     with pytest.raises(OSError, match="No space"):
@@ -40,7 +42,7 @@ def test_it_is_told_on_a_full_disk(tmp_path, small_disk):
     assert read_outcome(disk / "outcome.json").message == "full"
 
 
-def test_the_last_outcome_is_that_of_the_newest_attempt_and_none_if_it_was_killed(tmp_path):
+def test_the_last_outcome_is_that_of_the_newest_attempt_and_none_if_it_was_killed(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     assert last_outcome(tmp_path) is None
     seen = []

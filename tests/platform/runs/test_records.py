@@ -1,6 +1,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,13 +9,13 @@ from vergence.platform.runs.records import FirstStep, Metrics, Monitored, Tail, 
 from vergence.platform.train.record import cut
 
 
-def append(path, *steps):
+def append(path: Path, *steps: int) -> None:
     with path.open("a") as file:
         for step in steps:
             file.write(json.dumps({"step": step, "loss": step / 10}) + "\n")
 
 
-def test_tail_hands_out_each_record_once_and_waits_for_whole_lines(tmp_path):
+def test_tail_hands_out_each_record_once_and_waits_for_whole_lines(tmp_path: Path) -> None:
     tail, path = Tail(tmp_path), tmp_path / "metrics.jsonl"
     assert tail.read() == []
     append(path, 0, 1)
@@ -27,7 +28,7 @@ def test_tail_hands_out_each_record_once_and_waits_for_whole_lines(tmp_path):
     assert tail.read() == []
 
 
-def test_after_a_resume_only_new_steps_are_handed_out(tmp_path):
+def test_after_a_resume_only_new_steps_are_handed_out(tmp_path: Path) -> None:
     tail, path = Tail(tmp_path), tmp_path / "metrics.jsonl"
     append(path, *range(10))
     assert len(tail.read()) == 10
@@ -36,13 +37,15 @@ def test_after_a_resume_only_new_steps_are_handed_out(tmp_path):
     assert [record.step for record in tail.read()] == [10, 11]
 
 
-def test_a_cut_just_after_the_file_was_opened_loses_nothing(tmp_path, monkeypatch):
+def test_a_cut_just_after_the_file_was_opened_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tail, path, opened = Tail(tmp_path), tmp_path / "metrics.jsonl", Path.open
     append(path, *range(10))
     assert len(tail.read()) == 10
     append(path, 10)
 
-    def opened_then_cut(self, *arguments, **options):
+    def opened_then_cut(self, *arguments: Any, **options: Any) -> Any:
         file = opened(self, *arguments, **options)
         monkeypatch.undo()
         cut(path, 5)
@@ -53,7 +56,7 @@ def test_a_cut_just_after_the_file_was_opened_loses_nothing(tmp_path, monkeypatc
     assert [record.step for record in tail.read() + tail.read()] == [10, 11]
 
 
-def test_a_cut_file_that_gets_the_number_of_an_old_one_is_read_from_its_start(tmp_path):
+def test_a_cut_file_that_gets_the_number_of_an_old_one_is_read_from_its_start(tmp_path: Path) -> None:
     tail, path = Tail(tmp_path), tmp_path / "metrics.jsonl"
     append(path, *range(10))
     assert len(tail.read()) == 10
@@ -67,7 +70,7 @@ def test_a_cut_file_that_gets_the_number_of_an_old_one_is_read_from_its_start(tm
     assert [record.step for record in tail.read()] == [12] * 3
 
 
-def test_a_file_cut_in_place_is_read_from_its_start(tmp_path):
+def test_a_file_cut_in_place_is_read_from_its_start(tmp_path: Path) -> None:
     tail, path = Tail(tmp_path), tmp_path / "metrics.jsonl"
     append(path, *range(10))
     assert len(tail.read()) == 10
@@ -77,7 +80,7 @@ def test_a_file_cut_in_place_is_read_from_its_start(tmp_path):
 
 
 @pytest.mark.parametrize("torn", [b'{"step": 1, "lo', b"\0\0\0", b"\xff{", b"7", b"null", b'{"loss": 1}'])
-def test_a_torn_line_costs_itself_only(tmp_path, torn):
+def test_a_torn_line_costs_itself_only(tmp_path: Path, torn: bytes) -> None:
     tail, path = Tail(tmp_path), tmp_path / "metrics.jsonl"
     append(path, 0)
     with path.open("ab") as file:
@@ -88,7 +91,7 @@ def test_a_torn_line_costs_itself_only(tmp_path, torn):
     assert path.read_text() == '{"step": 0, "loss": 0.0}\n'
 
 
-def test_cut_drops_later_steps_and_a_half_line(tmp_path):
+def test_cut_drops_later_steps_and_a_half_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     append(path, *range(6))
     with path.open("a") as file:
@@ -97,7 +100,7 @@ def test_cut_drops_later_steps_and_a_half_line(tmp_path):
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 1, 2]
 
 
-def test_what_comes_late_in_a_step_is_handed_out_too(tmp_path):
+def test_what_comes_late_in_a_step_is_handed_out_too(tmp_path: Path) -> None:
     tail, path = Tail(tmp_path, after=3.0), tmp_path / "metrics.jsonl"
     append(path, 2)
     with path.open("a") as file:
@@ -120,6 +123,6 @@ def test_what_comes_late_in_a_step_is_handed_out_too(tmp_path):
         Monitored(8, 1e9, 1, {"h_effective_rank": 1.0}, "collapse"),
     ],
 )
-def test_a_record_is_read_back_from_its_line(record):
+def test_a_record_is_read_back_from_its_line(record: FirstStep | Metrics | Monitored) -> None:
     assert parse(line(record).encode()) == record
     assert isinstance(json.loads(line(record)), dict)

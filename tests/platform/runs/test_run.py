@@ -5,6 +5,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,12 +27,12 @@ with locked(Run("r")):
 
 
 @pytest.fixture(autouse=True)
-def state_folder(tmp_path, monkeypatch):
+def state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VERGENCE_HOME", str(tmp_path))
 
 
 @pytest.fixture
-def holder():
+def holder() -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
     yield process
@@ -37,7 +40,7 @@ def holder():
     process.wait()
 
 
-def test_a_living_holder_is_refused_by_name(holder):
+def test_a_living_holder_is_refused_by_name(holder: subprocess.Popen[str]) -> None:
     with (
         pytest.raises(
             UserError, match=f"r: process {holder.pid} on {socket.gethostname()} is working on this run"
@@ -47,7 +50,7 @@ def test_a_living_holder_is_refused_by_name(holder):
         pass
 
 
-def test_a_killed_holder_gives_way_even_before_it_is_reaped(holder):
+def test_a_killed_holder_gives_way_even_before_it_is_reaped(holder: subprocess.Popen[str]) -> None:
     os.kill(holder.pid, signal.SIGKILL)
     time.sleep(0.2)
     run = Run("r")
@@ -56,14 +59,14 @@ def test_a_killed_holder_gives_way_even_before_it_is_reaped(holder):
     assert not is_live(run.path)
 
 
-def write_lock(run, **changes):
+def write_lock(run: Run, **changes: Any) -> Path:
     """A lock as of this very process, with changes; its path."""
     run.path.mkdir(exist_ok=True)
     (run.path / "lock.json").write_text(json.dumps(module._myself("old") | changes))
     return run.path / "lock.json"
 
 
-def test_a_reused_pid_is_not_the_holder():
+def test_a_reused_pid_is_not_the_holder() -> None:
     run = Run("r")
     write_lock(run, started=1)
     with locked(run):
@@ -71,7 +74,7 @@ def test_a_reused_pid_is_not_the_holder():
 
 
 @pytest.mark.parametrize("other", ["host", "boot", "pids"])
-def test_a_holder_out_of_sight_holds_while_its_heart_beats(other):
+def test_a_holder_out_of_sight_holds_while_its_heart_beats(other: str) -> None:
     """Its process id says nothing here, whether or not a process has it."""
     run = Run("r")
     for pid in (os.getpid(), 2**22 + 1):
@@ -87,7 +90,9 @@ def test_a_holder_out_of_sight_holds_while_its_heart_beats(other):
         assert not lock.exists()
 
 
-def test_a_holder_in_another_pid_namespace_of_this_host_keeps_its_lock(unshared):
+def test_a_holder_in_another_pid_namespace_of_this_host_keeps_its_lock(
+    unshared: Callable[[Sequence[str]], subprocess.Popen[str]],
+) -> None:
     """As of containers that share host name and folder: the pid it knows itself by is somebody else's here, or nobody's."""
     process = unshared([sys.executable, "-c", HOLD])
     assert process.stdout.readline() == "held\n"
@@ -98,7 +103,7 @@ def test_a_holder_in_another_pid_namespace_of_this_host_keeps_its_lock(unshared)
 
 
 @pytest.mark.parametrize("text", ["", '{"host": "x", "pi', "\0" * 90, "null", "{}"])
-def test_half_a_lock_holds_nothing(text):
+def test_half_a_lock_holds_nothing(text: str) -> None:
     run = Run("r")
     run.path.mkdir()
     (run.path / "lock.json").write_text(text)
@@ -107,7 +112,7 @@ def test_half_a_lock_holds_nothing(text):
         assert owns(run.path, run.attempt)
 
 
-def beats(lock, wait_s=2.0):
+def beats(lock: Path, wait_s: float = 2.0) -> bool:
     """Whether the lock is touched."""
     os.utime(lock, (1, 1))
     deadline = time.monotonic() + wait_s
@@ -116,7 +121,9 @@ def beats(lock, wait_s=2.0):
     return lock.stat().st_mtime > 1
 
 
-def test_the_heart_beats_on_after_a_touch_that_failed(tmp_path, small_disk, monkeypatch):
+def test_the_heart_beats_on_after_a_touch_that_failed(
+    tmp_path: Path, small_disk: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "HEARTBEAT_S", 0.02)
     small_disk(tmp_path / "r")
     run = Run("r")
@@ -130,7 +137,7 @@ def test_the_heart_beats_on_after_a_touch_that_failed(tmp_path, small_disk, monk
     assert not lock.exists()
 
 
-def test_a_displaced_attempt_touches_its_successors_lock_no_more(monkeypatch):
+def test_a_displaced_attempt_touches_its_successors_lock_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "HEARTBEAT_S", 0.02)
     run = Run("r")
     with locked(run):
@@ -140,7 +147,7 @@ def test_a_displaced_attempt_touches_its_successors_lock_no_more(monkeypatch):
     assert lock.exists()
 
 
-def test_facts_are_added_to():
+def test_facts_are_added_to() -> None:
     run = Run("r")
     run.path.mkdir()
     run.remember(version=3)
@@ -152,7 +159,7 @@ def test_facts_are_added_to():
 
 
 @pytest.mark.parametrize("text", [None, "", '{"version": 3, "mlfl', "\0" * 40, "[]"])
-def test_lost_facts_are_those_that_the_newest_whole_commit_knew(text):
+def test_lost_facts_are_those_that_the_newest_whole_commit_knew(text: str) -> None:
     run = Run("r")
     for step in (1, 2, 3):
         facts = {"step": step, "run": {"id": "a1", "mlflow_run": f"at-{step}"}}
@@ -168,6 +175,6 @@ def test_lost_facts_are_those_that_the_newest_whole_commit_knew(text):
 
 
 @pytest.mark.parametrize("name", ["", ".x", "a/b", "../x"])
-def test_names_that_are_no_folder_are_refused(name):
+def test_names_that_are_no_folder_are_refused(name: str) -> None:
     with pytest.raises(UserError, match="one folder name"):
         valid_name(name)

@@ -6,6 +6,8 @@ import os
 import shutil
 import sqlite3
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow_stores import Refusing, forwarding, free_port
@@ -20,14 +22,14 @@ EXPERIMENT = "tracked"
 
 
 @pytest.fixture(autouse=True)
-def state_folder(tmp_path, monkeypatch, empty_store):
+def state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> None:
     monkeypatch.setenv("VERGENCE_HOME", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     shutil.copy(empty_store, tmp_path / "mlflow.db")
 
 
 @pytest.fixture(params=["sqlite", "server"])
-def either_store(request, monkeypatch):
+def either_store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """SQLite, or a server, whose answers are of other types; both keep what other tests left."""
     if request.param == "server":
         monkeypatch.setenv("MLFLOW_TRACKING_URI", request.getfixturevalue("mlflow_server"))
@@ -61,7 +63,7 @@ def mlflow_runs() -> list:
         return client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
 
 
-def test_records_arrive_once_and_the_run_ends_with_its_status():
+def test_records_arrive_once_and_the_run_ends_with_its_status() -> None:
     run = begun()
     run_id = track(run)
     assert losses(run_id) == [0, 1, 2, 3, 4]
@@ -73,7 +75,7 @@ def test_records_arrive_once_and_the_run_ends_with_its_status():
     assert made.data.tags["code"] == "1"
 
 
-def test_a_folder_that_forgot_its_mlflow_run_goes_on_with_it(either_store):
+def test_a_folder_that_forgot_its_mlflow_run_goes_on_with_it(either_store: str) -> None:
     """As after a power cut: run.json is made anew, with the identity alone."""
     run = begun()
     others = len(mlflow_runs())
@@ -88,8 +90,8 @@ def test_a_folder_that_forgot_its_mlflow_run_goes_on_with_it(either_store):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_kill_just_after_the_mlflow_run_was_made_leaves_one(monkeypatch):
-    def killed(self, **facts):
+def test_a_kill_just_after_the_mlflow_run_was_made_leaves_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(self, **facts: Any) -> None:
         raise SystemExit  # ends the tracker's thread before it can write down the MLflow run
 
     run = begun()
@@ -102,7 +104,7 @@ def test_a_kill_just_after_the_mlflow_run_was_made_leaves_one(monkeypatch):
     assert len(mlflow_runs()) == 1
 
 
-def test_it_leaves_environment_and_loggers_as_they_were(monkeypatch):
+def test_it_leaves_environment_and_loggers_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "7")  # the user's own
     track(begun("first"))  # MLflow is imported
     logger = logging.getLogger("mlflow")
@@ -119,12 +121,12 @@ def test_it_leaves_environment_and_loggers_as_they_were(monkeypatch):
     assert logger.level == logging.INFO
 
 
-def test_each_run_has_an_mlflow_run_of_its_own():
+def test_each_run_has_an_mlflow_run_of_its_own() -> None:
     assert track(begun("one")) != track(begun("two"))
     assert len(mlflow_runs()) == 2
 
 
-def test_a_store_that_refuses_ends_the_command_before_it_trains(tmp_path):
+def test_a_store_that_refuses_ends_the_command_before_it_trains(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "mlflow.db") as connection:
         connection.execute("UPDATE alembic_version SET version_num = 'fedcba987654'")
     said: list[str] = []
@@ -137,7 +139,7 @@ def test_a_store_that_refuses_ends_the_command_before_it_trains(tmp_path):
     assert said == []  # once is enough
 
 
-def test_a_deleted_experiment_refuses(either_store):
+def test_a_deleted_experiment_refuses(either_store: str) -> None:
     with store(tracking_uri()) as client:
         deleted = client.create_experiment(f"deleted {EXPERIMENT}")
         client.delete_experiment(deleted)
@@ -147,7 +149,7 @@ def test_a_deleted_experiment_refuses(either_store):
 
 
 @pytest.mark.parametrize("status", [401, 403, 429])
-def test_a_server_that_turns_us_away_refuses_at_once(monkeypatch, status):
+def test_a_server_that_turns_us_away_refuses_at_once(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
     with Refusing(status, "go away") as server:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:s3cret@127.0.0.1:{server.port}")
         tracker = Tracker(begun(), EXPERIMENT, {}, {}, print)
@@ -157,7 +159,7 @@ def test_a_server_that_turns_us_away_refuses_at_once(monkeypatch, status):
         tracker.close("FAILED", {})
 
 
-def test_a_damaged_database_refuses_at_once_and_can_be_put_aside(tmp_path, empty_store):
+def test_a_damaged_database_refuses_at_once_and_can_be_put_aside(tmp_path: Path, empty_store: Path) -> None:
     run = begun()
     track(run)
     (tmp_path / "mlflow.db").write_bytes(bytes(range(256)) * 99)
@@ -170,8 +172,8 @@ def test_a_damaged_database_refuses_at_once_and_can_be_put_aside(tmp_path, empty
 
 
 def test_an_absent_server_stops_nothing_and_gets_everything_when_it_comes(
-    mlflow_server, tmp_path, monkeypatch
-):
+    mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The MLflow run is there for a hand-over, though the tracker would have waited before it tries again."""
     (tmp_path / "mlflow.db").unlink()
     port, said = free_port(), list[str]()
@@ -191,7 +193,7 @@ def test_an_absent_server_stops_nothing_and_gets_everything_when_it_comes(
     assert len(said) == 1
 
 
-def test_a_refusal_later_is_said_in_its_words_and_stops_nothing(monkeypatch):
+def test_a_refusal_later_is_said_in_its_words_and_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vergence.platform.runs.track.FLUSH_S", 0.05)
     said: list[str] = []
     tracker = Tracker(begun(), EXPERIMENT, {}, {}, said.append)
@@ -210,7 +212,9 @@ def test_a_refusal_later_is_said_in_its_words_and_stops_nothing(monkeypatch):
     assert len(said) == 1
 
 
-def test_another_store_gets_the_whole_run(tmp_path, monkeypatch, empty_store):
+def test_another_store_gets_the_whole_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path
+) -> None:
     """MLFLOW_TRACKING_URI was changed between two attempts, and changed back."""
     run = begun()
     first = track(run, "KILLED")
@@ -224,7 +228,7 @@ def test_another_store_gets_the_whole_run(tmp_path, monkeypatch, empty_store):
     assert losses(first) == [0, 1, 2, 3, 4]
 
 
-def test_artifacts_lie_beside_the_database(tmp_path):
+def test_artifacts_lie_beside_the_database(tmp_path: Path) -> None:
     run = begun()
     (tmp_path / "note.txt").write_text("text")
     tracker = Tracker(run, "team/tracked", {}, {}, print)
@@ -234,7 +238,7 @@ def test_artifacts_lie_beside_the_database(tmp_path):
     ).read_text() == "text"
 
 
-def test_secrets_in_settings_and_tags_are_masked():
+def test_secrets_in_settings_and_tags_are_masked() -> None:
     tracker = Tracker(
         begun(), EXPERIMENT, {"data": "http://u:s3cret@h"}, {"code": "http://u:s3cret@h"}, print
     )
@@ -266,12 +270,12 @@ def test_secrets_in_settings_and_tags_are_masked():
         ("a/../b", "no part of it"),
     ],
 )
-def test_names_that_mlflow_cannot_hold_or_find_are_refused(field, name, rule):
+def test_names_that_mlflow_cannot_hold_or_find_are_refused(field: str, name: str, rule: str) -> None:
     with pytest.raises(ValidationError, match=rule):
         TrackConfig.model_validate({field: name})
 
 
-def test_a_registered_model_has_no_slash_an_experiment_may():
+def test_a_registered_model_has_no_slash_an_experiment_may() -> None:
     with pytest.raises(ValidationError, match="registered model with '/'"):
         TrackConfig.model_validate({"register": "team/cifar"})
     assert TrackConfig.model_validate({"experiment": "team/cifar"}).experiment == "team/cifar"

@@ -118,7 +118,9 @@ def attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @alone
-def test_a_run_over_black_frames_says_which_and_goes_on_alike_after_a_commit(attempt, caplog):
+def test_a_run_over_black_frames_says_which_and_goes_on_alike_after_a_commit(
+    attempt: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
         loop = attempt()
     named = [record.getMessage() for record in caplog.records if "no gradient" in record.getMessage()]

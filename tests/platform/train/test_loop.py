@@ -2,12 +2,16 @@
 
 import json
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from ranks import alone, run_ranks
 from shard_files import png, write_shard
+from torch import Tensor, nn
 
 from vergence.methods import collectives
 from vergence.methods.catalog import METHODS
@@ -16,6 +20,7 @@ from vergence.pipelines.resolve import data_facts, resolve
 from vergence.platform import yaml
 from vergence.platform.data.index import open_index
 from vergence.platform.runs import commit as commits
+from vergence.platform.runs.commit import Commit
 from vergence.platform.runs.run import Run, locked
 from vergence.platform.train.loop import MAX_SKIPPED_IN_A_ROW, RankLoop, embedding_metrics
 
@@ -33,12 +38,19 @@ optim:    {name: sgd, lr: 0.1, per: 16}
 
 
 @pytest.fixture
-def make_loop(tmp_path, monkeypatch):
+def make_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """A loop at step 0 over 40 images, with overrides of the recipe's text; classes: bytes of each .cls, or None."""
     monkeypatch.setenv("VERGENCE_HOME", str(tmp_path / "home"))
     pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
 
-    def make(method="simclr", extra="", commit=None, stops_after=None, holdout=0.0, classes=(None,) * 40):
+    def make(
+        method: Any = "simclr",
+        extra: Any = "",
+        commit: Commit | None = None,
+        stops_after: int | None = None,
+        holdout: float = 0.0,
+        classes: Any = (None,) * 40,
+    ) -> Any:
         samples = [
             {"png": png(p)} | ({} if text is None else {"cls": text}) for p, text in zip(pixels, classes)
         ]
@@ -60,7 +72,7 @@ def make_loop(tmp_path, monkeypatch):
 
 
 @alone
-def test_a_run_finishes_with_a_commit_at_its_last_step(make_loop):
+def test_a_run_finishes_with_a_commit_at_its_last_step(make_loop: Callable[..., Any]) -> None:
     loop, rows, run = make_loop()
     with locked(run):
         assert loop.run(rows).status == "finished"
@@ -71,11 +83,13 @@ def test_a_run_finishes_with_a_commit_at_its_last_step(make_loop):
 
 
 @alone
-def test_a_step_that_is_not_finite_changes_nothing_and_counts(make_loop, monkeypatch):
+def test_a_step_that_is_not_finite_changes_nothing_and_counts(
+    make_loop: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     loop, rows, _ = make_loop()
     criterion, calls = loop.method.criterion, []
 
-    def sometimes_nan(*arguments):
+    def sometimes_nan(*arguments: Any) -> Any:
         calls.append(1)
         losses = criterion(*arguments)
         return losses._replace(loss=losses.loss * float("nan")) if len(calls) == 2 else losses
@@ -93,7 +107,9 @@ def test_a_step_that_is_not_finite_changes_nothing_and_counts(make_loop, monkeyp
 
 
 @alone
-def test_skipping_without_end_stops_the_run_with_the_cure(make_loop, monkeypatch):
+def test_skipping_without_end_stops_the_run_with_the_cure(
+    make_loop: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     loop, rows, run = make_loop()
     monkeypatch.setattr("vergence.platform.train.loop.MAX_SKIPPED_IN_A_ROW", 3)
     criterion = loop.method.criterion
@@ -111,14 +127,14 @@ def test_skipping_without_end_stops_the_run_with_the_cure(make_loop, monkeypatch
 
 
 @alone
-def test_a_stop_ends_the_loop_after_a_commit(make_loop):
+def test_a_stop_ends_the_loop_after_a_commit(make_loop: Callable[..., Any]) -> None:
     loop, rows, run = make_loop(stops_after=1)
     with locked(run):
         assert loop.run(rows).status == "interrupted"
     assert commits.newest(run.commits).step == 1
 
 
-def without_time(run):
+def without_time(run: Run) -> list[dict[str, Any]]:
     records = [json.loads(line) for line in (run.logs / "metrics.jsonl").read_text().splitlines()]
     timed = ("time", "images_per_s", "data_wait_share", "stages")
     return [{name: record[name] for name in record if name not in timed} for record in records]
@@ -126,7 +142,9 @@ def without_time(run):
 
 @alone
 @pytest.mark.parametrize("stop", [2, 4])
-def test_a_stop_at_the_end_of_an_epoch_commits_first_and_evaluates_later(make_loop, stop, monkeypatch):
+def test_a_stop_at_the_end_of_an_epoch_commits_first_and_evaluates_later(
+    make_loop: Callable[..., Any], stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loop, rows, run = make_loop(holdout=0.1)
     with locked(run):
         loop.run(rows)
@@ -150,7 +168,9 @@ def test_a_stop_at_the_end_of_an_epoch_commits_first_and_evaluates_later(make_lo
 
 
 @alone
-def test_a_held_out_sample_without_a_class_is_told_and_the_score_stays_the_knn(make_loop):
+def test_a_held_out_sample_without_a_class_is_told_and_the_score_stays_the_knn(
+    make_loop: Callable[..., Any],
+) -> None:
     classes = [(b"cat", b"dog")[i % 2] for i in range(40)]
     held_out = make_loop(holdout=0.25)[0].job.plan.holdout_ids()
     classes[held_out[0]] = None
@@ -163,7 +183,9 @@ def test_a_held_out_sample_without_a_class_is_told_and_the_score_stays_the_knn(m
 
 
 @alone
-def test_a_loop_that_goes_on_from_a_commit_ends_like_one_that_never_stopped(make_loop):
+def test_a_loop_that_goes_on_from_a_commit_ends_like_one_that_never_stopped(
+    make_loop: Callable[..., Any],
+) -> None:
     loop, rows, run = make_loop()
     with locked(run):
         loop.run(rows)
@@ -180,7 +202,9 @@ def test_a_loop_that_goes_on_from_a_commit_ends_like_one_that_never_stopped(make
 
 
 @alone
-def test_shuffles_stay_within_spans_and_follow_the_place_in_the_global_batch(make_loop):
+def test_shuffles_stay_within_spans_and_follow_the_place_in_the_global_batch(
+    make_loop: Callable[..., Any],
+) -> None:
     loop, _, _ = make_loop("mocov2", extra="")
     assert loop.layout.norm_span == 16
     shuffle = loop._shuffle(loop.step, 0)
@@ -195,13 +219,13 @@ def test_shuffles_stay_within_spans_and_follow_the_place_in_the_global_batch(mak
     assert loop._shuffle(loop.step, 8).tolist() != (halves[8:] - 8).tolist()
 
 
-def _embedding_metrics(rank, world_size, z):
+def _embedding_metrics(rank: int, world_size: int, z: Tensor) -> tuple[dict[str, float], list[int]]:
     gathered, gather = [], collectives.gather
     collectives.gather = lambda rows: gathered.append(len(rows)) or gather(rows)  # in a process of its own
     return embedding_metrics(z.chunk(world_size)[rank].requires_grad_()), gathered
 
 
-def test_embedding_metrics_gather_only_the_rows_they_use_and_are_told_by_rank_0():
+def test_embedding_metrics_gather_only_the_rows_they_use_and_are_told_by_rank_0() -> None:
     z = torch.randn(600, 2, 8, generator=torch.Generator().manual_seed(0))
     ((alone_of_all, rows),) = run_ranks(_embedding_metrics, 1, z)
     assert rows == [256]
@@ -216,11 +240,11 @@ def test_embedding_metrics_gather_only_the_rows_they_use_and_are_told_by_rank_0(
 class Sweeping(METHODS["simclr"][1]):
     """Adds up what it is shown before each epoch: sums of ids and representations, their number, and a draw."""
 
-    def __init__(self, config, encoder, data):
+    def __init__(self, config: Any, encoder: nn.Module, data: Any) -> None:
         super().__init__(config, encoder, data)
         self.register_buffer("seen", torch.zeros(data.epochs, 4, dtype=torch.float64))
 
-    def before_epoch(self, epoch, sweep):
+    def before_epoch(self, epoch: int, sweep: Any) -> None:
         ids, h = (torch.cat(parts) for parts in zip(*sweep()))
         assert self.encoder.training
         self.seen[epoch] += torch.tensor([ids.sum(), h.double().sum(), len(h), torch.rand(())])
@@ -228,7 +252,9 @@ class Sweeping(METHODS["simclr"][1]):
 
 @alone
 @pytest.mark.parametrize("stop", [2, 3])  # between two epochs, within one
-def test_a_method_sees_the_training_samples_once_before_each_epoch(make_loop, stop, monkeypatch):
+def test_a_method_sees_the_training_samples_once_before_each_epoch(
+    make_loop: Callable[..., Any], stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(METHODS, "simclr", (METHODS["simclr"][0], Sweeping))
     loop, rows, run = make_loop(holdout=0.1)
     with locked(run):

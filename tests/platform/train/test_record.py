@@ -65,7 +65,7 @@ def own(folder: Path, attempt: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_checksum_is_one_of_the_bytes_of_any_dtype(dtype):
+def test_a_checksum_is_one_of_the_bytes_of_any_dtype(dtype: torch.dtype) -> None:
     tensor = torch.randint(0, 2, (3, 5, 4, 2), generator=torch.Generator().manual_seed(0)).to(dtype)
     assert record.checksum(tensor) == record.checksum(tensor.clone())
     other = tensor.clone()
@@ -75,7 +75,7 @@ def test_a_checksum_is_one_of_the_bytes_of_any_dtype(dtype):
     assert record.checksum(tensor[:0]) == 0
 
 
-def test_a_checksum_makes_no_copy(monkeypatch):
+def test_a_checksum_makes_no_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     for tensor in (torch.zeros(16 << 20), torch.zeros(8, 64, 128, 256).to(memory_format=torch.channels_last)):
         tensor += 1
         whole = record.checksum(tensor)
@@ -104,7 +104,7 @@ def _commit(rank: int, world: int, folder: Path) -> list[str | None]:
     return failures
 
 
-def test_ranks_commit_what_they_hold_alike_a_bank_in_bf16_too_and_nothing_else(tmp_path):
+def test_ranks_commit_what_they_hold_alike_a_bank_in_bf16_too_and_nothing_else(tmp_path: Path) -> None:
     message = "the ranks differ in model.bank (1 tensors): this is a bug"
     assert run_ranks(_commit, 2, tmp_path) == [[None, None, message]] * 2
 
@@ -121,17 +121,19 @@ def _peaks(rank: int, world: int, folder: Path) -> list[float]:
     return peaks
 
 
-def test_one_copy_of_the_state_is_made_on_rank_0_and_none_elsewhere(tmp_path):
+def test_one_copy_of_the_state_is_made_on_rank_0_and_none_elsewhere(tmp_path: Path) -> None:
     first, second = run_ranks(_peaks, 2, tmp_path)
     assert max(first) < 1.2
     assert max(second) < 0.15  # a tensor is a 24th, and stage 2 has two of them at a time
 
 
 @alone
-def test_who_has_lost_the_run_while_committing_does_not_prune(tmp_path, monkeypatch):
+def test_who_has_lost_the_run_while_committing_does_not_prune(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job, engine, write = job_in(tmp_path, keep=1), engine_of(Net(), 0), commits.write
 
-    def written_then_taken(*arguments, **options):
+    def written_then_taken(*arguments: Any, **options: Any) -> Any:
         made = write(*arguments, **options)
         own(tmp_path, "b")
         return made
@@ -153,7 +155,9 @@ def test_who_has_lost_the_run_while_committing_does_not_prune(tmp_path, monkeypa
 
 
 @alone
-def test_records_of_steps_before_a_commit_are_on_the_disk_before_it(tmp_path, disk_events):
+def test_records_of_steps_before_a_commit_are_on_the_disk_before_it(
+    tmp_path: Path, disk_events: list[tuple[str, str]]
+) -> None:
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "metrics.jsonl").write_text('{"step": 0}\n')
     assert record.committed(job_in(tmp_path), engine_of(Net(), 0), {"step": 1, "counts": {}}) is None

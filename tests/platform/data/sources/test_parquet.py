@@ -1,6 +1,8 @@
 """Parquet files as people have them: what is taken, what is said, what is refused."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +17,9 @@ PNGS = [png(np.full((2, 2, 3), i, np.uint8)) for i in range(12)]
 IMAGES = [{"bytes": data, "path": f"{i}.png"} for i, data in enumerate(PNGS)]
 
 
-def write(path, names=None, column="label", row_group_size=4, **columns):
+def write(
+    path: Path, names: list[str] | None = None, column: str = "label", row_group_size: int = 4, **columns: Any
+) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.table(columns)
     if names:
@@ -25,15 +29,15 @@ def write(path, names=None, column="label", row_group_size=4, **columns):
     return path
 
 
-def opened(*paths, label=None, known=None):
+def opened(*paths: Path, label: str | None = None, known: list[str] | None = None) -> Parquet:
     return Parquet(paths, label, known)
 
 
-def labels(source):
+def labels(source: Parquet) -> list[int | None]:
     return [sample.label for sample in source.samples(0, source.num)]
 
 
-def refused(message, *paths, label=None):
+def refused(message: str, *paths: Path, label: str | None = None) -> None:
     with pytest.raises(UserError, match=message) as error:
         Parquet(paths, label, None)
     assert "\n" not in str(error.value)
@@ -43,7 +47,7 @@ NUMBERS = [i % 3 for i in range(12)]
 
 
 @pytest.mark.parametrize("order", ["with, without", "without, with"])
-def test_files_that_disagree_on_the_class_are_refused_in_either_order(tmp_path, order):
+def test_files_that_disagree_on_the_class_are_refused_in_either_order(tmp_path: Path, order: str) -> None:
     """The facts of one file held for all: labels were dropped in silence, or a traceback."""
     one = write(tmp_path / "with.parquet", image=IMAGES, label=NUMBERS)
     other = write(tmp_path / "without.parquet", image=IMAGES)
@@ -52,7 +56,7 @@ def test_files_that_disagree_on_the_class_are_refused_in_either_order(tmp_path, 
     assert opened(*paths, label="none").num == 24
 
 
-def test_files_that_disagree_on_a_type_name_or_image_are_refused(tmp_path):
+def test_files_that_disagree_on_a_type_name_or_image_are_refused(tmp_path: Path) -> None:
     numbers = write(tmp_path / "numbers.parquet", image=IMAGES, label=NUMBERS, names=["x", "y", "z"])
     words = write(tmp_path / "words.parquet", image=IMAGES, label=["a"] * 12)
     refused(r"words\.parquet: column label holds words, in numbers\.parquet it holds numbers", numbers, words)
@@ -66,7 +70,7 @@ def test_files_that_disagree_on_a_type_name_or_image_are_refused(tmp_path):
     )
 
 
-def test_files_without_bytes_or_rows_are_refused(tmp_path):
+def test_files_without_bytes_or_rows_are_refused(tmp_path: Path) -> None:
     links = write(tmp_path / "links.parquet", image=[{"src": "a.png", "height": 3}] * 4)
     refused(
         r"links\.parquet: column image is struct<src: string, height: int64>; the bytes of an image", links
@@ -85,7 +89,7 @@ def test_files_without_bytes_or_rows_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("statistics", [True, False])
-def test_rows_without_bytes_are_left_out_counted_and_named(tmp_path, statistics):
+def test_rows_without_bytes_are_left_out_counted_and_named(tmp_path: Path, statistics: bool) -> None:
     kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     images = [
         None if i == 7 else {"bytes": None, "path": "a"} if i == 9 else image
@@ -107,7 +111,7 @@ def test_rows_without_bytes_are_left_out_counted_and_named(tmp_path, statistics)
 @pytest.mark.parametrize(
     "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
 )
-def test_words_are_numbered_in_sorted_order_over_all_files(tmp_path, kind):
+def test_words_are_numbered_in_sorted_order_over_all_files(tmp_path: Path, kind: pa.DataType) -> None:
     one = write(
         tmp_path / "1.parquet", image=IMAGES, label=pa.array(["dog", "cat"] * 6, pa.string()).cast(kind)
     )
@@ -135,7 +139,9 @@ def test_words_are_numbered_in_sorted_order_over_all_files(tmp_path, kind):
         (pa.array([4, 7] * 6).dictionary_encode(), [4, 7] * 6),
     ],
 )
-def test_numbers_of_any_type_are_classes(tmp_path, values, expected):
+def test_numbers_of_any_type_are_classes(
+    tmp_path: Path, values: pa.Array, expected: list[int | None]
+) -> None:
     assert labels(opened(write(tmp_path / "a.parquet", image=IMAGES, label=values))) == expected
 
 
@@ -148,18 +154,18 @@ def test_numbers_of_any_type_are_classes(tmp_path, values, expected):
         (pa.array([2**63] * 12, pa.uint64()), r"column label is no class: Integer value"),
     ],
 )
-def test_what_is_no_class_is_refused_with_the_cure(tmp_path, values, message):
+def test_what_is_no_class_is_refused_with_the_cure(tmp_path: Path, values: Any, message: str) -> None:
     path = write(tmp_path / "a.parquet", image=IMAGES, label=values)
     refused(message + ".*--label COLUMN takes another column, --label none packs without classes", path)
     assert labels(opened(path, label="none")) == [None] * 12
 
 
-def test_a_class_beyond_the_named_ones_is_refused(tmp_path):
+def test_a_class_beyond_the_named_ones_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", image=IMAGES, label=NUMBERS, names=["x", "y"])
     refused("column label holds class 2, its own list names 2 classes", path)
 
 
-def test_the_column_of_classes_can_be_chosen_and_the_others_are_told(tmp_path):
+def test_the_column_of_classes_can_be_chosen_and_the_others_are_told(tmp_path: Path) -> None:
     path = write(
         tmp_path / "a.parquet",
         image=IMAGES,
@@ -191,7 +197,7 @@ def test_the_column_of_classes_can_be_chosen_and_the_others_are_told(tmp_path):
 @pytest.mark.parametrize(
     "stored", [None, "", ".", "/", "a/", "./a", "../a", "/abs/a.png", "C:\\x.png", "a\0b.png"]
 )
-def test_every_stored_name_gives_a_key_that_an_index_finds(tmp_path, stored):
+def test_every_stored_name_gives_a_key_that_an_index_finds(tmp_path: Path, stored: str | None) -> None:
     from vergence.platform.data.index import open_index
     from vergence.platform.data.shards import pack
 
@@ -201,13 +207,13 @@ def test_every_stored_name_gives_a_key_that_an_index_finds(tmp_path, stored):
     assert [index.key(i) for i in range(len(index))] == opened(path).keys
 
 
-def test_file_names_that_are_no_utf8(tmp_path):
+def test_file_names_that_are_no_utf8(tmp_path: Path) -> None:
     path = tmp_path / b"caf\xe9.parquet".decode("utf-8", "surrogateescape")
     write(tmp_path / "a.parquet", image=IMAGES, label=NUMBERS).rename(path)
     assert labels(opened(path)) == NUMBERS
 
 
-def test_a_file_that_is_damaged_inside_is_refused(tmp_path):
+def test_a_file_that_is_damaged_inside_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(
         pa.table({"image": IMAGES, "label": ["a", "b"] * 6}), path, compression="gzip", row_group_size=4
@@ -221,13 +227,13 @@ def test_a_file_that_is_damaged_inside_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "about", ["not json", "null", '{"info": null}', '{"info": {"features": {"label": [1]}}}']
 )
-def test_a_description_of_another_program_is_no_fault(tmp_path, about):
+def test_a_description_of_another_program_is_no_fault(tmp_path: Path, about: str) -> None:
     table = pa.table({"image": IMAGES, "label": NUMBERS}).replace_schema_metadata({"huggingface": about})
     pq.write_table(table, tmp_path / "a.parquet")
     assert opened(tmp_path / "a.parquet").classes is None
 
 
-def test_two_columns_of_one_name_are_refused(tmp_path):
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     table = pa.Table.from_arrays(
         [pa.array(IMAGES), pa.array(NUMBERS), pa.array(NUMBERS)], ["image", "label", "label"]
     )
