@@ -7,8 +7,9 @@ MOCO, BYOL, SIMCLR = (f"{_STEPS}[{method}]" for method in ("mocov2", "byol", "si
 RECORDS = f"{WIRING}::test_records_are_those_of_the_plain_run"
 COMMITS = f"{WIRING}::test_commits_hold_what_the_ranks_had_after_so_many_steps[mocov2]"
 ENDS = f"{WIRING}::test_ends_are_the_same_on_all_ranks"
-LOOP, EXACT, NORMS, ENGINE, RECORD, SCHEDULE = (
-    f"{_TRAIN}/test_{part}.py" for part in ("loop", "exact", "norms", "engine", "record", "schedule")
+LOOP, EXACT, NORMS, ENGINE, ENGINE_GROUPS, RECORD, SCHEDULE = (
+    f"{_TRAIN}/test_{part}.py"
+    for part in ("loop", "exact", "norms", "engine", "engine_groups", "record", "schedule")
 )
 BATCH_NORM, NORM_CHECK, MICRO, MEMORY = (
     f"{_TRAIN}/test_{part}.py" for part in ("batch_norm", "norm_check", "micro", "memory")

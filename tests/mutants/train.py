@@ -3,6 +3,7 @@
 from .names import (
     BATCH_NORM,
     ENGINE,
+    ENGINE_GROUPS,
     EXACT,
     MEMORY,
     MOCO,
@@ -248,7 +249,7 @@ _NORM_CHECK: Faults = {
     "rows-not-compared": ("> _ROUNDING *", "> 1e9 *", f"{_CHECK}[rolled]"),
 }
 
-_AS_IF = f"{ENGINE}::test_a_frozen_group_is_to_the_optimiser_as_if_it_had_no_gradient"
+_AS_IF = f"{ENGINE_GROUPS}::test_a_frozen_group_is_to_the_optimiser_as_if_it_had_no_gradient"
 _PLAIN = f"{ENGINE}::test_three_steps_equal_plain_torch_at_every_stage"
 _PAIRS = f"{ENGINE}::test_state_by_name_is_bit_equal_across_stages_and_world_sizes"
 _NAN = f"{ENGINE}::test_nan_on_one_rank_skips_the_step_on_all_and_leaves_no_trace"
@@ -273,7 +274,7 @@ _ENGINE: Faults = {
     "group-lr-ignored": (
         'group["base_lr"] * group',
         "self._lr * group",
-        f"{ENGINE}::test_a_group_has_its_own_learning_rate",
+        f"{ENGINE_GROUPS}::test_a_group_has_its_own_learning_rate",
     ),
     "group-schedule-ignored": ('group["schedule"].at', "self._schedule.at", _PLAIN),
     "decay-of-the-start": ('group["decay"].at(progress,', 'group["decay"].at(0,', _PLAIN),
