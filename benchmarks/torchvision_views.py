@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import torch
+from PIL import Image, ImageFilter
 
 from vergence.methods.torchvision_shim import torchvision
 
@@ -15,9 +16,7 @@ T = torchvision.transforms
 class PilBlur:
     """As MoCo v2's own loader (moco/loader.py): PIL's Gaussian blur, which is five times as fast as torchvision's."""
 
-    def __call__(self, image):  # type: ignore[no-untyped-def]
-        from PIL import ImageFilter
-
+    def __call__(self, image: Image.Image) -> Image.Image:
         return image.filter(ImageFilter.GaussianBlur(float(torch.empty(()).uniform_(0.1, 2.0))))
 
 
@@ -35,7 +34,7 @@ class TwoViews:
             ]
         )
 
-    def __call__(self, image):  # type: ignore[no-untyped-def]
+    def __call__(self, image: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
         return self.view(image), self.view(image)
 
 

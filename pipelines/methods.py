@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any, get_origin
 
+from vergence.platform.errors import UserError, nearest
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", nargs="?", help="show this method's settings")
@@ -17,7 +19,6 @@ examples:
 
 def main(options: argparse.Namespace) -> int:
     from vergence.methods.catalog import METHODS
-    from vergence.platform.errors import UserError, nearest
 
     if options.settings:
         from vergence.pipelines.recipe import Recipe

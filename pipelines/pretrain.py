@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -144,7 +144,7 @@ def _dry_run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _ignore(event: Any) -> None:
+def _ignore(event: object) -> None:
     pass
 
 

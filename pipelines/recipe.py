@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
+import torch
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, field_validator
 
 from vergence.methods.catalog import METHODS
@@ -272,8 +273,6 @@ def _encoder(recipe: Recipe) -> Encoder:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    import torch
-
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import psutil
+
 from vergence.platform.cluster.address import check_address
 from vergence.platform.cluster.capacity import Need, Node, fits
 from vergence.platform.errors import UserError, VergenceError
@@ -174,8 +176,6 @@ def _first_line(error: Exception) -> str:
 
 
 def _object_store_bytes(need: Need) -> int:
-    import psutil
-
     wanted = (256 << 20) * (need.scale.workers + 1)
     return max(100 << 20, min(wanted, int(psutil.virtual_memory().available * 0.3)))
 

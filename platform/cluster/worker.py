@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from vergence.platform.errors import VergenceError
 from vergence.platform.masking import masked
+from vergence.platform.runs.outcome import Outcome, leave_outcome, read_outcome
 
 if TYPE_CHECKING:
     from vergence.platform.data.stream import Stream
     from vergence.platform.runs.commit import Commit
-    from vergence.platform.runs.outcome import Outcome
     from vergence.platform.train.job import Job
 
 log = logging.getLogger(__name__)
@@ -32,8 +32,6 @@ def work(config: dict[str, Any]) -> None:
     """
     import ray.train
     from ray import cloudpickle
-
-    from vergence.platform.runs.outcome import Outcome, leave_outcome, read_outcome
 
     entered_s = time.time()
     job: Job
@@ -70,7 +68,7 @@ def beyond_mending(error: BaseException, run: Path) -> str | None:
     return None
 
 
-def _train(job: "Job", stream: "Stream", rank: int, world_size: int, entered_s: float) -> "Outcome":
+def _train(job: "Job", stream: "Stream", rank: int, world_size: int, entered_s: float) -> Outcome:
     from vergence.platform.cluster.feed import Feed
 
     commit = _agreed_commit(job, rank)

@@ -61,7 +61,7 @@ def statistics(groups: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
     return mean.view(-1, C), var
 
 
-def over_ranks(mean: Tensor, var: Tensor, peers: Any) -> tuple[Tensor, Tensor]:
+def over_ranks(mean: Tensor, var: Tensor, peers: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
     """Statistics over the rows of all ranks of `peers`, which have as many rows each. Collective."""
     ranks, mean, var = dist.get_world_size(peers), mean.double(), var.double()
     common = _sum(mean, peers) / ranks
@@ -87,7 +87,7 @@ class Normalise(torch.autograd.Function):
         passes: Callable[[], Tensor] | None,
         groups: Groups,
         eps: float,
-        peers: Any,
+        peers: dist.ProcessGroup | None,
     ) -> Tensor:
         """x: (n, C, ...); means, variances: (G, C) of wide type; peers: the process group that shares them, or None.
 
@@ -232,7 +232,7 @@ def _wide_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _sum(x: Tensor, peers: Any) -> Tensor:
+def _sum(x: Tensor, peers: dist.ProcessGroup) -> Tensor:
     total = x.clone()
     dist.all_reduce(total, group=peers)
     return total

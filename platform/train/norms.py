@@ -154,7 +154,7 @@ class GroupedBatchNorm(_BatchNorm):
 class Norms:
     """All batch norms of a method: the samples of the current forward, and the running statistics."""
 
-    def __init__(self, group: int, peers: Any) -> None:
+    def __init__(self, group: int, peers: dist.ProcessGroup | None) -> None:
         """group: samples, within a share; peers: the process group that shares one larger group, or None."""
         self.group, self.peers = group, peers
         self.layers: list[Any] = []  # GroupedBatchNorm, whose buffers torch types as optional
@@ -279,7 +279,7 @@ def _mean(values: Tensor) -> Tensor:
     return values[0] if len(values) == 1 else values.mean(0)
 
 
-def _peers(size: int) -> Any:
+def _peers(size: int) -> dist.ProcessGroup | None:
     """The process group of this rank among consecutive runs of `size` ranks."""
     if size == collectives.world_size():
         return dist.group.WORLD
