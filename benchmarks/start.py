@@ -111,10 +111,11 @@ def once(shards: str, settings: list[str], environment: dict[str, str]) -> dict[
 
 def _first_step(process: subprocess.Popen, logs: Path) -> dict[str, float]:
     """Unix times of the stages of the start."""
-    while True:
-        for record in Tail(logs).read():
-            if isinstance(record, FirstStep):
-                return dict(record.stages)
-        if process.poll() is not None:
-            raise RuntimeError(f"pretrain ended with {process.returncode}")
-        time.sleep(0.02)
+    with Tail(logs) as tail:
+        while True:
+            for record in tail.read():
+                if isinstance(record, FirstStep):
+                    return dict(record.stages)
+            if process.poll() is not None:
+                raise RuntimeError(f"pretrain ended with {process.returncode}")
+            time.sleep(0.02)

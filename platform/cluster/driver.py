@@ -37,8 +37,8 @@ def fit(
     A stop before the first step does not wait, there is nothing to commit.
     """
     waiting = Waiting(lambda reason: observe(Note(reason)))
-    tail, has_stepped, failed = Tail(job.run / "logs", after=float(start_step)), False, None
-    with _heard(stop, job):
+    has_stepped, failed = False, None
+    with _heard(stop, job), Tail(job.run / "logs", after=float(start_step)) as tail:
         while not stop.is_asked and session.missing():
             waiting.look(session.missing)
             time.sleep(0.5)

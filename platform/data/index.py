@@ -7,6 +7,7 @@ the columns that are used are loaded: 10^7 samples cost 200 MB for their images.
 
 import hashlib
 import json
+import weakref
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -30,7 +31,11 @@ class Index:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = file = pq.ParquetFile(hold(path))  # pyarrow takes no path that is not UTF-8
+        held = hold(path)
+        weakref.finalize(
+            self, held.close
+        )  # it lives in tasks, threads and generators, and is nobody's to close
+        self._file = file = pq.ParquetFile(held)  # pyarrow takes no path that is not UTF-8
         about = json.loads(self._file.schema_arrow.metadata[b"vergence"])
         if about.get("schema") != VERSION:
             raise ValueError(

@@ -21,7 +21,10 @@ def hold(path: Path) -> BinaryIO:
     with contextlib.suppress(OSError):  # a file system without locks: `tidy` cannot lock there either
         fcntl.flock(file, fcntl.LOCK_SH)
     is_there = os.path.samestat(os.fstat(file.fileno()), path.stat())
-    return file if is_there else hold(path)  # it has been replaced since it was opened
+    if is_there:
+        return file
+    file.close()  # it has been replaced since it was opened
+    return hold(path)
 
 
 def used(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from io import FileIO
@@ -37,6 +38,9 @@ class Reader:
     def __init__(self, index: Index, max_pixels: int = MAX_PIXELS) -> None:
         self.index, self.max_pixels = index, max_pixels
         self._files: OrderedDict[int, FileIO] = OrderedDict()
+        weakref.finalize(
+            self, _close, self._files
+        )  # it lives in tasks, threads and generators: nobody's to close
 
     def samples(self, ids: np.ndarray, pictures: bool, fields: Sequence[str]) -> list["Sample | BadSample"]:
         """All that is wanted of each sample, or the first reason why it cannot be used; int64 ids, (n,).
@@ -91,7 +95,8 @@ class Reader:
                 data = os.pread(self._open(shard), size, offset)
                 break
             except OSError as error:
-                self._files.pop(shard, None)  # a stale handle is opened anew
+                if shard in self._files:  # a stale handle is opened anew
+                    self._files.pop(shard).close()
                 if attempt == TRIES and isinstance(error, FileNotFoundError):
                     raise VergenceError(
                         f"{self.index.shards[shard]}: is gone; it was there when it was indexed"
@@ -107,19 +112,23 @@ class Reader:
     def _open(self, shard: int) -> int:
         file = self._files.get(shard)
         if file is None:
-            file = FileIO(str(self.index.shards[shard]))
+            file = self._files[shard] = FileIO(str(self.index.shards[shard]))
             size = os.fstat(file.fileno()).st_size
             if size != self.index.shard_sizes[shard]:
                 raise VergenceError(
                     f"{self.index.shards[shard]}: has {size:,} bytes and had {self.index.shard_sizes[shard]:,} when "
                     "it was indexed; it has changed during the run"
                 )
-            self._files[shard] = file
             if len(self._files) > OPEN_FILES:
                 self._files.popitem(last=False)[1].close()
         else:
             self._files.move_to_end(shard)  # the most recent last
         return file.fileno()
+
+
+def _close(files: Mapping[int, FileIO]) -> None:
+    for file in files.values():
+        file.close()
 
 
 def _sample(

@@ -12,7 +12,8 @@ def draw(logs: Path) -> Path:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    records = [record for record in Tail(logs).read() if not isinstance(record, FirstStep)]
+    with Tail(logs) as tail:
+        records = [record for record in tail.read() if not isinstance(record, FirstStep)]
     figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.2), layout="constrained")
     curves = {"loss": "loss", "kNN top-1 on the holdout": "knn", "learning rate": "lr"}
     for axis, (title, name) in zip(axes, curves.items()):

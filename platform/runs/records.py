@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Self
 
 
 class FirstStep(NamedTuple):
@@ -89,6 +89,17 @@ class Tail:
         self._file: BinaryIO | None = None  # kept open, so that no other file gets its inode number
         self._offset = 0
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
     def read(self) -> list[Record]:
         """Records that have come since the last call; a line that is being written is left for the next."""
         try:
@@ -99,8 +110,7 @@ class Tail:
         same = self._file is not None and os.path.samestat(os.fstat(self._file.fileno()), now)
         if not same or now.st_size < self._offset:
             self._offset = 0
-        if self._file is not None:
-            self._file.close()
+        self.close()
         self._file = file
         file.seek(self._offset)
         text = file.read()

@@ -132,6 +132,7 @@ class Tracker:
             if self._thread.is_alive():
                 return False
             arrived = self._attempt(self._flush) and self._attempt(lambda: self._finish(status, files))
+            self._tail.close()
             self._tell("the same command sends the records, which wait in")
             return arrived
 
@@ -189,6 +190,7 @@ class Tracker:
         facts = self.run.facts()
         known = facts.mlflow_run
         if known is not None and self._reopened(known):
+            self._tail.close()
             self._tail = Tail(self.run.logs, after=facts.mlflow_position)
             self.run_id = known
         else:

@@ -1,5 +1,6 @@
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,20 @@ from vergence.platform.runs.records import FirstStep, Metrics, Monitored, Tail, 
 from vergence.platform.train.record import cut
 
 
+@pytest.fixture
+def tail(tmp_path: Path) -> Iterator[Tail]:
+    with Tail(tmp_path) as tail:
+        yield tail
+
+
 def append(path: Path, *steps: int) -> None:
     with path.open("a") as file:
         for step in steps:
             file.write(json.dumps({"step": step, "loss": step / 10}) + "\n")
 
 
-def test_tail_hands_out_each_record_once_and_waits_for_whole_lines(tmp_path: Path) -> None:
-    tail, path = Tail(tmp_path), tmp_path / "metrics.jsonl"
+def test_tail_hands_out_each_record_once_and_waits_for_whole_lines(tail: Tail, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
     assert tail.read() == []
     append(path, 0, 1)
     with path.open("a") as file:
@@ -28,8 +35,8 @@ def test_tail_hands_out_each_record_once_and_waits_for_whole_lines(tmp_path: Pat
     assert tail.read() == []
 
 
-def test_after_a_resume_only_new_steps_are_handed_out(tmp_path: Path) -> None:
-    tail, path = Tail(tmp_path), tmp_path / "metrics.jsonl"
+def test_after_a_resume_only_new_steps_are_handed_out(tail: Tail, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
     append(path, *range(10))
     assert len(tail.read()) == 10
     cut(path, 5)  # the resumed run repeats steps 5 to 9
@@ -38,9 +45,9 @@ def test_after_a_resume_only_new_steps_are_handed_out(tmp_path: Path) -> None:
 
 
 def test_a_cut_just_after_the_file_was_opened_loses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tail: Tail, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tail, path, opened = Tail(tmp_path), tmp_path / "metrics.jsonl", Path.open
+    path, opened = tmp_path / "metrics.jsonl", Path.open
     append(path, *range(10))
     assert len(tail.read()) == 10
     append(path, 10)
@@ -56,8 +63,10 @@ def test_a_cut_just_after_the_file_was_opened_loses_nothing(
     assert [record.step for record in tail.read() + tail.read()] == [10, 11]
 
 
-def test_a_cut_file_that_gets_the_number_of_an_old_one_is_read_from_its_start(tmp_path: Path) -> None:
-    tail, path = Tail(tmp_path), tmp_path / "metrics.jsonl"
+def test_a_cut_file_that_gets_the_number_of_an_old_one_is_read_from_its_start(
+    tail: Tail, tmp_path: Path
+) -> None:
+    path = tmp_path / "metrics.jsonl"
     append(path, *range(10))
     assert len(tail.read()) == 10
     numbers = [path.stat().st_ino]
@@ -70,8 +79,8 @@ def test_a_cut_file_that_gets_the_number_of_an_old_one_is_read_from_its_start(tm
     assert [record.step for record in tail.read()] == [12] * 3
 
 
-def test_a_file_cut_in_place_is_read_from_its_start(tmp_path: Path) -> None:
-    tail, path = Tail(tmp_path), tmp_path / "metrics.jsonl"
+def test_a_file_cut_in_place_is_read_from_its_start(tail: Tail, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
     append(path, *range(10))
     assert len(tail.read()) == 10
     os.truncate(path, 0)
@@ -80,8 +89,8 @@ def test_a_file_cut_in_place_is_read_from_its_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("torn", [b'{"step": 1, "lo', b"\0\0\0", b"\xff{", b"7", b"null", b'{"loss": 1}'])
-def test_a_torn_line_costs_itself_only(tmp_path: Path, torn: bytes) -> None:
-    tail, path = Tail(tmp_path), tmp_path / "metrics.jsonl"
+def test_a_torn_line_costs_itself_only(tail: Tail, tmp_path: Path, torn: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
     append(path, 0)
     with path.open("ab") as file:
         file.write(torn + b"\n")
@@ -101,16 +110,17 @@ def test_cut_drops_later_steps_and_a_half_line(tmp_path: Path) -> None:
 
 
 def test_what_comes_late_in_a_step_is_handed_out_too(tmp_path: Path) -> None:
-    tail, path = Tail(tmp_path, after=3.0), tmp_path / "metrics.jsonl"
-    append(path, 2)
-    with path.open("a") as file:
-        file.write('{"step": 2, "event": "monitor"}\n{"step": 3, "event": "first_step"}\n')
-    assert [type(record) for record in tail.read()] == [FirstStep]  # the others are of the attempt before
-    append(path, 3)
-    assert [record.step for record in tail.read()] == [3]
-    with path.open("a") as file:
-        file.write('{"step": 3, "event": "monitor"}\n')
-    assert [type(record) for record in tail.read()] == [Monitored]
+    path = tmp_path / "metrics.jsonl"
+    with Tail(tmp_path, after=3.0) as tail:
+        append(path, 2)
+        with path.open("a") as file:
+            file.write('{"step": 2, "event": "monitor"}\n{"step": 3, "event": "first_step"}\n')
+        assert [type(record) for record in tail.read()] == [FirstStep]  # the others are of the attempt before
+        append(path, 3)
+        assert [record.step for record in tail.read()] == [3]
+        with path.open("a") as file:
+            file.write('{"step": 3, "event": "monitor"}\n')
+        assert [type(record) for record in tail.read()] == [Monitored]
 
 
 @pytest.mark.parametrize(
