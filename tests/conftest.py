@@ -49,11 +49,11 @@ def small_disk() -> Iterator[Callable[[Path], Path]]:
 
 
 @pytest.fixture
-def unshared() -> Iterator[Callable[[Sequence[str]], subprocess.Popen]]:
+def unshared() -> Iterator[Callable[[Sequence[str]], subprocess.Popen[str]]]:
     """Starts a command in a process id namespace of its own, as a container; skipped without the right to, but in CI."""
     processes = []
 
-    def start(command: Sequence[str]) -> subprocess.Popen:
+    def start(command: Sequence[str]) -> subprocess.Popen[str]:
         inside = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", *command]
         processes.append(subprocess.Popen(inside, stdout=subprocess.PIPE, text=True))
         return processes[-1]
@@ -62,8 +62,8 @@ def unshared() -> Iterator[Callable[[Sequence[str]], subprocess.Popen]]:
         _without("a process id namespace needs a right that this user does not have")
     yield start
     for process in processes:
-        process.kill()
-        process.wait()
+        with process:
+            process.kill()
 
 
 @pytest.fixture

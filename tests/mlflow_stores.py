@@ -56,12 +56,13 @@ def forwarding(port: int, address: str) -> Iterator[None]:
     def accept() -> None:
         with contextlib.suppress(OSError):  # closed below
             while True:
-                client, _ = listener.accept()
-                server = socket.create_connection((target.hostname, target.port))
+                client = sockets.enter_context(listener.accept()[0])
+                server = sockets.enter_context(socket.create_connection((target.hostname, target.port)))
                 for pair in ((client, server), (server, client)):
                     threading.Thread(target=carry, args=pair, daemon=True).start()
 
-    with socket.create_server(("127.0.0.1", port)) as listener:
+    with contextlib.ExitStack() as sockets:
+        listener = sockets.enter_context(socket.create_server(("127.0.0.1", port)))
         threading.Thread(target=accept, daemon=True).start()
         yield
         listener.shutdown(socket.SHUT_RDWR)

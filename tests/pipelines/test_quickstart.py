@@ -12,9 +12,11 @@ from runs_for_real import environment, kill_everything, wait_for_step
 
 def test_quickstart_survives_a_kill_and_is_quick_when_done(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vergence.pipelines.quickstart"]
-    log = (tmp_path / "log").open("w+")
     home = tmp_path / "home"
-    first = subprocess.Popen(command, env=environment(home), stdout=log, stderr=log, start_new_session=True)
+    with (tmp_path / "log").open("w") as log:
+        first = subprocess.Popen(
+            command, env=environment(home), stdout=log, stderr=log, start_new_session=True
+        )
     wait_for_step(home / "quickstart", 60, first)
     kill_everything(first)
 
@@ -28,7 +30,8 @@ def test_quickstart_survives_a_kill_and_is_quick_when_done(tmp_path: Path) -> No
         knn = {who: figures["knn-v1"] for who, figures in results.items()}
         assert knn["encoder"]["top1"] > knn["as initialised"]["max"]
     assert knn["encoder"]["top1"] > knn["raw pixels"]["top1"] + 0.1  # moved
-    assert Image.open(home / "quickstart" / "map.png").width > 800
+    with Image.open(home / "quickstart" / "map.png") as drawn:
+        assert drawn.width > 800
 
     begin = time.monotonic()
     third = subprocess.run(

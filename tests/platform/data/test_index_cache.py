@@ -58,23 +58,24 @@ def test_an_index_goes_when_one_of_the_same_shards_takes_its_place(
     assert not first.exists()
 
 
+def holding(index: Path) -> subprocess.Popen[str]:
+    """A process that has opened an index and reads from it once its input ends."""
+    command = [sys.executable, "-c", HOLD, str(index)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
 def test_a_superseded_index_stays_as_long_as_a_process_lives_that_reads_it(
     shards: Callable[..., str], cache: Path
 ) -> None:
     first = open_index(shards(3), cache).path
-    reader, other = (
-        subprocess.Popen(
-            [sys.executable, "-c", HOLD, str(first)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        for _ in range(2)
-    )
-    assert [process.stdout.readline() for process in (reader, other)] == ["held\n"] * 2
-    open_index(shards(4), cache)
-    assert first.exists()
-    said, _ = reader.communicate("")
-    assert said == "k0 3\n"
-    other.kill()
-    other.wait()
+    with holding(first) as reader, holding(first) as other:
+        assert [process.stdout.readline() for process in (reader, other)] == ["held\n"] * 2
+        open_index(shards(4), cache)
+        assert first.exists()
+        said, _ = reader.communicate("")
+        assert said == "k0 3\n"
+        other.kill()
+        other.wait()
     open_index(shards(5), cache)
     assert not first.exists()
 
