@@ -67,7 +67,8 @@ def _commits(rank: int, world_size: int, folder: Path, zero: int, rounds: int) -
     torch.set_num_threads(1)
     optim = OptimConfig(name="adamw", lr=0.001, rule="none")
     settings: Any = {"global_batch": 4, "zero": zero, "precision": "fp32", "device": torch.device("cpu")}
-    engine = Engine(Net(), optim, ScheduleConfig(shape="constant"), epochs=1, **settings)
+    net: Any = Net()
+    engine = Engine(net, optim, ScheduleConfig(shape="constant"), epochs=1, **settings)
     engine.backward(engine.module(torch.randn(4, WIDTH)), True)
     engine.step()  # memory that has never been written to would not count
     job: Any = SimpleNamespace(run=folder, attempt="bench", commit=CommitConfig(keep=1))

@@ -44,7 +44,7 @@ def train(options: argparse.Namespace) -> torch.nn.Module:
 
     net, criterion = model(128).to(options.device), NTXentLoss(temperature=options.temperature)
     if options.channels_last:
-        net = net.to(memory_format=torch.channels_last)
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     forward = torch.compile(net) if options.compile else net
     optimizer = torch.optim.SGD(net.parameters(), lr=options.lr, momentum=0.9, weight_decay=5e-4)
     batches, schedule = (

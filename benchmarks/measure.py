@@ -6,7 +6,7 @@ import signal
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,10 +34,10 @@ def steady_speed(
 ) -> Speed:
     """Start `command`, measure from step `first` to step `last` (records in `marks`), then end it."""
     marks.unlink(missing_ok=True)
-    log = marks.with_suffix(".log").open("w")
-    process = subprocess.Popen(
-        command, env={**os.environ, **env}, stdout=log, stderr=log, start_new_session=True
-    )
+    with marks.with_suffix(".log").open("w") as log:
+        process = subprocess.Popen(
+            command, env={**os.environ, **env}, stdout=log, stderr=log, start_new_session=True
+        )
     try:
         samples = []
         for wanted in (first, last):
@@ -57,7 +57,7 @@ def _wait(process: subprocess.Popen, marks: Path, wanted: int) -> int:
             return steps[-1]
         if process.poll() is not None:
             raise RuntimeError(
-                f"{process.args} ended with {process.returncode}; see {marks.with_suffix('.log')}"
+                f"{process.args!r} ended with {process.returncode}; see {marks.with_suffix('.log')}"
             )
         time.sleep(0.01)
 
@@ -81,7 +81,7 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def interleaved(
-    variants: dict[str, Callable[[], Any]], rounds: int, says: Callable[[str], None]
+    variants: Mapping[str, Callable[[], Any]], rounds: int, says: Callable[[str], None]
 ) -> dict[str, list]:
     """Each variant once a round, the order turned by one from round to round."""
     results: dict[str, list] = {name: [] for name in variants}

@@ -60,7 +60,7 @@ def run(rounds: int, says: Callable[[str], None]) -> dict[str, Any]:
     def in_process() -> int:
         reader = Reader(index)
         return sum(
-            len(np.stack(reader.images(ids[start : start + 1000]))) for start in range(0, len(ids), 1000)
+            len(np.array(reader.images(ids[start : start + 1000]))) for start in range(0, len(ids), 1000)
         )
 
     def timed(work: Callable[[], int]) -> Callable[[], float]:
@@ -113,7 +113,8 @@ def _waits(stream: Any) -> tuple[list[float], list[float]]:
     from vergence.platform.cluster.feed import Feed
     from vergence.platform.data.config import DataConfig
 
-    within, at_seams = [], []
+    within: list[float] = []
+    at_seams: list[float] = []
     length, share = stream.stretch_steps(stream.plan.global_batch), stream.plan.global_batch
     shares = iter(Feed(stream, DataConfig(train=""), 0, 1, 0))
     for step in range(4 * length):

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ RUNS = {  # name -> (shards, settings)
 def run(rounds: int, says: Callable[[str], None]) -> dict[str, Any]:
     with ray_head() as environment:
         variants = {
-            name: lambda shards=shards, settings=settings: once(shards(), settings, environment)
+            name: partial(_packed_once, shards, settings, environment)
             for name, (shards, settings) in RUNS.items()
         }
         for variant in variants.values():  # shards are packed and indexed, code is compiled
@@ -80,6 +81,12 @@ def ray_head() -> Iterator[dict[str, str]]:
         yield {**environment, "RAY_ADDRESS": "127.0.0.1:6390"}
     finally:
         subprocess.run([*ray, "stop", "--force"], check=False, stdout=subprocess.DEVNULL)
+
+
+def _packed_once(
+    shards: Callable[[], str], settings: list[str], environment: dict[str, str]
+) -> dict[str, float]:
+    return once(shards(), settings, environment)
 
 
 def once(shards: str, settings: list[str], environment: dict[str, str]) -> dict[str, float]:

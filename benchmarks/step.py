@@ -47,7 +47,8 @@ def run(rounds: int, says: Callable[[str], None]) -> dict[str, Any]:
             loop.step += 1
         return STEPS * 256 / (time.process_time() - begin)
 
-    method = build_method(recipe, facts).to(memory_format=torch.channels_last).train()
+    method = build_method(recipe, facts).train()
+    method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=5e-4, fused=True)
     device = torch.device("cpu")

@@ -52,7 +52,7 @@ def inputs(step: int) -> Tensor:
     return torch.randn(N, 3, 8, 8, generator=generator) * scale
 
 
-def engine_of(net: nn.Module, config: OptimConfig, zero: int, **changes: Any) -> Engine:
+def engine_of(net: Any, config: OptimConfig, zero: int, **changes: Any) -> Engine:
     settings = {"schedule": FALLING, "epochs": EPOCHS, "precision": "fp32", **changes}
     return Engine(net, config, global_batch=N, zero=zero, device=torch.device("cpu"), **settings)
 
@@ -95,8 +95,9 @@ def reference(
 
     The head's gradient is None before step `thaw`. start: state to begin with, instead of a fresh one.
     """
-    net, config, norms = Net(), OPTIMS[optim], []
-    weights = [net.encoder[0].weight, net.encoder[3].weight, net.head.weight]
+    net, norms = Net(), []
+    config: Any = OPTIMS[optim]
+    weights: list[Any] = [net.encoder[0].weight, net.encoder[3].weight, net.head.weight]
     others = [p for p in net.parameters() if p.requires_grad and all(p is not w for w in weights)]
     if optim == "adamw":
         groups = [{"params": weights, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]

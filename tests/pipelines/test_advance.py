@@ -36,8 +36,9 @@ SETTINGS = [
 class Ranks:
     """In place of `core.train`: the next of `ends` is (status, step of the commit that is left, or None)."""
 
-    def __init__(self, ends: Sequence[tuple[str, int | None]]) -> None:
-        self.ends, self.started, self.sessions = list(ends), [], 0
+    def __init__(self, ends: Sequence[tuple[Any, int | None]]) -> None:
+        self.ends, self.sessions = list(ends), 0
+        self.started: list[int] = []
 
     def __call__(
         self,
@@ -79,13 +80,13 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) 
     pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
     shard = write_shard(tmp_path / "t.tar", ((f"{i}", {"png": png(p)}) for i, p in enumerate(pixels)))
 
-    def start(*ends: tuple[str, int | None]) -> tuple[Ranks, Callable[..., Any]]:
+    def start(*ends: tuple[Any, int | None]) -> tuple[Ranks, Callable[..., Any]]:
         ranks = Ranks(ends)
         monkeypatch.setattr(advance, "train", ranks)
         monkeypatch.setattr(session, "opened", ranks.opened)
 
         def again(*changes: str) -> tuple[RunResult, list[str]]:
-            events = []
+            events: list[Any] = []
             result = pretrain(
                 "simclr-cifar10",
                 [*SETTINGS, f"data.train={shard}", *changes],

@@ -164,7 +164,7 @@ def test_every_mistake_is_one_line_and_exit_2(
     Image.new("RGB", (8, 8)).save(tmp_path / "images" / "a.png")
     (tmp_path / "junk.pt2").write_bytes(b"junk" * 100)
     try:
-        code = cli.main(arguments)
+        code: object = cli.main(arguments)
     except SystemExit as end:
         code = end.code
     lines = capfd.readouterr().err.strip().splitlines()

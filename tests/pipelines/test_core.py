@@ -26,7 +26,8 @@ def trained(
     monkeypatch: pytest.MonkeyPatch, outcome: Outcome, **options: Any
 ) -> tuple[Outcome, dict[str, Any], list[Any]]:
     """What `train` returns and observes where the ranks end with an outcome; what they were given."""
-    given, events = {}, []
+    given: dict[str, Any] = {}
+    events: list[Any] = []
 
     def fit(job: object, stream: object, session: object, **others: Any) -> Outcome:
         given.update(others, job=job, stream=stream, session=session)
@@ -35,12 +36,14 @@ def trained(
 
     monkeypatch.setattr(core, "fit", fit)
     options = {"stop": Stop(), "observe": events.append, **options}
-    return core.train(Planned(), Run("r"), "session", **options), given, events
+    planned: Any = Planned()
+    where: Any = "session"
+    return core.train(planned, Run("r"), where, **options), given, events
 
 
 @pytest.mark.parametrize("status", ["finished", "interrupted"])
 def test_the_outcome_of_the_ranks_is_returned_and_nothing_is_printed(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], status: str
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], status: Any
 ) -> None:
     stop = Stop()
     outcome, given, events = trained(monkeypatch, Outcome(status), stop=stop, stages={"enter": 1.0})

@@ -1,6 +1,7 @@
 """What a command does with a run, as a table: no folder, no Ray, no process."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,13 +33,13 @@ def past(
     step: int | None = None,
     *,
     recipe: Recipe | None = RECIPE,
-    facts: RunFacts | None = None,
+    facts: dict[str, Any] | None = None,
     **manifest: object,
 ) -> Past:
     """A run that stands at a step; None: before the first commit, begun with `recipe`, or not begun at all."""
     known = RunFacts(id="a1", data_digest=DATA.digest, precision="bf16", micro=16).but(**(facts or {}))
     newest = None if step is None else commit(step, **manifest)
-    return Past("tiny", newest, known, recipe and recipe.dump(), None)
+    return Past("tiny", newest, known, None if recipe is None else recipe.dump(), None)
 
 
 NEW = Past("tiny", None, RunFacts(), None, None)

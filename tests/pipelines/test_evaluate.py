@@ -61,12 +61,12 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Work]:
 
 def naive_top1(bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, answers: np.ndarray) -> float:
     """knn-v1 in float64, as its definition reads."""
-    bank = [row / math.sqrt(row @ row) for row in bank.astype(np.float64)]
+    unit = [row / math.sqrt(row @ row) for row in bank.astype(np.float64)]
     correct = 0
     for query, answer in zip(queries.astype(np.float64), answers):
-        cosines = [float(query @ row) / math.sqrt(query @ query) for row in bank]
+        cosines = [float(query @ row) / math.sqrt(query @ query) for row in unit]
         votes = [0.0, 0.0, 0.0]
-        for j in sorted(range(len(bank)), key=lambda j: (-cosines[j], j))[:20]:
+        for j in sorted(range(len(unit)), key=lambda j: (-cosines[j], j))[:20]:
             votes[labels[j]] += math.exp(cosines[j] / 0.1)
         correct += votes.index(max(votes)) == answer
     return correct / len(answers)
@@ -144,7 +144,7 @@ def test_what_was_embedded_once_is_not_embedded_again(work: Work, monkeypatch: p
     _, encoder, train, test = work
     first = evaluate(encoder, train, test)
 
-    def fails(self, images: object) -> None:
+    def fails(self: LoadedEncoder, images: object) -> None:
         raise AssertionError("embedded again")
 
     monkeypatch.setattr(LoadedEncoder, "__call__", fails)

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from vergence.methods.catalog import METHODS
 from vergence.methods.method import DataFacts
 from vergence.pipelines.recipe import (
-    METHODS,
     Recipe,
     build_method,
     initial_encoder,

@@ -1,12 +1,15 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from vergence.methods.parts.backbones import Encoder, EncoderConfig, build_encoder
+from vergence.methods.method import Encoder
+from vergence.methods.parts.backbones import EncoderConfig, ZeroInit, build_encoder
 from vergence.methods.torchvision_shim import timm
 
 
-def build(name: str = "resnet18", zero_init: str = "all", **config: object) -> Encoder:
+def build(name: str = "resnet18", zero_init: ZeroInit = "all", **config: Any) -> Encoder:
     return build_encoder(EncoderConfig(name=name, **config), zero_init)
 
 
@@ -51,7 +54,7 @@ def test_vision_transformer_by_name() -> None:
 
 def test_channels_last_goes_through() -> None:
     encoder, formats = build(stem="cifar", width=0.25), []
-    encoder.to(memory_format=torch.channels_last)
+    encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for module in encoder.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(
@@ -74,7 +77,7 @@ def test_channels_last_goes_through() -> None:
     ],
 )
 def test_residual_branches_start_at_zero_as_the_method_or_the_recipe_says(
-    name: str, zero_init: str, asked: bool | None, expected: bool
+    name: str, zero_init: ZeroInit, asked: bool | None, expected: bool
 ) -> None:
     block = build(name, zero_init, zero_init_residual=asked, width=0.25).backbone.layer2[0]
     last = block.bn3 if name == "resnet50" else block.bn2

@@ -36,4 +36,4 @@ def test_teacher_is_a_frozen_copy_with_its_own_running_statistics() -> None:
     assert all(p.requires_grad for p in student.parameters())
     student(torch.randn(8, 3) + 5)
     ema.update(teacher, student, momentum=0.0)
-    assert torch.equal(teacher[1].running_mean, torch.zeros(4))
+    assert (teacher[1].running_mean == 0).all()

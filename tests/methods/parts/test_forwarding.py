@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from vergence.methods.parts.forwarding import embed_views
+from vergence.methods.parts.forwarding import ViewForward, embed_views
 
 
 @pytest.mark.parametrize(("how", "rows"), [("joint", [6]), ("per_view", [2, 2, 2])])
-def test_views_come_out_in_order_after_one_or_several_forwards(how: str, rows: list[int]) -> None:
+def test_views_come_out_in_order_after_one_or_several_forwards(how: ViewForward, rows: list[int]) -> None:
     views = [torch.arange(6, dtype=torch.float32).view(2, 3, 1, 1) + 100 * number for number in range(3)]
-    seen = []
+    seen: list[int] = []
 
     def network(images: torch.Tensor) -> torch.Tensor:
         seen.append(len(images))
@@ -28,11 +28,12 @@ def test_views_come_out_in_order_after_one_or_several_forwards(how: str, rows: l
     ],
 )
 def test_views_of_one_size_share_a_forward_and_small_ones_always_do(
-    how: str, encoded: list[tuple[int, int]], headed: list[int]
+    how: ViewForward, encoded: list[tuple[int, int]], headed: list[int]
 ) -> None:
     sizes = [8, 8, 4, 4, 4, 2]
     views = [torch.full((2, 1, size, size), float(number)) for number, size in enumerate(sizes)]
-    seen, rows = [], []
+    seen: list[tuple[int, int]] = []
+    rows: list[int] = []
 
     def encoder(images: torch.Tensor) -> torch.Tensor:
         seen.append((len(images), images.shape[-1]))

@@ -1,15 +1,23 @@
 """Norms by name, and standardised weights."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from vergence.methods.parts.backbones import EncoderConfig, build_encoder
 from vergence.methods.parts.heads import mlp, scale_norm
-from vergence.methods.parts.norms import StandardisedConv2d, StandardisedLinear, groups, standardised
+from vergence.methods.parts.norms import (
+    NormName,
+    StandardisedConv2d,
+    StandardisedLinear,
+    groups,
+    standardised,
+)
 
 
-def encoder(norm: str | None, **config: object) -> nn.Module:
+def encoder(norm: NormName | None, **config: Any) -> nn.Module:
     torch.manual_seed(0)
     return build_encoder(EncoderConfig(name="resnet18", stem="cifar", width=0.25, norm=norm, **config))
 
@@ -33,7 +41,7 @@ def test_standardised_weights_equal_their_formula() -> None:
 
 
 @pytest.mark.parametrize("norm", ["layer", "group_ws", "none"])
-def test_without_batch_statistics_a_sample_is_alone(norm: str) -> None:
+def test_without_batch_statistics_a_sample_is_alone(norm: NormName) -> None:
     torch.manual_seed(1)
     x = torch.randn(4, 3, 16, 16)
     network = nn.Sequential(encoder(norm), mlp((128, 32, 16), norm=norm, hidden_bias=True, last_bias=True))
@@ -65,5 +73,5 @@ def test_weights_keep_their_names_and_initial_values() -> None:
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer", "group_ws"])
-def test_a_scale_norm_has_a_gain_and_no_offset(norm: str) -> None:
+def test_a_scale_norm_has_a_gain_and_no_offset(norm: NormName) -> None:
     assert [name for name, _ in scale_norm(norm, 8).named_parameters()] == ["weight"]

@@ -19,7 +19,7 @@ from vergence.platform.runs.stop import Stop
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> SimpleNamespace:
+def job(tmp_path: Path) -> Any:
     (tmp_path / "logs").mkdir()
     return SimpleNamespace(
         run=tmp_path,
@@ -31,17 +31,17 @@ def job(tmp_path: Path) -> SimpleNamespace:
 
 def session(
     pending: str | None = None, place: str = "own", missing: Callable[[], str | None] = lambda: None
-) -> SimpleNamespace:
+) -> Any:
     need = Need(ScaleConfig(workers=2), 1, 1.0)
     return SimpleNamespace(need=need, pending=lambda: pending, place=place, missing=missing)
 
 
-def begin(job: SimpleNamespace, rank: int, attempt: str) -> None:
+def begin(job: Any, rank: int, attempt: str) -> None:
     with (job.run / "logs" / f"rank-{rank}.log").open("a") as log:
         log.write(f"INFO attempt {attempt}, rank {rank} of 2\n")
 
 
-def step(job: SimpleNamespace, number: int) -> None:
+def step(job: Any, number: int) -> None:
     with (job.run / "logs" / "metrics.jsonl").open("a") as file:
         file.write(line(Metrics(number, 1.0, {"loss": 0.5})))
 
@@ -57,7 +57,8 @@ def fitted(
 ) -> tuple[Outcome, list[Any]]:
     """Outcome and events of a fit whose ranks are a function, run where Ray Train would be."""
     monkeypatch.setattr(driver, "_fit", lambda *_: ranks() or "")
-    events, stop = [], stop or Stop()
+    events: list[Any] = []
+    stop = stop or Stop()
     outcome = fit(
         job, None, where or session(), name="r", start_step=start_step, stop=stop, observe=events.append
     )
@@ -67,7 +68,7 @@ def fitted(
 
 
 def test_records_are_passed_on_once_from_the_start_step_and_the_ranks_outcome_is_returned(
-    job: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    job: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ranks() -> None:
         for number in (3, 4, 5):
@@ -81,7 +82,7 @@ def test_records_are_passed_on_once_from_the_start_step_and_the_ranks_outcome_is
 
 
 def test_a_stop_reaches_the_ranks_as_a_file_and_the_commit_is_waited_for(
-    job: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    job: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop = Stop()
 
@@ -97,7 +98,7 @@ def test_a_stop_reaches_the_ranks_as_a_file_and_the_commit_is_waited_for(
 
 @pytest.mark.parametrize("place", ["own", "caller"])
 def test_before_the_first_step_only_ranks_that_would_outlive_us_are_waited_for(
-    job: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, place: str
+    job: Any, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     stop, ended = Stop(), threading.Event()
 
@@ -116,7 +117,7 @@ def test_before_the_first_step_only_ranks_that_would_outlive_us_are_waited_for(
 
 @pytest.mark.parametrize("farewell_s", [5.0, 0.1])
 def test_what_cannot_be_mended_waits_a_while_for_ray_to_see_it(
-    job: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, farewell_s: float
+    job: Any, monkeypatch: pytest.MonkeyPatch, farewell_s: float
 ) -> None:
     monkeypatch.setattr(driver, "FAREWELL_S", farewell_s)
     release, ended = threading.Event(), threading.Event()
@@ -131,14 +132,12 @@ def test_what_cannot_be_mended_waits_a_while_for_ray_to_see_it(
     release.set()
 
 
-def test_ranks_that_left_nothing_failed(job: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_that_left_nothing_failed(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     failed = Outcome("failed", "training failed: x")
     assert fitted(monkeypatch, job, lambda: "training failed: x")[0] == failed
 
 
-def test_what_others_hold_is_waited_for_until_a_stop(
-    job: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_others_hold_is_waited_for_until_a_stop(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     stop, asked = Stop(), []
 
     def missing() -> str:
@@ -151,7 +150,7 @@ def test_what_others_hold_is_waited_for_until_a_stop(
     assert outcome == Outcome("interrupted")
 
 
-def test_a_start_says_whether_room_processes_or_the_first_step_are_missing(job: SimpleNamespace) -> None:
+def test_a_start_says_whether_room_processes_or_the_first_step_are_missing(job: Any) -> None:
     begin(job, 0, "first")
     assert _delay(job, session("no room"), started=False) == "no room"
     assert "0 of 2 workers have begun" in _delay(job, session(), started=False)
@@ -161,7 +160,7 @@ def test_a_start_says_whether_room_processes_or_the_first_step_are_missing(job: 
     assert "2 workers build the model and read the first batch" in _delay(job, session("x"), started=False)
 
 
-def test_the_reason_of_a_wait_is_a_note(job: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reason_of_a_wait_is_a_note(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vergence.platform.cluster.waiting.FIRST_S", 0.0)
 
     def ranks() -> None:
@@ -173,7 +172,7 @@ def test_the_reason_of_a_wait_is_a_note(job: SimpleNamespace, monkeypatch: pytes
     assert "0 of 2 workers have begun" in events[0].text
 
 
-def test_ranks_that_take_steps_are_not_told_of_what_others_wait_for(job: SimpleNamespace) -> None:
+def test_ranks_that_take_steps_are_not_told_of_what_others_wait_for(job: Any) -> None:
     records = job.run / "logs" / "metrics.jsonl"
     records.touch()
     assert _delay(job, session("no room"), started=True) is None

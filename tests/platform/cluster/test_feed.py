@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import Future
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -29,11 +30,11 @@ class Opened:
     """A feed whose stretches are plain lists, and which notes when each is asked for."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, stream: Stream, start_step: int) -> None:
-        self.asked = []
+        self.asked: list[range] = []
         monkeypatch.setattr(Feed, "_open", self.open)
         self.feed = Feed(stream, DATA, 0, 1, start_step)
 
-    def open(self, steps: range) -> Iterator[dict[str, np.ndarray]]:
+    def open(self, steps: range) -> Iterator[Any]:
         self.asked.append(steps)
         return iter([{"position": np.array([step])} for step in steps])
 
@@ -44,7 +45,7 @@ def test_stretches_follow_each_other_without_a_step_lost_or_twice(
 ) -> None:
     stream = stream_of(5120, 50)
     opened = Opened(monkeypatch, stream, start_step)
-    taken = [int(share["position"][0]) for share in opened.feed]
+    taken = [int(share["position"][0]) for share in cast(Iterator[Any], opened.feed)]
     assert taken == list(range(start_step, 500))
     assert [step for steps in opened.asked for step in steps] == taken
 

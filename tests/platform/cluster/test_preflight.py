@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def test_a_node_says_what_it_sees(tmp_path: Path) -> None:
     token.write_text("mine")
     shard.write_bytes(bytes(10))
 
-    def ask(text: str = "mine", shards: Iterable[tuple[Path, int]] = ((shard, 10),)) -> Answer:
+    def ask(text: str = "mine", shards: Sequence[tuple[Path, int]] = ((shard, 10),)) -> Answer:
         return look(Asked(2, False, token, text, shards))
 
     assert (ask().sees_home, ask().missing) == (True, None)

@@ -107,7 +107,7 @@ def place() -> Iterator[Path]:
 def foreign(place: Path) -> Iterator[str]:
     """Address of a cluster of 3 CPUs that somebody else has started on this machine, with a token."""
     port = 6400 + os.getpid() % 3000
-    command = [Path(sys.executable).parent / "ray", "start", "--head", "--block", "--num-cpus=3"]
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=3"]
     options = {
         "port": port, "ray-client-server-port": port + 1, "dashboard-agent-listen-port": port + 2,
         "temp-dir": place / "ray", "include-dashboard": False,
@@ -143,7 +143,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def python(code: str, here: Path, **environment: str) -> dict[str, Any]:
+def python(code: str, here: Path, **environment: str) -> Any:
     """What a script that is started in `here` prints at its end, as JSON."""
     script = here.parent / "script.py"
     script.write_text(code)

@@ -2,7 +2,8 @@ from vergence.platform.cluster.waiting import Waiting
 
 
 def test_a_wait_is_said_after_10_s_and_then_ever_more_rarely() -> None:
-    said, now = [], [0.0]
+    said: list[str] = []
+    now = [0.0]
     waiting = Waiting(said.append, clock=lambda: now[0])
     for second in range(100):
         now[0] = float(second)
@@ -11,7 +12,8 @@ def test_a_wait_is_said_after_10_s_and_then_ever_more_rarely() -> None:
 
 
 def test_what_moves_is_silent_asks_rarely_and_counts_anew() -> None:
-    said, asked, now = [], [], [0.0]
+    said: list[str] = []
+    asked, now = [], [0.0]
 
     def reason() -> str | None:
         asked.append(now[0])

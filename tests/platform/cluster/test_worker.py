@@ -16,6 +16,8 @@ from vergence.platform.cluster.worker import beyond_mending, work
 from vergence.platform.errors import UserError, VergenceError
 from vergence.platform.runs.outcome import Outcome, leave_outcome, read_outcome, reserve_outcome
 
+RUN = Path("/runs/r")
+
 
 @pytest.mark.parametrize(
     ("error", "reason"),
@@ -29,17 +31,17 @@ from vergence.platform.runs.outcome import Outcome, leave_outcome, read_outcome,
 def test_data_recipe_and_full_disk_are_beyond_mending(
     error: VergenceError | UserError | OSError, reason: str, tmp_path: Path
 ) -> None:
-    assert beyond_mending(error, "/runs/r").startswith(reason)
+    assert beyond_mending(error, RUN).startswith(reason)
     if isinstance(error, VergenceError):
         error.args = (f"{error}\nTo change retry attempts, configure Ray",)  # as Ray Data does
     in_a_task = ray.exceptions.RayTaskError("read", "traceback", error).as_instanceof_cause()
-    assert beyond_mending(in_a_task, "/runs/r").startswith(reason)
-    assert "\n" not in beyond_mending(in_a_task, "/runs/r")
+    assert beyond_mending(in_a_task, RUN).startswith(reason)
+    assert "\n" not in beyond_mending(in_a_task, RUN)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("gloo"), OSError(errno.EIO, "I/O error"), AssertionError()])
 def test_the_rest_may_be_mended_by_a_new_start(error: RuntimeError | OSError | AssertionError) -> None:
-    assert beyond_mending(error, "/runs/r") is None
+    assert beyond_mending(error, RUN) is None
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@ import pickle
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import webdataset
 from shard_files import png, write_shard
 
 from vergence.platform.data import index as module
-from vergence.platform.data import scan
+from vergence.platform.data import scan, tar
 from vergence.platform.data.index import Index, open_index
 from vergence.platform.errors import UserError
 
@@ -60,7 +61,7 @@ def test_samples_are_those_of_webdataset(tmp_path: Path) -> None:
     content = path.read_bytes()
     found = []
     for i in range(len(index)):
-        sample = {"__key__": index.key(i)}
+        sample: dict[str, Any] = {"__key__": index.key(i)}
         for extension in index.extensions:
             _, [offset], [size] = index.members(extension, np.array([i]))
             if offset >= 0:
@@ -195,14 +196,11 @@ def test_labels_come_from_the_index(tmp_path: Path) -> None:
 
 def test_words_are_classes_numbered_over_all_shards(tmp_path: Path) -> None:
     for name, words in (
-        ("a.tar", ["dog", "cat"]),
-        ("b.tar", ["ant", "cat\r\n"]),
+        ("a.tar", [b"dog", b"cat"]),
+        ("b.tar", [b"ant", b"cat\r\n"]),
         ("c.tar", [b"\xef\xbb\xbfdog"]),
     ):
-        samples = [
-            (f"{name[0]}{i}", {"png": PNG, "cls": word if isinstance(word, bytes) else word.encode()})
-            for i, word in enumerate(words)
-        ]
+        samples = [(f"{name[0]}{i}", {"png": PNG, "cls": word}) for i, word in enumerate(words)]
         write_shard(tmp_path / "s" / name, samples)
     index = open_index(tmp_path / "s", tmp_path / "cache")
     assert index.classes == ["ant", "cat", "dog"]
@@ -241,7 +239,7 @@ def test_sets_larger_than_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_ten_million_samples_fit_in_a_gigabyte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     count = 200_000
     members = ((f"class/name_{i:08d}.{ext}", i, 1) for i in range(count) for ext in ("cls", "jpg"))
-    monkeypatch.setattr(scan.tar, "members", lambda path: members)
+    monkeypatch.setattr(tar, "members", lambda path: members)
     (tmp_path / "big.tar").touch()
     table = scan.scan([tmp_path / "big.tar"]).table
     assert table.num_rows == count

@@ -5,7 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from vergence.platform.data.labels import by_name, class_text, number, read_names, why_no_class
+from vergence.platform.data.labels import Classes, by_name, class_text, number, read_names, why_no_class
 from vergence.platform.errors import UserError
 
 
@@ -44,7 +44,7 @@ def test_what_is_no_class_says_why(data: bytes | None, reason: str) -> None:
     assert class_text(data) is None
 
 
-def numbered(*texts: str | None) -> tuple[np.ndarray, list[str] | None, str | None]:
+def numbered(*texts: str | None) -> Classes:
     return number(pa.array(texts, pa.string()).dictionary_encode())
 
 

@@ -14,8 +14,8 @@ import webdataset
 from PIL import Image
 from shard_files import png, write_shard
 from sklearn.datasets import load_digits
+from webdataset import TarWriter
 
-from vergence.platform.data import shards as module
 from vergence.platform.data.index import open_index
 from vergence.platform.data.read import Reader
 from vergence.platform.data.shards import pack
@@ -122,12 +122,12 @@ def test_second_run_goes_on_and_a_third_does_nothing(tmp_path: Path, monkeypatch
     class Died(Exception):
         pass
 
-    def dies(self: Any, sample: dict[str, Any], write: Callable[..., Any] = module.TarWriter.write) -> Any:
+    def dies(self: Any, sample: dict[str, Any], write: Callable[..., Any] = TarWriter.write) -> Any:
         if sample["__key__"] == "dog/2":  # in the third of four shards
             raise Died
         return write(self, sample)
 
-    monkeypatch.setattr(module.TarWriter, "write", dies)
+    monkeypatch.setattr(TarWriter, "write", dies)
     with pytest.raises(Died):
         pack(root, out, per_shard=3)
     assert sorted(path.name for path in out.glob("train-*")) == ["train-000000.tar", "train-000001.tar"]
@@ -274,7 +274,7 @@ def test_digits_are_the_real_ones_and_can_be_enlarged(tmp_path: Path) -> None:
     pack("sklearn:digits", tmp_path / "all")
     reader = Reader(open_index(tmp_path / "all", tmp_path / "cache"))
     ids = np.arange(1797)
-    images = np.stack(reader.images(ids))
+    images = np.array(reader.images(ids))
     assert np.abs(images[..., 0] * (16 / 255) - digits.images).max() < 0.04  # a grey level is 16 / 255
     assert (images == images[..., :1]).all()
     assert (images.min(), images.max()) == (0, 255)

@@ -56,7 +56,7 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> Stream:
     return make_stream(tmp_path_factory.mktemp("stream"), sides=(8,))
 
 
-def make_stream(folder: Path, sides: Sequence[int], views: Sequence[ViewSpec] = WHOLE) -> Stream:
+def make_stream(folder: Path, sides: Sequence[int], views: tuple[ViewSpec, ...] = WHOLE) -> Stream:
     write(folder / "train-000000.tar", sides)
     index = open_index(folder / "train-000000.tar", folder / "index")
     return Stream(index.path, Plan(len(index), 0.1, 7, BATCH), EPOCHS, views, (), 1 << 20, 192, 192)

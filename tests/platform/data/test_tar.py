@@ -4,6 +4,7 @@ import subprocess
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,7 +132,7 @@ def test_every_cut_of_a_tar_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("w:gz", "gzip"), ("w:bz2", "bzip2"), ("w:xz", "xz")])
-def test_compressed_tar_is_refused_with_the_cure(tmp_path: Path, mode: str, kind: str) -> None:
+def test_compressed_tar_is_refused_with_the_cure(tmp_path: Path, mode: Any, kind: str) -> None:
     with tarfile.open(tmp_path / "c.tar", mode) as file:
         file.addfile(tarfile.TarInfo("a.jpg"))
     with pytest.raises(tar.DamagedShard, match=rf"c\.tar: a {kind}-compressed .* unpack it to a plain \.tar"):

@@ -14,7 +14,7 @@ from vergence.platform.data.walk import LeftOut, folders, image_files
 PNG = png(np.zeros((4, 4, 3), np.uint8))
 
 
-def fill(root: Path, *names: str, data: bytes = PNG) -> Path:
+def fill(root: Path, *names: str | bytes, data: bytes = PNG) -> Path:
     for name in names:
         path = os.path.join(os.fsencode(root), os.fsencode(name))
         os.makedirs(os.path.dirname(path), exist_ok=True)

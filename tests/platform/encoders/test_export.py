@@ -3,6 +3,7 @@
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def test_card_reads_back_and_its_lines_of_python_work(
         "```"
     )[0]
     monkeypatch.chdir(folder)
-    names = {"images": np.zeros((3, 16, 16, 3), np.uint8)}
+    names: dict[str, Any] = {"images": np.zeros((3, 16, 16, 3), np.uint8)}
     exec(plain, names)
     assert names["embeddings"].shape == (3, 128)
 

@@ -5,7 +5,7 @@ import io
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def bmp(image: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def write(folder: Path, images: Sequence[np.ndarray]) -> Index:
+def write(folder: Path, images: np.ndarray) -> Index:
     """As BMP: other pixels have the same number of bytes."""
     samples = [(f"{i:02d}", {"bmp": b"" if i == BAD else bmp(image)}) for i, image in enumerate(images)]
     return open_index(write_shard(folder / "a.tar", samples), folder / "index")

@@ -1,6 +1,7 @@
 """kNN against a naive float64 loop."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,14 +23,11 @@ def naive(
 ) -> list[int]:
     """The definition in float64, one query and one neighbour at a time."""
     unit = lambda v: v / math.sqrt(sum(x * x for x in v))  # noqa: E731
-    bank, queries = (
-        [unit(row.astype(np.float64)) for row in bank],
-        [unit(row.astype(np.float64)) for row in queries],
-    )
+    rows = [unit(row.astype(np.float64)) for row in bank]
     predictions = []
-    for q, query in enumerate(queries):
+    for q, query in enumerate(unit(row.astype(np.float64)) for row in queries):
         ranked = sorted(
-            (-float(query @ row), j) for j, row in enumerate(bank) if not (exclude_self and j == q)
+            (-float(query @ row), j) for j, row in enumerate(rows) if not (exclude_self and j == q)
         )
         votes = [0.0] * num_classes
         for negative, j in ranked[:k]:
@@ -71,7 +69,7 @@ def test_copies_of_a_row_tie_whatever_the_shapes(n: int, num_queries: int) -> No
         for _ in range(4):
             copies = np.sort(rng.choice(n, 4, replace=False))
             bank = rng.normal(size=(n, d)).astype(np.float32)
-            bank[copies] = bank[copies[0]] * np.float32([[1], [1], [2], [0.5]])
+            bank[copies] = bank[copies[0]] * np.array([[1], [1], [2], [0.5]], np.float32)
             queries = bank[copies[0]] + 0.01 * rng.normal(size=(num_queries, d)).astype(np.float32)
             for k, expected in ((1, copies[0]), (3, copies[0])):  # three votes of one weight: the lower class
                 got = knn_predict(bank, np.arange(n), queries, k=k, temperature=0.1)
@@ -100,7 +98,7 @@ def test_equal_votes_go_to_the_lower_class() -> None:
 
 def test_k_is_cut_to_the_bank_and_a_lone_row_has_no_other() -> None:
     bank, labels = torch.eye(2), torch.tensor([0, 1])
-    options = {"k": 20, "temperature": 0.1}
+    options: dict[str, Any] = {"k": 20, "temperature": 0.1}
     assert knn_predict(bank, labels, bank, **options).tolist() == [0, 1]
     assert knn_predict(bank, labels, bank, exclude_self=True, **options).tolist() == [1, 0]
     with pytest.raises(ValueError, match="needs a neighbour"):

@@ -5,7 +5,7 @@ import pytest
 from shard_files import png, write_shard
 from tiny_encoder import MEAN, STD, make_encoder
 
-from vergence.platform.encoders.encoder import ModuleEncoder
+from vergence.platform.encoders.encoder import Embedder, ModuleEncoder
 from vergence.platform.evaluate.knn import knn_predict
 from vergence.platform.evaluate.labelled import Pair, in_one_numbering, open_labelled
 from vergence.platform.evaluate.measure import Baseline, evaluate, measure
@@ -36,7 +36,7 @@ def of(size: int) -> ModuleEncoder:
 
 
 def test_encoders_of_other_sizes_answer_for_the_same_images_in_the_same_order(pair: Pair) -> None:
-    encoders = [of(16), Pixels(16, MEAN, STD), of(8)]
+    encoders: list[Embedder] = [of(16), Pixels(16, MEAN, STD), of(8)]
     together = measure(encoders, pair, PROTOCOL, threads=1)
     good = [i for i in range(35, 60) if i != BAD]
     assert (together.bank.images, together.test.images, together.test.unreadable) == (35, 24, 1)

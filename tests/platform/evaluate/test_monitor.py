@@ -44,7 +44,7 @@ def evaluate(
     rank: int,
     world_size: int,
     folder: Path,
-    ids: Sequence[int] = range(NUM),
+    ids: Sequence[int] | np.ndarray = range(NUM),
     encoder: nn.Module | None = None,
 ) -> tuple[dict[str, float], int]:
     sweep = Sweep(

@@ -20,13 +20,13 @@ NUM_BANK, NUM_QUERIES = 800, 1000
 def cifar(shared: Path) -> tuple[Examples, Examples]:
     """Bank and queries: CIFAR-10 images as 8 x 8 pixels less their mean, (n, 192)."""
     rows, labels = [], []
-    file = pq.ParquetFile(shared / "data" / "cifar10" / "test-00000-of-00001.parquet")
-    batch = next(file.iter_batches(NUM_BANK + NUM_QUERIES)).to_pydict()
+    with pq.ParquetFile(shared / "data" / "cifar10" / "test-00000-of-00001.parquet") as file:
+        batch = next(file.iter_batches(NUM_BANK + NUM_QUERIES)).to_pydict()
     for image, label in zip(batch["img"], batch["label"]):
         small = Image.open(io.BytesIO(image["bytes"])).resize((8, 8), Image.Resampling.BOX)
         rows.append(np.asarray(small, np.float32).reshape(-1) / 255 - 0.5)
         labels.append(label)
-    x, y = np.stack(rows), np.array(labels, np.int64)
+    x, y = np.stack(rows).astype(np.float32), np.array(labels, np.int64)
     return Examples(x[:NUM_BANK], y[:NUM_BANK]), Examples(x[NUM_BANK:], y[NUM_BANK:])
 
 
@@ -80,8 +80,8 @@ def test_numbers_of_classes_may_have_gaps_and_a_class_the_bank_lacks_is_never_ri
 ) -> None:
     bank, queries = (Examples(each.rows[:300, ::8], each.labels[:300]) for each in cifar)
     expected = protocol.run(bank, queries).correct
-    wide = [Examples(each.rows, each.labels * 1000 + 7) for each in (bank, queries)]
-    assert (protocol.run(*wide).correct == expected).all()
+    wide, sparse = (Examples(each.rows, each.labels * 1000 + 7) for each in (bank, queries))
+    assert (protocol.run(wide, sparse).correct == expected).all()
     unknown = np.where(np.arange(300) < 50, 77, queries.labels)
     got = protocol.run(bank, Examples(queries.rows, unknown)).correct
     assert not got[:50].any()

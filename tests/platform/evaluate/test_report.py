@@ -46,7 +46,7 @@ def test_a_report_reads_back_and_its_keys_are_what_scripts_read(tmp_path: Path) 
 
 def test_a_report_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        REPORT.encoder.name = "another"
+        REPORT.encoder.name = "another"  # type: ignore[misc]
 
 
 def test_what_is_no_report_of_this_form_is_refused_by_name(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,7 +47,8 @@ def test_the_last_outcome_is_that_of_the_newest_attempt_and_none_if_it_was_kille
     (tmp_path / "logs").mkdir()
     assert last_outcome(tmp_path) is None
     seen = []
-    for moment, attempt, status in ((1, "b", "failed"), (2, "a", "interrupted"), (3, "c", None)):
+    ends: list[tuple[int, str, Any]] = [(1, "b", "failed"), (2, "a", "interrupted"), (3, "c", None)]
+    for moment, attempt, status in ends:
         path = outcome_file(tmp_path, attempt)
         reserve_outcome(path)
         if status is not None:

@@ -52,7 +52,7 @@ def test_a_cut_just_after_the_file_was_opened_loses_nothing(
     assert len(tail.read()) == 10
     append(path, 10)
 
-    def opened_then_cut(self, *arguments: Any, **options: Any) -> Any:
+    def opened_then_cut(self: Path, *arguments: Any, **options: Any) -> Any:
         file = opened(self, *arguments, **options)
         monkeypatch.undo()
         cut(path, 5)

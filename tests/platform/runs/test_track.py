@@ -91,7 +91,7 @@ def test_a_folder_that_forgot_its_mlflow_run_goes_on_with_it(either_store: str) 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_kill_just_after_the_mlflow_run_was_made_leaves_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(self, **facts: Any) -> None:
+    def killed(self: Run, **facts: Any) -> None:
         raise SystemExit  # ends the tracker's thread before it can write down the MLflow run
 
     run = begun()

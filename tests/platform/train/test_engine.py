@@ -121,7 +121,7 @@ def test_nan_on_one_rank_skips_the_step_on_all_and_leaves_no_trace() -> None:
 def _first_state(rank: int, world: int) -> Arrays:
     net = Net()
     with torch.no_grad():
-        net.queue += rank
+        net.get_buffer("queue").add_(rank)
         net.head.weight += rank
     engine = engine_of(net, OPTIMS["sgd"], 0)
     return arrays(engine.state())

@@ -20,7 +20,7 @@ from vergence.methods import collectives
 from vergence.methods.catalog import METHODS
 from vergence.methods.method import Batch, Method
 from vergence.methods.parts.backbones import EncoderConfig, build_encoder
-from vergence.platform.train.exact import accumulate
+from vergence.platform.train.exact import Regime, accumulate
 from vergence.platform.train.norms import install
 
 G = 24  # global batch: shares of 24, 12, 8
@@ -48,7 +48,7 @@ class Toy(Method[None, Out, Keys]):
 
     def __init__(self, dropout: float = 0.0) -> None:
         torch.manual_seed(0)
-        encoder = nn.Sequential(
+        encoder: Any = nn.Sequential(
             nn.Conv2d(3, 6, 3, bias=False),
             nn.BatchNorm2d(6),
             nn.ReLU(),
@@ -122,7 +122,7 @@ def micro_batches(
     return batches
 
 
-def build(name: str) -> nn.Module:
+def build(name: str) -> Any:
     torch.manual_seed(0)
     if name.startswith("toy"):
         return Toy(dropout=0.3 if name == "toy-dropout" else 0.0).double().train()
@@ -337,7 +337,8 @@ def test_refused_step_leaves_no_trace(regime: Any) -> None:
 
 def test_bf16_weights_cached_without_graph_do_not_serve_the_pass_with_graph() -> None:
     grads = {}
-    for regime in ("kept", "two-pass"):
+    regimes: list[Regime] = ["kept", "two-pass"]
+    for regime in regimes:
         method = build("toy").float()
         norms = install(method, GROUP, share=G)
         batches = [
@@ -348,7 +349,7 @@ def test_bf16_weights_cached_without_graph_do_not_serve_the_pass_with_graph() ->
             method,
             batches,
             seeds=range(0, G, MICRO),
-            regime=regime,  # type: ignore[arg-type]
+            regime=regime,
             norms=norms,
             autocast=lambda: torch.autocast("cpu", torch.bfloat16),
             backward=lambda scalar, last: scalar.backward(),

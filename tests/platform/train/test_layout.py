@@ -19,7 +19,13 @@ BOTH = {"fp32": 1000, "bf16": 500}
 def spec(
     *, batch: dict[str, Any] | None = None, norm: dict[str, Any] | None = None, **changes: Any
 ) -> LayoutSpec:
-    given = {"shuffles": False, "precision": "fp32", "on_gpu": False, "bytes_per_sample": BOTH, **changes}
+    given: dict[str, Any] = {
+        "shuffles": False,
+        "precision": "fp32",
+        "on_gpu": False,
+        "bytes_per_sample": BOTH,
+        **changes,
+    }
     return LayoutSpec(
         BatchConfig(global_batch=128, **(batch or {})),
         NormConfig(**({"group": 8} if norm is None else norm)),
@@ -75,7 +81,7 @@ def test_precision_is_asked_for_kept_or_what_the_machine_does_natively(
 
 
 def test_shuffling_stays_within_the_micro_batch_or_the_span_of_before() -> None:
-    shuffling = {"shuffles": True, "norm": {"group": 4}, "batch": {"micro": 32}}
+    shuffling: dict[str, Any] = {"shuffles": True, "norm": {"group": 4}, "batch": {"micro": 32}}
     assert layout(spec(**shuffling), 2, LARGE).norm_span == 32
     assert layout(spec(**shuffling, kept=RunFacts(span=16)), 2, LARGE).norm_span == 16
     assert layout(spec(shuffles=True, norm={}), 2, LARGE).norm_group == 32  # the default of shuffling methods

@@ -11,10 +11,12 @@ import pytest
 import torch
 from ranks import alone, run_ranks
 from shard_files import png, write_shard
-from torch import Tensor, nn
+from torch import Tensor
 
 from vergence.methods import collectives
 from vergence.methods.catalog import METHODS
+from vergence.methods.method import Encoder
+from vergence.methods.simclr import SimCLR
 from vergence.pipelines.recipe import Recipe, build_method
 from vergence.pipelines.resolve import data_facts, resolve
 from vergence.platform import yaml
@@ -153,7 +155,12 @@ def test_a_stop_at_the_end_of_an_epoch_commits_first_and_evaluates_later(
         shutil.rmtree(run.commits)
         loop, rows, _ = make_loop(holdout=0.1, stops_after=stop)
         evaluate, evaluated = loop._evaluate, []
-        monkeypatch.setattr(loop, "_evaluate", lambda epoch: (evaluated.append(epoch), evaluate(epoch)))
+
+        def noted(epoch: int) -> None:
+            evaluated.append(epoch)
+            evaluate(epoch)
+
+        monkeypatch.setattr(loop, "_evaluate", noted)
         assert loop.run(rows).status == "interrupted"
         assert evaluated == list(range(1, stop // 2))
         commit = commits.newest(run.commits)
@@ -221,7 +228,12 @@ def test_shuffles_stay_within_spans_and_follow_the_place_in_the_global_batch(
 
 def _embedding_metrics(rank: int, world_size: int, z: Tensor) -> tuple[dict[str, float], list[int]]:
     gathered, gather = [], collectives.gather
-    collectives.gather = lambda rows: gathered.append(len(rows)) or gather(rows)  # in a process of its own
+
+    def noted(x: Tensor) -> Tensor:
+        gathered.append(len(x))
+        return gather(x)
+
+    collectives.gather = noted  # in a process of its own
     return embedding_metrics(z.chunk(world_size)[rank].requires_grad_()), gathered
 
 
@@ -237,10 +249,10 @@ def test_embedding_metrics_gather_only_the_rows_they_use_and_are_told_by_rank_0(
     assert run_ranks(_embedding_metrics, 2, few)[0][0] == run_ranks(_embedding_metrics, 1, few)[0][0]
 
 
-class Sweeping(METHODS["simclr"][1]):
+class Sweeping(SimCLR):
     """Adds up what it is shown before each epoch: sums of ids and representations, their number, and a draw."""
 
-    def __init__(self, config: Any, encoder: nn.Module, data: Any) -> None:
+    def __init__(self, config: Any, encoder: Encoder, data: Any) -> None:
         super().__init__(config, encoder, data)
         self.register_buffer("seen", torch.zeros(data.epochs, 4, dtype=torch.float64))
 

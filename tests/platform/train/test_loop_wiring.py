@@ -51,7 +51,7 @@ class Case(NamedTuple):
     first_id: int = 0
 
 
-COMMON = {
+COMMON: dict[str, Any] = {
     "seed": 5,
     "epochs": 3,
     "global_batch": WORLD * SHARE,

@@ -1,5 +1,7 @@
 """Memory of a forward against a hand count, and what is chosen from it."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -26,7 +28,7 @@ def batch(n: int) -> Batch:
 
 
 def test_saved_bytes_are_the_inputs_of_each_layer() -> None:
-    net = Net()
+    net: Any = Net()
     # Saved: input of the first Linear (100), of the norm (50), output of the sigmoid = input of the last (50).
     assert activation_bytes_per_sample(net, batch) == 4 * (100 + 50 + 50)
     assert net.training
@@ -44,7 +46,8 @@ def test_views_count_whether_or_not_the_graph_keeps_them() -> None:
     def two_views(n: int) -> Batch:
         return Batch(views=[torch.randn(n, 100), torch.randn(n, 30)], ids=torch.arange(n))
 
-    assert activation_bytes_per_sample(Frozen(), two_views) == 4 * (100 + 30 + 50 + 50)
+    frozen: Any = Frozen()
+    assert activation_bytes_per_sample(frozen, two_views) == 4 * (100 + 30 + 50 + 50)
 
 
 @pytest.mark.parametrize(

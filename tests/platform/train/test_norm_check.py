@@ -36,7 +36,7 @@ class Running(nn.Module):
         (nn.SyncBatchNorm(3), "torch.nn.modules.batchnorm.SyncBatchNorm"),
         (nn.LazyBatchNorm2d(), "torch.nn.modules.batchnorm.LazyBatchNorm2d"),
         (nn.InstanceNorm2d(3, track_running_stats=True), "torch.nn.modules.instancenorm.InstanceNorm2d"),
-        (timm.layers.EvoNorm2dB0(3), "timm.layers.evo_norm.EvoNorm2dB0"),
+        (timm.layers.EvoNorm2dB0(3), "timm.layers.evo_norm.EvoNorm2dB0"),  # type: ignore[attr-defined]
         (Own(3), "Own"),
         (Running(), "Running"),
     ],
@@ -56,7 +56,7 @@ def test_norms_with_statistics_that_we_do_not_replace_are_named(layer: nn.Module
     [
         nn.BatchNorm1d(3),
         Renamed(3),
-        timm.layers.BatchNormAct2d(3),
+        timm.layers.BatchNormAct2d(3),  # type: ignore[attr-defined]
         nn.InstanceNorm2d(3),
         nn.GroupNorm(1, 3),
         nn.LayerNorm(3),
@@ -102,7 +102,8 @@ def found_in(method: nn.Module, side: int = 4, precision: torch.dtype = torch.fl
     with recorded(method.eval()) as forwards, torch.no_grad(), half:
         method(images[:2])
         method(images)
-    return misplaced(*forwards, n=2)
+    first, second = forwards
+    return misplaced(first, second, n=2)
 
 
 CHANGES: dict[str, Callable[[Tensor], Tensor]] = {

@@ -38,7 +38,7 @@ def _deepspeed_imported_once() -> None:
     import deepspeed  # noqa: F401  # the forked ranks inherit it
 
 
-def engine_of(net: nn.Module, zero: int) -> Engine:
+def engine_of(net: Any, zero: int) -> Engine:
     config = OptimConfig(name="adamw", lr=0.1, rule="none")
     return Engine(
         net,

@@ -1,6 +1,7 @@
 """The learning rate's schedule: its known values, and its settings' names of before."""
 
 import math
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -44,7 +45,7 @@ def test_last_step_stays_above_the_end() -> None:
 
 
 def test_settings_of_version_0_1_are_read() -> None:
-    old, new = {"name": "constant", "floor": 0.5}, {"shape": "constant", "end": 0.5}
-    assert ScheduleConfig(**old) == ScheduleConfig(**new)
+    old: dict[str, Any] = {"name": "constant", "floor": 0.5}
+    assert ScheduleConfig(**old) == ScheduleConfig(shape="constant", end=0.5)
     with pytest.raises(ValidationError, match="name"):
-        ScheduleConfig(name="cosine", shape="cosine")
+        ScheduleConfig(name="cosine", shape="cosine")  # type: ignore[call-arg]

@@ -12,7 +12,7 @@ from vergence.platform.errors import UserError
 PNG = png(np.zeros((4, 4, 3), np.uint8))
 
 
-def fill(root: Path, *names: str) -> Path:
+def fill(root: Path, *names: str | bytes) -> Path:
     for name in names:
         path = os.path.join(os.fsencode(root), os.fsencode(name))
         os.makedirs(os.path.dirname(path), exist_ok=True)

@@ -1,4 +1,5 @@
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def test_pictures_of_16_bits_are_scaled_and_not_cut_off() -> None:
 
 
 def test_classes_that_are_no_numbers_are_refused_with_the_cure() -> None:
-    data = [(Image.new("L", (4, 4)), {"boxes": []})]
+    data: list[Any] = [(Image.new("L", (4, 4)), {"boxes": []})]
     with pytest.raises(UserError, match=r"sample 0 has a dict for a class, not a number; .*--label none"):
         list(Pictures(data, "a", None, None, labelled=True).samples(0, 1))
     [sample] = Pictures(data, "a", ["x"], None, labelled=False).samples(0, 1)
