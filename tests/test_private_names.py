@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from vergence.platform.cluster.session import ENVIRONMENT, OWN_ENVIRONMENT
+from vergence.platform.cluster.session import CLUSTER_ENVIRONMENT, ENVIRONMENT, OWN_ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGINE, SESSION, ADDRESS = (
@@ -128,6 +128,11 @@ VALUES = [
     ("ray._common.usage.usage_constants", "USAGE_STATS_ENABLED_ENV_VAR", "RAY_USAGE_STATS_ENABLED"),
     ("ray.train.v2._internal.constants", "ENABLE_PRINT_PATCH_ENV_VAR", "RAY_TRAIN_ENABLE_PRINT_PATCH"),
     (
+        "ray.train.v2._internal.constants",
+        "WORKER_GROUP_START_TIMEOUT_S_ENV_VAR",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S",
+    ),
+    (
         "ray._private.accelerators.accelerator",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO_ENV_VAR",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",
@@ -161,7 +166,7 @@ def test_every_setting_of_ours_is_one_that_ray_reads() -> None:
     known = {value for _, _, value in VALUES}
     assert "RAY_DATA_DISABLE_PROGRESS_BARS" in inspect.getsource(ray.data.context)
     known |= {"RAY_DATA_DISABLE_PROGRESS_BARS", "GLIBC_TUNABLES"}
-    assert (ENVIRONMENT | OWN_ENVIRONMENT).keys() <= known
+    assert (ENVIRONMENT | OWN_ENVIRONMENT | CLUSTER_ENVIRONMENT).keys() <= known
 
 
 def test_deepspeed_lays_its_state_out_as_the_engine_reads_it() -> None:

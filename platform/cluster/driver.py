@@ -34,7 +34,7 @@ def fit(
     """Run the ranks from `start_step` to the end, a stop or a failure.
 
     observe: gets each new record on the calling thread, twice a second, and now and then what the run waits for.
-    A stop before the first step does not wait, there is nothing to commit.
+    A stop before the first step, or while ranks wait for a lost node, does not wait: there is nothing to commit.
     """
     waiting = Waiting(lambda reason: observe(Note(reason)))
     has_stepped, failed = False, None
@@ -52,7 +52,7 @@ def fit(
             has_stepped = _pass_on(tail, observe) or has_stepped
             waiting.look(partial(_delay, job, session, has_stepped))
             # in the caller's session the ranks would go on without us: there they stop themselves
-            if stop.is_asked and not has_stepped and session.place != "caller":
+            if stop.is_asked and session.place != "caller" and (not has_stepped or session.pending()):
                 return Outcome("interrupted")
             failed = _failure(job)  # Ray would start the ranks anew
         # Ray ends a process, without a word, in which a thread still waits for it when its session is closed

@@ -36,6 +36,8 @@ ENVIRONMENT = {
 }
 # a session of our own is reachable from this machine only and lives as long as the command
 OWN_ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "GLIBC_TUNABLES": MALLOC}
+# a lost node may be back in hours; Ray Train would give up on its workers' places after three minutes
+CLUSTER_ENVIRONMENT = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(7 * 24 * 3600)}
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
 
 SOCKET_BYTES = 107  # the longest path of a socket on Linux
@@ -76,14 +78,18 @@ class Session:
         return lacks and f"waiting for Ray, where others hold what this run needs: {lacks} free"
 
     def pending(self) -> str | None:
-        """What workers wait for that Ray is to start; None if it has room for them."""
+        """What workers of this process wait for that Ray is to start; None if it has room for them."""
+        import ray
         from ray.util.placement_group import placement_group_table
 
+        job = ray.get_runtime_context().get_job_id()  # which is the end of its groups' ids
         worker = {"CPU": float(self.need.scale.cpus_per_worker)}
         waiting = [
             group
             for group in placement_group_table().values()
-            if group["state"] in ("PENDING", "RESCHEDULING") and worker.items() <= group["bundles"][0].items()
+            if group["state"] in ("PENDING", "RESCHEDULING")
+            and worker.items() <= group["bundles"][0].items()
+            and group["placement_group_id"].endswith(job)
         ]
         if not waiting:
             return None
@@ -111,7 +117,7 @@ def opened(need: Need) -> Iterator[Session]:
 @contextlib.contextmanager
 def _environment(where: Place) -> Iterator[None]:
     """Settings that Ray reads from the environment, where the user has not set them."""
-    wanted = ENVIRONMENT | (OWN_ENVIRONMENT if where == "own" else {})
+    wanted = ENVIRONMENT | {"own": OWN_ENVIRONMENT, "cluster": CLUSTER_ENVIRONMENT, "caller": {}}[where]
     before = {
         name: os.environ.get(name) for name in (*wanted, "PYTHONBREAKPOINT")
     }  # the last is set by ray.init

@@ -115,6 +115,22 @@ def test_before_the_first_step_only_ranks_that_would_outlive_us_are_waited_for(
     assert ended.is_set() == (place == "caller")
 
 
+def test_a_stop_does_not_wait_for_a_node_that_is_lost(job, monkeypatch):
+    stop, released = Stop(), threading.Event()
+
+    def ranks():
+        step(job, 0)
+        time.sleep(0.7)  # the driver sees the step, then the ranks are gone
+        stop.ask()
+        released.wait(20)
+
+    begin_s = time.monotonic()
+    outcome, _ = fitted(monkeypatch, job, ranks, stop=stop, where=session(pending="no room", place="cluster"))
+    assert outcome == Outcome("interrupted")
+    assert time.monotonic() - begin_s < 20
+    released.set()
+
+
 @pytest.mark.parametrize("farewell_s", [5.0, 0.1])
 def test_what_cannot_be_mended_waits_a_while_for_ray_to_see_it(
     job: Any, monkeypatch: pytest.MonkeyPatch, farewell_s: float

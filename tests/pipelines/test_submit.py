@@ -1,0 +1,110 @@
+"""What is said of a job before anything is sent."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vergence.pipelines import cli, submit
+from vergence.pipelines.recipe import Recipe
+from vergence.platform import yaml
+from vergence.platform.jobs.job import Job
+
+PRETRAIN = ["pretrain", "simclr-cifar10", "data.train=/data/train-*.tar", "--to", "ray", "--home", "/shared"]
+
+
+@pytest.fixture
+def job_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Job]:
+    """The job that a command line describes."""
+
+    def described(*arguments: str) -> Job:
+        jobs: list[Job] = []
+        monkeypatch.setattr(submit, "place", lambda options: argparse.Namespace(preview=jobs.append))
+        assert cli.main(["submit", *arguments, "--dry-run"]) == 0
+        return jobs[0]
+
+    return described
+
+
+def test_a_run_takes_its_whole_recipe_along(job_of: Callable[..., Job]) -> None:
+    job = job_of(*PRETRAIN, "optim.lr=0.5", "scale.workers=3")
+    assert job.command() == ["vergence", "pretrain", "recipe.yaml", "--name", "simclr-cifar10"]
+    assert job.command("/etc/vergence")[2] == "/etc/vergence/recipe.yaml"
+    recipe = Recipe.parse(yaml.parse(job.files["recipe.yaml"], "recipe"), "recipe")
+    assert (recipe.optim.lr, recipe.data.train) == (0.5, "/data/train-*.tar")
+    assert job.need is not None
+    assert (job.need.scale.workers, job.home) == (3, "/shared")
+
+
+def test_a_fork_stays_one_and_another_setting_is_another_job(job_of: Callable[..., Job]) -> None:
+    job = job_of(*PRETRAIN, "--name", "first", "--fork", "second")
+    assert job.arguments == ["recipe.yaml", "--name", "first", "--fork", "second"]
+    assert job.digest == job_of(*PRETRAIN, "--fork", "second", "--name", "first").digest
+    assert job.digest != job_of(*PRETRAIN, "--name", "first", "--fork", "second", "optim.lr=0.5").digest
+    assert job.digest != job_of(*PRETRAIN, "--name", "first").digest
+
+
+def test_the_words_of_other_verbs_are_handed_on(job_of: Callable[..., Job]) -> None:
+    words = ["a", "b", "--train", "/x y", "--test", "/z", "--protocol", "knn,linear", "--baselines"]
+    job = job_of("evaluate", *words, "--name", "figures", "--to", "ray")
+    assert job.command() == ["vergence", "evaluate", *words]
+    assert (job.name, job.need) == ("figures", None)
+    embed = job_of("embed", "first", "/data/test.tar", "/out", "--name", "vectors", "--to", "ray")
+    assert embed.arguments == ["first", "/data/test.tar", "/out"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        ([*PRETRAIN, "data.train=cifar/*.tar"], "data.train=cifar/*.tar"),
+        (["embed", "first", "cifar/test.tar", "/out", "--name", "v", "--to", "ray"], "source=cifar/test.tar"),
+        (["embed", "first", "/test.tar", "out", "--name", "v", "--to", "ray"], "out=out"),
+        (["evaluate", "a", "--train", "x", "--test", "/y", "--name", "v", "--to", "ray"], "train=x"),
+        (["evaluate", "runs/a/encoder.pt2", "--train", "/x", "--test", "/y", "--name", "v", "--to", "ray"],
+         "encoder=runs/a/encoder.pt2"),
+    ],
+)  # fmt: skip
+def test_a_path_that_means_this_folder_is_refused(
+    arguments: list[str], what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["submit", *arguments]) == 2
+    assert f"submit: {what}: the job runs elsewhere; give the absolute path" in capsys.readouterr().err
+
+
+def test_a_mistake_in_the_recipe_is_told_before_anything_is_sent(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["submit", *PRETRAIN, "optim.lrr=1"]) == 2
+    assert "optim.lrr is not a setting (did you mean lr?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("home", [[], ["--home", "runs"]])
+def test_a_cluster_needs_a_state_folder(
+    home: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("VERGENCE_HOME", raising=False)
+    assert cli.main(["submit", *PRETRAIN[:-2], *home, "--dry-run"]) == 2
+    assert "where does the cluster keep runs?" in capsys.readouterr().err
+
+
+def test_a_dry_run_prints_request_and_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["submit", *PRETRAIN, "--dry-run"]) == 0
+    request, recipe = (yaml.parse(each, "printed") for each in capsys.readouterr().out.split("---\n"))
+    assert request["submission_id"] == "simclr-cifar10-1"
+    assert request["entrypoint"] == "exec vergence pretrain recipe.yaml --name simclr-cifar10"
+    assert request["runtime_env"]["env_vars"]["VERGENCE_HOME"] == "/shared"
+    assert request["runtime_env"]["working_dir"] == "gcs://simclr-cifar10-1.zip"
+    assert recipe["method"]["name"] == "simclr"
+
+
+@pytest.mark.parametrize("verb", ["submit", "jobs"])
+def test_help_has_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([verb, "--help"])
+    assert f"  vergence {verb} " in capsys.readouterr().out
+
+
+def test_home_is_that_of_the_environment(
+    job_of: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("VERGENCE_HOME", str(tmp_path))
+    assert job_of(*PRETRAIN[:-2]).home == str(tmp_path)
