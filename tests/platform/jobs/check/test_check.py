@@ -39,7 +39,7 @@ def on(success: int, other: int) -> list[dict[str, Any]]:
 
 
 UNENDED = (("spec.shutdownAfterJobFinishes", DELETED), ("spec.ttlSecondsAfterFinished", DELETED))
-UNQUEUED = (("metadata.labels", {}),)
+UNQUEUED: tuple[tuple[str, Any], ...] = (("metadata.labels", {}),)
 SELECTED = (("spec.rayClusterSpec", DELETED), ("spec.backoffLimit", 0), *UNQUEUED)
 BARE_SUBMITTER = {"spec": {"containers": [{"name": "submit", "image": "a:1"}]}}
 GROUP = {"groupName": "a", "rayStartParams": {}, "template": BARE_SUBMITTER}
