@@ -13,12 +13,12 @@ SOUND = Path(__file__).parents[1] / "platform" / "jobs" / "check" / "sound.yaml"
 def test_folder_without_faults_ends_with_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "all.yaml").write_text(SOUND.read_text())
     assert main(["submit", "--check", str(tmp_path)]) == 0
-    assert capsys.readouterr() == ("", "12 objects in 1 bundle: no faults\n")
+    assert capsys.readouterr() == ("", "14 objects in 1 bundle: no faults\n")
 
 
 def test_fault_is_one_line_and_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "job.yaml"
-    file.write_text(SOUND.read_text().replace("entrypoint:", "entryPoint:"))
+    file.write_text(SOUND.read_text().replace("entrypoint:", "entryPoint:", 1))
     assert main(["submit", "--check", str(file)]) == 2
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"{file}: RayJob/moco: spec.entryPoint: schema: ")

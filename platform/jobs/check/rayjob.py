@@ -72,7 +72,7 @@ def _entrypoint(spec: dict[str, Any]) -> Findings:
     if mode not in MODES:
         message = f"got {mode!r}, which the operator takes and then waits for ever"
         yield Finding("submissionMode", "X2", message, f"valid: {', '.join(MODES)}")
-    if found := shell_words(entrypoint):
+    if mode != "HTTPMode" and (found := shell_words(entrypoint)):  # there the job's own shell reads it first
         message = f"{found!r} is read by the shell of the submitter, not of the job"
         yield Finding(
             "entrypoint", "X9", message, "write one plain command, or bash -c '...' in single quotes"

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from vergence.platform.jobs.check import rayjob
 from vergence.platform.jobs.check.check import faults
 from vergence.platform.jobs.check.documents import parse
 from vergence.platform.jobs.check.finding import Document
@@ -16,6 +17,8 @@ DELETED = object()
 HEAD = "spec.rayClusterSpec.headGroupSpec"
 WORKER = "spec.rayClusterSpec.workerGroupSpecs[0]"
 RAY = "template.spec.containers[0]"
+FT = "spec.gcsFaultToleranceOptions"
+HEAD_ENV = f"spec.headGroupSpec.{RAY}.env"
 RULES = "spec.deletionStrategy.deletionRules"
 
 
@@ -41,6 +44,7 @@ def on(success: int, other: int) -> list[dict[str, Any]]:
 UNENDED = (("spec.shutdownAfterJobFinishes", DELETED), ("spec.ttlSecondsAfterFinished", DELETED))
 UNQUEUED: tuple[tuple[str, Any], ...] = (("metadata.labels", {}),)
 SELECTED = (("spec.rayClusterSpec", DELETED), ("spec.backoffLimit", 0), *UNQUEUED)
+SUBMITTED = (("spec.submissionMode", "K8sJobMode"),)
 BARE_SUBMITTER = {"spec": {"containers": [{"name": "submit", "image": "a:1"}]}}
 GROUP = {"groupName": "a", "rayStartParams": {}, "template": BARE_SUBMITTER}
 
@@ -71,8 +75,9 @@ ROWS = [
     Row("broken YAML in runtimeEnvYAML", "RayJob", "spec.runtimeEnvYAML", "a: [", "J30"),
     Row("no entrypoint", "RayJob", "spec.entrypoint", DELETED, "X1"),
     Row("an unknown mode", "RayJob", "spec.submissionMode", "HttpMode", "X2"),
-    Row("a shell's and", "RayJob", "spec.entrypoint", "cd /a && vergence pretrain b", "X9"),
-    Row("a pattern for the shell", "RayJob", "spec.entrypoint", "vergence pretrain a data.train=/b/*.tar", "X9"),
+    Row("a shell's and", "RayJob", "spec.entrypoint", "cd /a && vergence pretrain b", "X9", more=SUBMITTED),
+    Row("a pattern for the shell", "RayJob", "spec.entrypoint", "vergence pretrain a data.train=/b/*.tar", "X9",
+        more=SUBMITTED),
     Row("suspended for ever", "RayJob", "spec.suspend", True, "J3", more=(*UNENDED, *UNQUEUED)),
     Row("a negative TTL", "RayJob", "spec.ttlSecondsAfterFinished", -1, "J4"),
     Row("a TTL without shutdown", "RayJob", "spec.shutdownAfterJobFinishes", DELETED, "J5",
@@ -141,7 +146,51 @@ ROWS = [
         [GROUP, GROUP], "X3"),
     Row("another Ray than the image's", "RayJob", f"{HEAD}.{RAY}.image", "registry/vergence:0.1.0-ray2.59.0", "X6"),
     Row("a head whose dashboard has no name", "RayJob", f"{HEAD}.{RAY}.ports", [{"containerPort": 8265}], "X8"),
+    Row("fault tolerance said twice", "RayCluster", "metadata.annotations", {"ray.io/ft-enabled": "true"}, "C10",
+        "metadata.annotations[ray.io/ft-enabled]", ((FT, {"redisAddress": "a:6379"}),)),
+    Row("a claim and its size", "RayCluster", FT, {"backend": "rocksdb", "storage": {"claimName": "a", "size": "1Gi"}},
+        "C14"),
+    Row("a mount that the operator makes", "RayCluster", FT, {"backend": "rocksdb"}, "C15", HEAD_ENV,
+        ((f"spec.headGroupSpec.{RAY}.env", [{"name": "RAY_gcs_storage", "value": "a"}]),)),
+    Row("storage for Redis", "RayCluster", FT, {"redisAddress": "a:1", "storage": {"claimName": "a"}}, "C16"),
+    Row("a suspended group that scales", "RayJob", f"{WORKER}.suspend", True, "C18",
+        more=(("spec.rayClusterSpec.enableInTreeAutoscaling", True),)),
+    Row("the scaler's version said twice", "RayCluster", "spec.autoscalerOptions", {"version": "v2"}, "C20", more=(
+        ("spec.enableInTreeAutoscaling", True),
+        (f"spec.headGroupSpec.{RAY}.env", [{"name": "RAY_enable_autoscaler_v2", "value": "1"}]))),
+    Row("pods that start again under the second scaler", "RayCluster", "spec.headGroupSpec.template.spec.restartPolicy",
+        "Always", "C21", more=(("spec.enableInTreeAutoscaling", True), ("spec.autoscalerOptions", {"version": "v2"}))),
+    Row("a negative idle time", "RayCluster", "spec.autoscalerOptions.idleTimeoutSeconds", -1, "C22"),
+    Row("the operator's own variable", "RayCluster", "spec.autoscalerOptions.env",
+        [{"name": "KUBERAY_GEN_AUTOSCALER_START_CMD", "value": "a"}], "C23"),
+    Row("a history behind a gate", "RayCluster", "spec.historyServerOptions", {"collectorOptions": {"image": "a:1"}}, "C24"),
+    Row("a collector without a store", "RayCluster", "spec.historyServerOptions", {"collectorOptions": {"image": "a:1"}},
+        "C25"),
+    Row("Kubernetes' tokens beside a secret", "RayCluster", "spec.authOptions",
+        {"mode": "token", "enableK8sTokenAuth": True, "secretName": "a"}, "C27", "spec.authOptions.enableK8sTokenAuth"),
+    Row("rules for what is free", "RayCluster", "spec.networkPolicy",
+        {"mode": "DenyAllEgress", "head": {"ingressRules": [{}]}}, "C29"),
+    Row("a group whose name is no label", "RayJob", f"{WORKER}.groupName", "GPU_1", "C30",
+        more=(("spec.rayClusterSpec.networkPolicy", {}),)),
+    Row("rules for no group", "RayCluster", "spec.networkPolicy", {"workerGroups": [{"groupName": "a"}]}, "C31"),
+    Row("certificates by hand", "RayCluster", "spec.tlsOptions", {"enabled": True}, "C33", "spec.headGroupSpec",
+        ((f"spec.headGroupSpec.{RAY}.env", [{"name": "RAY_USE_TLS", "value": "1"}]),)),
+    Row("an upgrade of services", "RayCluster", "spec.upgradeStrategy", {"type": "NewCluster"}, "C34",
+        "spec.upgradeStrategy.type"),
+    Row("a schedule of six fields", "RayCronJob", "spec.schedule", "0 0 3 * * *", "R1"),
+    Row("a time zone that is none", "RayCronJob", "spec.timeZone", "Europe/Pari", "R1"),
+    Row("another's cluster deleted", "RayJob", "spec.deletionStrategy",
+        {"onSuccess": {"policy": "DeleteCluster"}, "onFailure": {"policy": "DeleteNone"}}, "J11",
+        "spec.deletionStrategy.onSuccess.policy", (*SELECTED, ("spec.clusterSelector", {"ray.io/cluster": "a"}))),
+    Row("another's cluster deleted by a rule", "RayJob", RULES, on(1, 2), "J16", f"{RULES}[0].policy",
+        (*SELECTED, ("spec.clusterSelector", {"ray.io/cluster": "a"}))),
+    Row("workers deleted while scaling, the older form", "RayJob", "spec.deletionStrategy",
+        {"onSuccess": {"policy": "DeleteWorkers"}, "onFailure": {"policy": "DeleteNone"}}, "J12",
+        "spec.deletionStrategy.onSuccess.policy", (("spec.rayClusterSpec.enableInTreeAutoscaling", True),)),
+    Row("a rule before the end", "RayJob", RULES, on(-1, 2), "J15", f"{RULES}[0].condition.ttlSeconds"),
     # the service
+    Row("Kubernetes' tokens for a service", "RayService", "spec.rayClusterConfig.authOptions",
+        {"mode": "token", "enableK8sTokenAuth": True}, "S1", "spec.rayClusterConfig.authOptions.enableK8sTokenAuth"),
     Row("no positive time to start", "RayService", "metadata.annotations", {"ray.io/initializing-timeout": "soon"}, "S2",
         "metadata.annotations[ray.io/initializing-timeout]"),
     Row("a name for the operator's service", "RayService", "spec.rayClusterConfig.headGroupSpec.headService",
@@ -243,6 +292,18 @@ def test_planted_fault_is_caught_by_name(row: Row) -> None:
     assert row.rule in {fault.finding.rule for fault in found}, list(map(str, found))
     places = [fault.finding.path for fault in found if fault.finding.rule == row.rule]
     assert any(place.startswith(row.at or row.path) for place in places), places
+
+
+def test_every_rule_has_its_row() -> None:
+    source = "".join(file.read_text() for file in Path(rayjob.__file__).parent.glob("*.py"))
+    rules = set(re.findall(r'"((?:[BCJKPRSX][0-9]+)|CEL|schema|core-schema|unknown-kind)"', source))
+    assert rules - {row.rule for row in ROWS} == set()
+    assert len(rules) > 100
+
+
+def test_shell_of_the_job_may_read_what_no_submitter_does() -> None:
+    row = Row("", "RayJob", "spec.entrypoint", "cd /a && vergence pretrain b", "")
+    assert [fault for fault in faults(planted(row)) if fault.finding.rule == "X9"] == []
 
 
 def test_fault_says_file_object_path_rule_and_cure() -> None:
