@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from vergence.pipelines.advance import Planned, RunResult
     from vergence.pipelines.embed import embed
     from vergence.pipelines.evaluate import evaluate
+    from vergence.pipelines.export import export
     from vergence.pipelines.pretrain import pretrain
+    from vergence.pipelines.promote import Promotion, promote, rollback
     from vergence.pipelines.recipe import Recipe, load_recipe
     from vergence.platform.encoders.encoder import LoadedEncoder
     from vergence.platform.encoders.load import load_encoder
@@ -32,6 +34,7 @@ _HOMES = {
     "Monitored": "vergence.platform.runs.records",
     "Note": "vergence.platform.runs.records",
     "Planned": "vergence.pipelines.advance",
+    "Promotion": "vergence.pipelines.promote",
     "Recipe": "vergence.pipelines.recipe",
     "Report": "vergence.platform.evaluate.report",
     "RunResult": "vergence.pipelines.advance",
@@ -40,9 +43,12 @@ _HOMES = {
     "VergenceError": "vergence.platform.errors",
     "embed": "vergence.pipelines.embed",
     "evaluate": "vergence.pipelines.evaluate",
+    "export": "vergence.pipelines.export",
     "load_encoder": "vergence.platform.encoders.load",
     "load_recipe": "vergence.pipelines.recipe",
     "pretrain": "vergence.pipelines.pretrain",
+    "promote": "vergence.pipelines.promote",
+    "rollback": "vergence.pipelines.promote",
     "timm_backbone": "vergence.platform.encoders.rebuild",
 }
 
@@ -53,6 +59,7 @@ __all__ = [
     "Monitored",
     "Note",
     "Planned",
+    "Promotion",
     "Recipe",
     "Report",
     "RunResult",
@@ -61,9 +68,12 @@ __all__ = [
     "VergenceError",
     "embed",
     "evaluate",
+    "export",
     "load_encoder",
     "load_recipe",
     "pretrain",
+    "promote",
+    "rollback",
     "timm_backbone",
 ]
 

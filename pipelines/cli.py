@@ -26,6 +26,8 @@ VERBS = {
     "pretrain": ("pretrain", "train an encoder from a recipe; the same command goes on after any stop"),
     "evaluate": ("evaluate", "measure frozen encoders by kNN and by a linear classifier"),
     "embed": ("embed", "write the embeddings of shards or a folder of images to parquet"),
+    "export": ("export", "write an encoder as torch program, safetensors, ONNX or a folder of timm's"),
+    "promote": ("promote", "make a candidate of the registry champion if it is better; or go back"),
     "submit": ("submit", "run a verb on a cluster and follow it; the same command goes on after any stop"),
     "jobs": ("jobs", "list, follow and stop what was submitted"),
     "runs": ("runs", "list and show runs"),

@@ -50,6 +50,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write the figures with their protocols there too"
     )
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="keep the report with the registered version, as file and metrics",
+    )
     told = "\n".join(
         fill(f"{name} = {each.version}: {each.words}.", 118, initial_indent="  ", subsequent_indent="    ")
         for name, each in DEFINITIONS.items()
@@ -64,7 +69,8 @@ and an interrupted command goes on where it was.
 examples:
   vergence evaluate simclr-cifar10 --train "cifar10/train-*.tar" --test "cifar10/test-*.tar"
   vergence evaluate simclr byol mocov2 --train train/ --test test/ --protocol knn,linear
-  vergence evaluate models:/simclr-cifar10@champion --train train/ --test test/ --baselines --json knn.json"""
+  vergence evaluate models:/simclr-cifar10@champion --train train/ --test test/ --baselines --json knn.json
+  vergence evaluate models:/simclr-cifar10@candidate --train train/ --test test/ --protocol linear --record"""
 
 
 def main(args: argparse.Namespace) -> int:
@@ -75,6 +81,8 @@ def main(args: argparse.Namespace) -> int:
         raise UserError(f"--seeds: got {args.seeds}, needs at least 1")
     protocols, device = versions(args.protocol.split(",")), usable(args.device)
     encoders = [load_encoder(name) for name in args.encoders]
+    if args.record:
+        _refuse_unregistered(encoders)
     pair = _pair(args.train, args.test)
     seeds = args.seeds if args.baselines else 0
     reports = [_evaluate(encoder, pair, protocols, seeds, str(device)) for encoder in encoders]
@@ -85,6 +93,8 @@ def main(args: argparse.Namespace) -> int:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
         print(f"written: {args.json}")
+    if args.record:
+        _record(reports)
     return 0
 
 
@@ -113,6 +123,23 @@ def evaluate(
     chosen = versions(protocols)
     loaded = load_encoder(encoder) if isinstance(encoder, str) else encoder
     return _evaluate(loaded, _pair(train, test), chosen, seeds, device)
+
+
+def _refuse_unregistered(encoders: "Sequence[LoadedEncoder]") -> None:
+    for encoder in encoders:
+        if not encoder.name.startswith("models:/"):
+            raise UserError(f"--record: {encoder.name} is not in the registry; give models:/NAME@ALIAS")
+
+
+def _record(reports: Sequence[Report]) -> None:
+    """Keep each report with the version that it is of."""
+    from vergence.platform.encoders.versions import record, registry
+
+    for report in reports:
+        name, version = report.encoder.name.removeprefix("models:/").rsplit("/", 1)
+        with registry(report.encoder.name, patient=True) as client:
+            record(client, name, int(version), report)
+        print(f"recorded: {report.encoder.name}")
 
 
 def _pair(train: str, test: str) -> "Pair":

@@ -15,7 +15,7 @@ from vergence.platform.data.index import Index
 from vergence.platform.data.plan import Plan
 from vergence.platform.data.read import Reader
 from vergence.platform.encoders.export import PROGRAM, EncoderCard, export_encoder
-from vergence.platform.encoders.registry import register
+from vergence.platform.encoders.registry import TrainedOn, register
 from vergence.platform.errors import VergenceError
 from vergence.platform.mlflow_errors import explain
 from vergence.platform.mlflow_store import tracking_uri
@@ -46,7 +46,7 @@ def hand_over(recipe: Recipe, run: Run, index: Index, method: Method, tracker: T
     _draw_views(recipe, index, plan, run.logs / "plots" / "views.png")
     name = recipe.track.register_as
     if name is not None and run.facts().version is None:
-        run.remember(version=_register(run, name, card, tracker, says))
+        run.remember(version=_register(run, name, card, TrainedOn(recipe.data.train, index), tracker, says))
     run.remember(finished=True)
 
 
@@ -59,12 +59,13 @@ def _trained(method: Method, final: commits.Commit) -> nn.Module:
     return method.encoder
 
 
-def _register(run: Run, name: str, card: EncoderCard, tracker: Tracker, says: Says) -> int:
+def _register(run: Run, name: str, card: EncoderCard, data: TrainedOn, tracker: Tracker, says: Says) -> int:
     """The version of model `name` that holds the export, made by this run's MLflow run."""
     uri = tracking_uri()
     says(f"registering {name} at {uri}")
     try:
-        return register(run.exports, name, run_id=tracker.open(), tags=_tags(card), tracking_uri=uri)
+        run_id = tracker.open()
+        return register(run.exports, name, run_id=run_id, tags=_tags(card), tracking_uri=uri, data=data)
     except Exception as error:
         reason = str(error) if isinstance(error, VergenceError) else explain(error, uri)
         raise VergenceError(

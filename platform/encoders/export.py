@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -117,22 +117,35 @@ def export_encoder(encoder: nn.Module, card: EncoderCard, folder: Path) -> Path:
     return folder
 
 
-def check_equal(expected: Any, loaded: Any, card: EncoderCard) -> None:
+class Shape(Protocol):
+    """What an encoder is called, takes and gives: a card and a loaded encoder say it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def dim(self) -> int: ...
+
+
+def check_equal(expected: Any, loaded: Any, shape: Shape, tolerance: float = TOLERANCE) -> None:
     """Both map uint8 (n, S, S, 3) to (n, dim) alike at batches of 1, 7, 64; VergenceError otherwise."""
     rng = np.random.default_rng(0)
     for n in GATE_BATCHES:
-        images = torch.from_numpy(rng.integers(0, 256, (n, card.size, card.size, 3), dtype=np.uint8))
+        images = torch.from_numpy(rng.integers(0, 256, (n, shape.size, shape.size, 3), dtype=np.uint8))
         with torch.no_grad():
             a, b = expected(images), torch.as_tensor(loaded(images))
-        allowed = TOLERANCE * max(1.0, float(a.abs().max()))
-        if a.shape != (n, card.dim) or b.shape != a.shape:
+        allowed = tolerance * max(1.0, float(a.abs().max()))
+        if a.shape != (n, shape.dim) or b.shape != a.shape:
             raise VergenceError(
-                f"encoder {card.name}: gives {tuple(b.shape)} for a batch of {n}, dim is {card.dim}"
+                f"encoder {shape.name}: gives {tuple(b.shape)} for a batch of {n}, dim is {shape.dim}"
             )
         difference = float((a - b).abs().max())
         if not difference <= allowed:  # also when it is NaN
             raise VergenceError(
-                f"encoder {card.name}: loaded back, it differs by {difference:.1e} from the trained one "
+                f"encoder {shape.name}: loaded back, it differs by {difference:.1e} from the trained one "
                 f"at a batch of {n} (allowed {allowed:.0e}); it was not handed over"
             )
 

@@ -11,11 +11,10 @@ import torch
 
 from vergence.platform.encoders.encoder import LoadedEncoder, digest_of
 from vergence.platform.encoders.export import CARD, PROGRAM, read_card
-from vergence.platform.errors import UserError, VergenceError, nearest
+from vergence.platform.encoders.versions import all_aliases, registry
+from vergence.platform.errors import UserError, nearest
 from vergence.platform.home import home
-from vergence.platform.mlflow_errors import explain
 from vergence.platform.mlflow_moved import local_path
-from vergence.platform.mlflow_store import database, store, tracking_uri
 from vergence.platform.text import printable
 
 MODEL = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>[0-9]+))")
@@ -77,30 +76,19 @@ def _open(file: Path, name: str, card: Path | None = None) -> LoadedEncoder:
 
 
 def _from_registry(ref: str) -> LoadedEncoder:
-    uri = tracking_uri()
     match = MODEL.fullmatch(ref)
     if not match:
         raise UserError(f"{ref}: write models:/NAME@ALIAS (models:/NAME@champion) or models:/NAME/VERSION")
-    file = database(uri)
-    if file is not None and not file.exists():
-        raise UserError(
-            f"{ref}: there is no registry at {uri} yet; train something, or set MLFLOW_TRACKING_URI"
-        )
-    import mlflow
+    with registry(ref) as client, tempfile.TemporaryDirectory() as folder:
+        import mlflow
 
-    try:
-        with store(uri) as client, tempfile.TemporaryDirectory() as folder:
-            version = _version(client, match)
-            name = f"models:/{match['name']}/{version}"
-            kept = local_path(client.get_model_version_download_uri(match["name"], str(version)))
-            if kept is not None and not kept.exists():
-                raise UserError(f"{name}: its files are missing, they were in {kept}; put them back there")
-            files = Path(mlflow.artifacts.download_artifacts(name, dst_path=folder))
-            return _open(files / "data" / "model.pt2", name, files / "extra_files" / CARD)
-    except VergenceError:
-        raise
-    except Exception as error:  # MLflow's own, and SQLAlchemy's of a damaged database
-        raise VergenceError(f"{ref}: {explain(error, uri)}") from None
+        version = _version(client, match)
+        name = f"models:/{match['name']}/{version}"
+        kept = local_path(client.get_model_version_download_uri(match["name"], str(version)))
+        if kept is not None and not kept.exists():
+            raise UserError(f"{name}: its files are missing, they were in {kept}; put them back there")
+        files = Path(mlflow.artifacts.download_artifacts(name, dst_path=folder))
+        return _open(files / "data" / "model.pt2", name, files / "extra_files" / CARD)
 
 
 def _version(client: Any, match: re.Match[str]) -> int:
@@ -108,14 +96,7 @@ def _version(client: Any, match: re.Match[str]) -> int:
     import mlflow
 
     name, alias, version = match["name"], match["alias"], match["version"]
-    try:
-        aliases = {key: int(value) for key, value in client.get_registered_model(name).aliases.items()}
-    except mlflow.MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        models = [model.name for model in client.search_registered_models()]
-        known = nearest(name, models) if models else "it has none yet"
-        raise UserError(f"{match[0]}: no such model in the registry at {tracking_uri()} ({known})") from None
+    aliases = all_aliases(client, name, match[0])
     if alias is not None:
         if alias not in aliases:
             known = nearest(alias, aliases) if aliases else "it has none; use models:/NAME/VERSION"

@@ -52,16 +52,43 @@ def timm_backbone(encoder: "LoadedEncoder", num_classes: int = 0, **changes: Any
     return cast(nn.Module, model.to(encoder.device))
 
 
+def plain_timm(encoder: "LoadedEncoder") -> nn.Module:
+    """What timm.create_model makes of the card, with the encoder's weights, in eval mode on the CPU.
+
+    Raises UserError: there is no card, or the backbone is one that timm alone cannot build.
+    """
+    config = _config(encoder.name, encoder.card)
+    own = _own_settings(config)
+    if own:
+        raise UserError(
+            f"{encoder.name}: its backbone is {config.name} with {own}, which timm.create_model cannot build; export it as "
+            "pt2 or onnx, or train it on by `timm_backbone` of vergence.pipelines"
+        )
+    return _created(encoder, config, 0, {}).eval()
+
+
 def _with_changes(encoder: "LoadedEncoder", num_classes: int, changes: Mapping[str, Any]) -> nn.Module:
     """The backbone as timm.create_model makes it with these arguments."""
     config = _config(encoder.name, encoder.card)
-    own = config.model_dump(exclude_defaults=True, include=TIMM_LACKS)
+    own = _own_settings(config)
     if own:
-        settings = ", ".join(f"{key}={value}" for key, value in own.items())
         raise UserError(
-            f"{encoder.name}: its backbone is {config.name} with {settings}, which timm.create_model cannot build, so it "
+            f"{encoder.name}: its backbone is {config.name} with {own}, which timm.create_model cannot build, so it "
             f"takes no {', '.join(changes)}; leave that out, or change the model that you get without"
         )
+    return _created(encoder, config, num_classes, changes)
+
+
+def _own_settings(config: EncoderConfig) -> str:
+    """Settings that timm's own form of the backbone does not have; empty if it is timm's."""
+    own = config.model_dump(exclude_defaults=True, include=TIMM_LACKS)
+    return ", ".join(f"{key}={value}" for key, value in own.items())
+
+
+def _created(
+    encoder: "LoadedEncoder", config: EncoderConfig, num_classes: int, changes: Mapping[str, Any]
+) -> nn.Module:
+    """timm's model with the encoder's weights; UserError: timm does not take the arguments."""
     try:
         arguments = {**timm_arguments(config, encoder.size), **changes}
         model = timm.create_model(config.name, num_classes=num_classes, **arguments)

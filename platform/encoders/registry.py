@@ -1,24 +1,42 @@
 """Encoders in MLflow's model registry: registered by the run that trained them, loadable by anybody."""
 
 import tempfile
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vergence.platform.data.index import Index
 from vergence.platform.encoders.export import CARD, PROGRAM, README, check_equal, markdown, read_card
+from vergence.platform.encoders.versions import CANDIDATE, CHAMPION
 from vergence.platform.masking import masked
 from vergence.platform.mlflow_store import store
 
-CANDIDATE, CHAMPION = "candidate", "champion"
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """The data of a run: the pattern that names the shards, and their index."""
+
+    pattern: str
+    index: Index
 
 
-def register(folder: Path, name: str, *, run_id: str, tags: Mapping[str, Any], tracking_uri: str) -> int:
+def register(
+    folder: Path,
+    name: str,
+    *,
+    run_id: str,
+    tags: Mapping[str, Any],
+    tracking_uri: str,
+    data: TrainedOn | None = None,
+) -> int:
     """Register the export in `folder` as a new version of model `name`, made by MLflow run `run_id`.
 
     The model is logged, loaded back as a stranger would (mlflow.pyfunc) and compared at batches of 1, 7
     and 64; only then is there a version, with `tags`, the alias `candidate`, and `champion` if the name
-    has none. Card and safetensors travel inside the model. A run makes one version of a name: called
-    again for the same run, only what is missing is done.
+    has none. Card and safetensors travel inside the model, the card's figures are metrics of it, and the run names its
+    `data`. A run makes one version of a name: called again for the same run, only what is missing is done.
 
     Returns: the version. Raises VergenceError: the gate failed; MlflowException: the store did.
     """
@@ -29,6 +47,7 @@ def register(folder: Path, name: str, *, run_id: str, tags: Mapping[str, Any], t
             version = int(made[0].version)
         else:
             model_id = _log_model(client, run_id, folder, name)
+            _log_lineage(client, run_id, model_id, folder, data)
             text = {key: masked(str(value)) for key, value in tags.items()}
             source = f"models:/{model_id}"
             row = client.create_model_version(name, source, run_id=run_id, tags=text, model_id=model_id)
@@ -96,3 +115,22 @@ def _log_model(client: Any, run_id: str, folder: Path, name: str) -> str:
         stranger = mlflow.pyfunc.load_model(f"models:/{model_id}", dst_path=copy)
     check_equal(module, lambda images: stranger.predict(images.numpy()), card)
     return model_id
+
+
+def _log_lineage(client: Any, run_id: str, model_id: str, folder: Path, data: TrainedOn | None) -> None:
+    """What the model was trained on, as an input of its run, and the card's figures, as metrics of the model."""
+    from mlflow.entities import Metric
+
+    from vergence.platform.encoders.lineage import ShardsDataset, training_input
+
+    dataset: dict[str, str] = {}
+    if data is not None:
+        trained_on = ShardsDataset(data.pattern, data.index)
+        client.log_inputs(run_id, datasets=[training_input(trained_on)])
+        dataset = {"dataset_name": trained_on.name, "dataset_digest": trained_on.digest}
+    now = int(time.time() * 1000)
+    metrics = [
+        Metric(key, value, now, 0, model_id, run_id=run_id, **dataset)
+        for key, value in read_card(folder / CARD).metrics.items()
+    ]
+    client.log_batch(run_id, metrics=metrics)

@@ -93,10 +93,28 @@ def evaluate(
             of_all = [next(scores) for _ in group]
             results[name] = {key: _seeds([each[key] for each in of_all]) for key in of_all[0]}
         else:
-            results[name] = {
-                key: Figure(top1=each.top1, settings=dict(each.settings))
-                for key, each in next(scores).items()
-            }
+            results[name] = _figures(next(scores))
+    return _report(encoder, pair, protocols, measured, results, baselines or {})
+
+
+def reports(
+    embedders: Sequence[Embedder], pair: Pair, protocols: Sequence[EvaluationProtocol], measured: Measured
+) -> list[Report]:
+    """Of what `measure` found, a report of each embedder."""
+    return [
+        _report(embedder, pair, protocols, measured, {"encoder": _figures(scores)}, {})
+        for embedder, scores in zip(embedders, measured.scores)
+    ]
+
+
+def _report(
+    encoder: Embedder,
+    pair: Pair,
+    protocols: Sequence[EvaluationProtocol],
+    measured: Measured,
+    results: dict[str, dict[str, Figure]],
+    baselines: Mapping[str, Baseline],
+) -> Report:
     return Report(
         encoder=EncoderFacts(name=encoder.name, digest=encoder.digest, dim=encoder.dim, size=encoder.size),
         data=Data(
@@ -109,8 +127,12 @@ def evaluate(
         ),
         protocols={each.definition.version: dict(each.definition.fixed) for each in protocols},
         results=results,
-        baselines={name: each.about for name, each in (baselines or {}).items()},
+        baselines={name: each.about for name, each in baselines.items()},
     )
+
+
+def _figures(scores: Mapping[str, Scores]) -> dict[str, Figure]:
+    return {key: Figure(top1=each.top1, settings=dict(each.settings)) for key, each in scores.items()}
 
 
 def _examples(data: Labelled, features: Features) -> Examples:

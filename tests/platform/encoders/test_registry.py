@@ -13,12 +13,14 @@ import mlflow
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from shard_files import png
+from shard_files import png, write_shard
 from tiny_encoder import make_card, make_encoder
 
 from vergence.pipelines.embed import embed
+from vergence.platform.data.index import Index, open_index
 from vergence.platform.encoders import registry
 from vergence.platform.encoders.export import export_encoder
+from vergence.platform.encoders.lineage import ShardsSource
 from vergence.platform.encoders.load import load_encoder
 from vergence.platform.errors import UserError, VergenceError
 from vergence.platform.mlflow_store import artifacts_of, store, tracking_uri
@@ -44,12 +46,38 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registered]
             experiment = client.create_experiment(EXPERIMENT, artifact_location=artifacts_of(uri, EXPERIMENT))
             runs = [client.create_run(experiment).info.run_id for _ in range(2)]
         tags = {"method": "simclr", "dimension": 128}
+        data = registry.TrainedOn(f"{home}/train-*.tar", shards(home))
         for run_id, version in zip((*runs, *runs), (1, 2, 1, 2)):  # again: after a power cut, say
-            assert registry.register(folder, NAME, run_id=run_id, tags=tags, tracking_uri=uri) == version
+            again = registry.register(folder, NAME, run_id=run_id, tags=tags, tracking_uri=uri, data=data)
+            assert again == version
         assert os.listdir() == []  # MLflow likes to leave things in the current folder
         assert os.listdir(home.parent) == [ODD]
         assert "MLFLOW_TRACKING_URI" not in os.environ
         yield home, folder, runs
+
+
+def shards(home: Path) -> Index:
+    image = png(np.zeros((16, 16, 3), np.uint8))
+    for shard in range(2):
+        write_shard(home / f"train-{shard}.tar", [(f"{shard}-{i}", {"png": image}) for i in range(3)])
+    return open_index(f"{home}/train-*.tar", home / "index")
+
+
+def test_the_run_names_its_data_and_the_model_its_figures(registered: Registered) -> None:
+    home, _, runs = registered
+    index = shards(home)
+    with store(tracking_uri()) as client:
+        run = client.get_run(runs[0])
+        [told] = run.inputs.dataset_inputs
+        [made] = run.outputs.model_outputs
+        metrics = client.get_logged_model(made.model_id).metrics
+    assert {tag.key: tag.value for tag in told.tags} == {"mlflow.data.context": "training"}
+    assert (told.dataset.name, told.dataset.digest) == (f"{home}/train-*.tar", index.digest[:36])
+    source = ShardsSource.from_json(told.dataset.source)
+    assert (source.shards, source.samples, source.digest) == (2, 6, index.digest)
+    assert source.load() == index.shards
+    [metric] = metrics
+    assert (metric.key, metric.value, metric.dataset_digest) == ("knn", 0.5, index.digest[:36])
 
 
 def test_versions_carry_tags_and_aliases(registered: Registered) -> None:
