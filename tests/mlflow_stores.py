@@ -1,45 +1,124 @@
-"""MLflow stores for tests: a real server, a server that only refuses, a database that is ready."""
+"""MLflow stores for tests: a real server with SQLite or PostgreSQL and S3, and a server that only refuses."""
 
 import contextlib
 import os
+import pwd
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 START_S = 120
 
 
 @contextlib.contextmanager
-def mlflow_server(folder: Path, port: int = 0) -> Iterator[str]:
-    """A real `mlflow server` on this machine with its database and artifacts in `folder`; its address."""
+def mlflow_server(
+    folder: Path,
+    port: int = 0,
+    *,
+    database: str | None = None,
+    artifacts: str | None = None,
+    arguments: Sequence[str] = (),
+    **environment: str,
+) -> Iterator[str]:
+    """A real `mlflow server` on this machine; its address.
+
+    database, artifacts: where it keeps them; by default SQLite and a folder in `folder`. arguments, environment: its own.
+    """
     port = port or free_port()
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts")),
+        *("--backend-store-uri", database or f"sqlite:///{folder}/mlflow.db"),
+        *("--artifacts-destination", artifacts or str(folder / "artifacts"), *arguments),
     ]  # fmt: skip
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # saves 10 s and 230 MB
-    with (folder / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=log, start_new_session=True, cwd=folder
-        )
+    # no job runner: saves 10 s and 230 MB
+    own = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | environment
+    with started(command, folder / "server.log", f"http://127.0.0.1:{port}/health", cwd=folder, env=own):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextlib.contextmanager
+def started(command: Sequence[str], log: Path, probe: str, **options: Any) -> Iterator[None]:
+    """A server, which answers at the address `probe` inside the block and is gone after it."""
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, **options)
     try:
         deadline = time.monotonic() + START_S
-        while not _is_up(port):
-            assert process.poll() is None, (folder / "server.log").read_text()
-            assert time.monotonic() < deadline, "the MLflow server did not start"
+        while not _is_up(probe):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, f"{command[0]} did not start: {log.read_text()}"
             time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
+        yield
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+@contextlib.contextmanager
+def postgres() -> Iterator[str]:
+    """A PostgreSQL server of its own; the address of an empty database. It does not run as root: then as another user."""
+    binaries = Path(shutil.which("initdb") or "").resolve().parent
+    as_user: list[str] = []
+    with tempfile.TemporaryDirectory(
+        prefix="postgres-"
+    ) as temporary:  # pytest's own is closed to other users
+        folder = Path(temporary)
+        if os.getuid() == 0:
+            user = pwd.getpwnam("postgres")
+            os.chown(folder, user.pw_uid, user.pw_gid)
+            as_user = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
+        data, port = folder / "data", free_port()
+        initdb = [str(binaries / "initdb"), "-D", str(data), "-U", "vergence", "-A", "trust", "--no-sync"]
+        subprocess.run([*as_user, *initdb], check=True, capture_output=True, cwd=folder)
+        server = [
+            *(str(binaries / "postgres"), "-D", str(data), "-p", str(port), "-k", str(folder)),
+            *("-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"),
+        ]
+        with (folder / "postgres.log").open("w") as log:
+            process = subprocess.Popen([*as_user, *server], stdout=log, stderr=log, cwd=folder)
+        try:
+            ready = [str(binaries / "pg_isready"), "-h", "127.0.0.1", "-p", str(port), "-t", "1"]
+            deadline = time.monotonic() + START_S
+            while subprocess.run(ready, capture_output=True, check=False).returncode:
+                assert process.poll() is None, (folder / "postgres.log").read_text()
+                assert time.monotonic() < deadline, "PostgreSQL did not start"
+                time.sleep(0.1)
+            yield f"postgresql://vergence@127.0.0.1:{port}/postgres"
+        finally:
+            process.send_signal(signal.SIGINT)  # it ends its sessions, and itself
+            process.wait(30)
+
+
+@contextlib.contextmanager
+def s3(folder: Path, bucket: str) -> Iterator[dict[str, str]]:
+    """An S3-compatible store with an empty bucket; the environment that leads MLflow and boto3 to it."""
+    import boto3
+
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with started(command, folder / "s3.log", f"{address}/moto-api/"):
+        client = boto3.client(
+            "s3",
+            endpoint_url=address,
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+            region_name="us-east-1",
+        )
+        client.create_bucket(Bucket=bucket)
+        client.close()
+        yield {"MLFLOW_S3_ENDPOINT_URL": address, **keys}
 
 
 @contextlib.contextmanager
@@ -74,9 +153,9 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _is_up(port: int) -> bool:
+def _is_up(probe: str) -> bool:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
+        with urllib.request.urlopen(probe, timeout=2) as answer:
             return answer.status == 200
     except OSError:
         return False
