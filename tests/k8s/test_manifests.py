@@ -1,5 +1,6 @@
 """k8s/: every overlay builds and passes the checker, and holds what it promises."""
 
+import re
 import shutil
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from vergence.platform.jobs.check.documents import build, parse
 from vergence.platform.jobs.check.finding import Document, dig
 from vergence.platform.jobs.check.pods import CLUSTERS, templates
 from vergence.platform.jobs.job import Job
-from vergence.platform.jobs.kubernetes.profile import load_profile
+from vergence.platform.jobs.kubernetes.profile import Profile, load_profile
 from vergence.platform.jobs.kubernetes.render import pod_cpus, rayjob
 
 K8S = Path(__file__).parents[2] / "k8s"
@@ -106,3 +107,16 @@ def test_search_of_the_tune_job_is_one() -> None:
     config = pytest.importorskip("vergence.platform.search.config")
     raw = yaml.read(K8S / "base" / "files" / "search.yaml")
     assert config.SearchConfig.model_validate(raw).num_trials == 4
+
+
+def test_profile_in_the_documentation_is_one(tmp_path: Path) -> None:
+    text = (K8S.parent / "docs" / "kubernetes.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "cluster.yaml").write_text(block)
+    profile = load_profile(tmp_path / "cluster.yaml")
+    assert profile.gpu.node_selector == {"gpu": "a100"}
+    assert set(Profile.model_fields) - set(profile.model_fields_set) == {
+        "ray_version",
+        "priority_class",
+        "shm",
+    }

@@ -67,3 +67,22 @@ def test_kustomization_that_does_not_build_is_refused(
     (tmp_path / "kustomization.yaml").write_text("resources: [nowhere.yaml]")
     assert main(["submit", "--check", str(tmp_path)]) == 2
     assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_kustomization_without_kubectl_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "kustomization.yaml").write_text("resources: []")
+    monkeypatch.setenv("PATH", "")
+    assert main(["submit", "--check", str(tmp_path)]) == 2
+    assert "needs kubectl" in capsys.readouterr().err
+
+
+def test_missing_extra_is_answered_by_pips_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("vergence.platform.jobs.check.schema.find_spec", lambda name: None)
+    assert main(["submit", "--check", str(SOUND)]) == 2
+    assert capsys.readouterr().err == (
+        "vergence: checking manifests needs an extra: pip install 'vergence[k8s]'\n"
+    )

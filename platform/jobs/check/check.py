@@ -11,7 +11,7 @@ from vergence.platform.jobs.check import kueue, pods, raycluster, rayjob, rayser
 from vergence.platform.jobs.check.bundle import between
 from vergence.platform.jobs.check.documents import Bundle, bundles
 from vergence.platform.jobs.check.finding import Document, Fault, Finding, Rule
-from vergence.platform.jobs.check.schema import shape
+from vergence.platform.jobs.check.schema import installed, shape
 
 RULES: dict[str, Sequence[Rule]] = {
     "RayJob": (rayjob.name, rayjob.rayjob, kueue.queued),
@@ -34,7 +34,8 @@ def faults(documents: Sequence[Document]) -> list[Fault]:
 
 
 def faults_of(document: Document) -> Iterator[Fault]:
-    """Of one object by itself."""
+    """Of one object by itself. Raises UserError: an extra is not installed."""
+    installed()
     missing = [key for key in ("apiVersion", "kind") if not isinstance(document.value.get(key), str)]
     if missing:
         yield Fault(document, Finding(missing[0], "schema", "missing", "a manifest says apiVersion and kind"))

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from functools import cache
 from importlib import resources
+from importlib.util import find_spec
 from typing import Any
 
 from vergence.platform.errors import UserError
@@ -14,6 +15,12 @@ from vergence.platform.jobs.check.finding import Document, Finding, Findings
 OURS = {"ray.io": "v1", "kueue.x-k8s.io": "v1beta2"}  # group -> the version that our schemas are of
 CORE = "v1.37.0-local-strict"
 PIP = "pip install 'vergence[k8s]'"
+
+
+def installed() -> None:
+    """UserError, with the line for pip, unless all that checks is there."""
+    if any(find_spec(name) is None for name in ("celpy", "jsonschema", "kubernetes_validate")):
+        raise UserError(f"checking manifests needs an extra: {PIP}")
 
 
 def shape(document: Document) -> Findings:
@@ -141,10 +148,8 @@ def _custom(group: str, version: str, kind: str) -> Any:
 
 @cache
 def _validator(group: str, version: str, kind: str) -> Any:
-    try:
-        from jsonschema import Draft202012Validator
-    except ImportError:
-        raise UserError(f"--check needs an extra: {PIP}") from None
+    from jsonschema import Draft202012Validator
+
     return Draft202012Validator(_custom(group, version, kind))
 
 
@@ -212,10 +217,7 @@ def _holds(rule: str, value: Any) -> bool:
 
 @cache
 def _core_folder() -> Any:
-    try:
-        return resources.files("kubernetes_validate") / "kubernetes-json-schema" / CORE
-    except ImportError:
-        raise UserError(f"--check needs an extra: {PIP}") from None
+    return resources.files("kubernetes_validate") / "kubernetes-json-schema" / CORE
 
 
 @cache

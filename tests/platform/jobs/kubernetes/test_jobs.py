@@ -1,8 +1,10 @@
 """Jobs on Kubernetes, against an API server that is a double, over HTTP, with the official client."""
 
 import json
+import re
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -376,6 +378,12 @@ def test_without_a_cluster_it_says_so(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(UserError, match="no Kubernetes cluster is configured"):
         KubernetesJobs(PROFILE).jobs()
     assert KubernetesJobs(PROFILE).preview(job()).startswith("apiVersion: ray.io/v1\nkind: RayJob\n")
+
+
+def test_without_the_client_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "kubernetes", None)
+    with pytest.raises(UserError, match=re.escape("pip install 'vergence[k8s]'")):
+        KubernetesJobs(PROFILE).jobs()
 
 
 def test_kubectl_and_we_speak_of_the_same_object(
