@@ -46,7 +46,7 @@ class RunResult(NamedTuple):
     """How a run stands when the command returns."""
 
     run: Run
-    status: Literal["finished", "interrupted"]
+    status: Literal["finished", "paused", "interrupted"]
     commit: Commit | None  # the newest one; None if the run was stopped before its first step
     version: int | None  # of the registered model
 
@@ -59,8 +59,24 @@ class RunResult(NamedTuple):
 Observer = Callable[[Event | Planned], None]
 
 
+class Part(NamedTuple):
+    """What a run is a part of, and how far it is to go this time."""
+
+    parent: str | None = None  # MLflow run of the whole
+    pause_after: int | None = None  # epochs of the run; a paused run goes on from its commit
+
+
+WHOLE = Part()
+
+
 def advance(
-    recipe: Recipe, run: Run, *, stop: Stop, observe: Observer, entered_s: float | None = None
+    recipe: Recipe,
+    run: Run,
+    *,
+    stop: Stop,
+    observe: Observer,
+    entered_s: float | None = None,
+    part: Part = WHOLE,
 ) -> RunResult:
     """Do what is left of a run whose lock this process holds; nothing if it is complete.
 
@@ -68,6 +84,7 @@ def advance(
     entered_s: Unix time at which the command began. Raises UserError, VergenceError.
     """
     past = Past.read(run)
+    status: Literal["finished", "paused", "interrupted"]
     decision, index = decide(past, recipe), None
     if isinstance(decision, LookAtData):
         index = open_index(recipe.data.train, home() / "index", progress=True, images=bool(recipe.views))
@@ -77,9 +94,9 @@ def advance(
             raise UserError(reason)
         case Train() if index is not None:
             stages = {"enter": entered_s or time.time()}
-            status = _train(recipe, run, index, decision, stop, observe, stages)
+            status = _train(recipe, run, index, decision, stop, observe, stages, part)
         case HandOver() if index is not None:
-            status = _complete(recipe, run, index, past, observe)
+            status = _complete(recipe, run, index, past, observe, part)
         case _:
             assert isinstance(decision, Done)
             observe(Note(f"run {run.name} is finished, nothing to do: {what_exists(recipe, run)}"))
@@ -120,7 +137,8 @@ def _train(
     stop: Stop,
     observe: Observer,
     stages: dict[str, float],
-) -> Literal["finished", "interrupted"]:
+    part: Part,
+) -> Literal["finished", "paused", "interrupted"]:
     """From a decision to train to the handed-over encoder."""
     start, says, place = decision.commit, _sayer(observe), session.place()
     with ExitStack() as ray:
@@ -138,15 +156,23 @@ def _train(
         )
         observe(_planned(resolved, run, method, place))
         cut(run.logs / "metrics.jsonl", start_step, start is not None and start.monitor_due)
-        with _Tracked(recipe, run, index, says) as tracked:
+        with _Tracked(recipe, run, index, says, part.parent) as tracked:
             stages |= {"checks": time.time()}
             with ray:
                 cluster = joined or ray.enter_context(session.opened(resolved.need))
                 tracked.tracker.check()  # it has asked while Ray started
-                outcome = train(resolved, run, cluster, stop=stop, observe=observe, stages=stages)
-            if outcome.status == "interrupted":
+                outcome = train(
+                    resolved,
+                    run,
+                    cluster,
+                    stop=stop,
+                    observe=observe,
+                    stages=stages,
+                    pause_after=part.pause_after,
+                )
+            if outcome.status == "paused" or outcome.status == "interrupted":
                 tracked.status = "KILLED"
-                return "interrupted"
+                return outcome.status
             hand_over(recipe, run, index, method, tracked.tracker, says)
             tracked.status = "FINISHED"
     says(f"done: {what_exists(recipe, run)}")
@@ -157,14 +183,16 @@ def _sayer(observe: Observer) -> Callable[[str], None]:
     return lambda text: observe(Note(text))
 
 
-def _complete(recipe: Recipe, run: Run, index: Index, past: Past, observe: Observer) -> Literal["finished"]:
+def _complete(
+    recipe: Recipe, run: Run, index: Index, past: Past, observe: Observer, part: Part
+) -> Literal["finished"]:
     """Export, register and track what is missing of a trained run."""
     says = _sayer(observe)
     says(
         f"run {run.name} is trained, step {past.start_step:,}; exporting, registering and tracking what is missing"
     )
     _keep(recipe, run, index)
-    with _Tracked(recipe, run, index, says) as tracked:
+    with _Tracked(recipe, run, index, says, part.parent) as tracked:
         hand_over(recipe, run, index, build_method(recipe, data_facts(recipe, index)), tracked.tracker, says)
         tracked.status = "FINISHED"
     says(f"done: {what_exists(recipe, run)}")
@@ -174,9 +202,13 @@ def _complete(recipe: Recipe, run: Run, index: Index, past: Past, observe: Obser
 class _Tracked:
     """A tracker around a block; MLflow's run ends as FAILED unless the block says otherwise."""
 
-    def __init__(self, recipe: Recipe, run: Run, index: Index, says: Callable[[str], None]) -> None:
+    def __init__(
+        self, recipe: Recipe, run: Run, index: Index, says: Callable[[str], None], parent: str | None
+    ) -> None:
         facts = provenance(recipe, index)
         tags = {name: str(facts[name]) for name in ("recipe_digest", "data_digest", "code_version")}
+        if parent is not None:
+            tags["mlflow.parentRunId"] = parent
         self.run, self.status = run, "FAILED"
         self.tracker = Tracker(run, recipe.track.experiment, flatten(recipe.dump()), tags, says)
 

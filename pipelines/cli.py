@@ -24,6 +24,7 @@ from vergence.platform.text import never_fail_to_print, printable
 VERBS = {
     "shards": ("shards", "pack images into webdataset shards; index, check and preview them"),
     "pretrain": ("pretrain", "train an encoder from a recipe; the same command goes on after any stop"),
+    "tune": ("tune", "search settings of a recipe; each trial is a run"),
     "evaluate": ("evaluate", "measure frozen encoders by kNN and by a linear classifier"),
     "embed": ("embed", "write the embeddings of shards or a folder of images to parquet"),
     "export": ("export", "write an encoder as torch program, safetensors, ONNX or a folder of timm's"),

@@ -21,19 +21,21 @@ def train(
     stop: Stop,
     observe: Callable[[Event], None],
     stages: Mapping[str, float] | None = None,
+    pause_after: int | None = None,
 ) -> Outcome:
-    """Train what is left of a run, on any thread: to its last step, or to a commit after `stop` was asked.
+    """Train what is left of a run, on any thread: to its last step, or to a commit: after `stop` was asked, or so
+    many epochs of the run.
 
     run: its lock is held by this process; session: an open one, which is left open; observe: gets each record of
     the run, and remarks on what it waits for, on this thread; stages: Unix times of what was done before.
     Raises VergenceError: the run failed in a way that a new start would not mend.
     """
-    job = resolved.job(run, {**(stages or {}), "ray": time.time()})
+    job = resolved.job(run, {**(stages or {}), "ray": time.time()}, pause_after)
     outcome = fit(
         job,
         resolved.stream,
         session,
-        name=run.name,
+        name=run.name.replace("/", "-"),
         start_step=resolved.start_step,
         stop=stop,
         observe=observe,

@@ -41,7 +41,7 @@ def hand_over(recipe: Recipe, run: Run, index: Index, method: Method, tracker: T
     card = _card(recipe, run, index, method, final)
     if not (run.exports / PROGRAM).exists():
         says("exporting the encoder")
-        export_encoder(_trained(method, final), card, run.exports)
+        export_encoder(trained(method, final), card, run.exports)
     plots.draw(run.logs)
     _draw_views(recipe, index, plan, run.logs / "plots" / "views.png")
     name = recipe.track.register_as
@@ -50,7 +50,7 @@ def hand_over(recipe: Recipe, run: Run, index: Index, method: Method, tracker: T
     run.remember(finished=True)
 
 
-def _trained(method: Method, final: commits.Commit) -> nn.Module:
+def trained(method: Method, final: commits.Commit) -> nn.Module:
     """The encoder with the weights of a commit."""
     state, prefix = commits.load_state(final), "model."
     method.load_state_dict(

@@ -130,6 +130,8 @@ def _asked(
     else:
         parsed, default = recipe, name
     run = Run(valid_name(name or default))
+    if (run.path / "search.yaml").exists():
+        raise UserError(f"--name {run.name}: there is a search of this name; give the run another --name")
     return (parsed, run, None) if fork is None else (parsed, Run(valid_name(fork)), run)
 
 

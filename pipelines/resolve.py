@@ -58,7 +58,7 @@ class Resolved:
     def lr(self) -> float:
         return effective_lr(self.recipe.optim, self.plan.global_batch)
 
-    def job(self, run: Run, stages: Mapping[str, float]) -> Job:
+    def job(self, run: Run, stages: Mapping[str, float], pause_after: int | None = None) -> Job:
         recipe = self.recipe
         return Job(
             run=run.path,
@@ -82,6 +82,7 @@ class Resolved:
             metrics_every=recipe.track.every_steps,
             facts=provenance(recipe, self.index),
             stages=stages,
+            pause_after=pause_after,
         )
 
 

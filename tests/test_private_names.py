@@ -165,7 +165,18 @@ def test_every_setting_of_ours_is_one_that_ray_reads() -> None:
 
     known = {value for _, _, value in VALUES}
     assert "RAY_DATA_DISABLE_PROGRESS_BARS" in inspect.getsource(ray.data.context)
-    known |= {"RAY_DATA_DISABLE_PROGRESS_BARS", "GLIBC_TUNABLES"}
+    known |= {
+        "RAY_DATA_DISABLE_PROGRESS_BARS",
+        "GLIBC_TUNABLES",
+        "RAY_AIR_NEW_OUTPUT",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS",
+    }
+    import ray.tune.utils.callback
+
+    assert "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS" in inspect.getsource(ray.tune.utils.callback)
+    import ray.tune.experimental.output
+
+    assert "RAY_AIR_NEW_OUTPUT" in inspect.getsource(ray.tune.experimental.output)
     assert (ENVIRONMENT | OWN_ENVIRONMENT | CLUSTER_ENVIRONMENT).keys() <= known
 
 

@@ -8,6 +8,8 @@ from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt
 
 from vergence.platform.errors import UserError
 
+DRIVER_CPUS = 0.01  # of each trial of a search
+
 
 class ScaleConfig(BaseModel, frozen=True, extra="forbid", strict=True):
     workers: PositiveInt = Field(1, description="Ray Train workers (ranks)")
@@ -26,28 +28,37 @@ class Node(NamedTuple):
 
 
 class Need(NamedTuple):
-    """Logical CPUs and GPUs of a run."""
+    """Logical CPUs and GPUs of a run, or of the trials of a search that train at the same time."""
 
     scale: ScaleConfig
     readers: int
     reader_cpus: float
+    trials: int = 0  # 0: one run, whose driver is the command itself
+
+    @property
+    def num_workers(self) -> int:
+        return self.scale.workers * max(1, self.trials)
 
     @property
     def num_readers(self) -> int:
         """Reader tasks that run at the same time: as many for each rank, and at least one."""
-        return self.scale.workers * max(1, self.readers // self.scale.workers)
+        return self.num_workers * max(1, self.readers // self.scale.workers)
 
     @property
     def cpus(self) -> float:
-        return self.scale.workers * self.scale.cpus_per_worker + self.num_readers * self.reader_cpus
+        """With trials one more than they use: their drivers' fractions would take the last whole CPU of a worker."""
+        used = self.num_workers * self.scale.cpus_per_worker + self.num_readers * self.reader_cpus
+        return used + self.trials * DRIVER_CPUS + 1 if self.trials else used
 
     @property
     def gpus(self) -> int:
-        return self.scale.workers * self.scale.gpus_per_worker
+        return self.num_workers * self.scale.gpus_per_worker
 
     def arithmetic(self) -> str:
-        workers = f"{self.scale.workers} workers x {self.scale.cpus_per_worker} CPUs"
-        return f"{workers} + {self.num_readers} readers x {self.reader_cpus:g} CPUs = {self.cpus:g} CPUs"
+        workers = f"{self.num_workers} workers x {self.scale.cpus_per_worker} CPUs"
+        readers = f"{self.num_readers} readers x {self.reader_cpus:g} CPUs"
+        drivers = f" + {self.trials} trials x {DRIVER_CPUS:g} + 1" if self.trials else ""
+        return f"{workers} + {readers}{drivers} = {self.cpus:g} CPUs"
 
 
 def fits(need: Need, nodes: Sequence[Node]) -> str | None:
@@ -65,14 +76,14 @@ def fits(need: Need, nodes: Sequence[Node]) -> str | None:
         if each > largest:
             return f"a {what} needs {each:g} CPUs on one node, got at most {largest:g}"
     room = places(need, nodes)
-    if sum(room) < scale.workers:
+    if sum(room) < need.num_workers:
         gpu = f" and {scale.gpus_per_worker} GPU" if scale.gpus_per_worker else ""
         each_node = ", ".join(f"{node.cpus:g}" for node in nodes)
         return (
-            f"{scale.workers} workers of {scale.cpus_per_worker} CPUs{gpu} on one node each, "
+            f"{need.num_workers} workers of {scale.cpus_per_worker} CPUs{gpu} on one node each, "
             f"got room for {sum(room)} on nodes of {each_node} CPUs"
         )
-    left = _left(scale, nodes, room)
+    left = _left(need, nodes, room)
     if sum(int(cpus / need.reader_cpus + 1e-9) for cpus in left) < need.num_readers:
         each_node = ", ".join(f"{cpus:g}" for cpus in left)
         return (
@@ -84,23 +95,22 @@ def fits(need: Need, nodes: Sequence[Node]) -> str | None:
 
 def places(need: Need, nodes: Sequence[Node]) -> list[int]:
     """Workers that find room on each node, whatever the others hold."""
-    scale = need.scale
-    return [
-        min(scale.workers, int(node.cpus / scale.cpus_per_worker), _gpu_places(scale, node)) for node in nodes
-    ]
+    cpus = need.scale.cpus_per_worker
+    return [min(need.num_workers, int(node.cpus / cpus), _gpu_places(need, node)) for node in nodes]
 
 
-def _gpu_places(scale: ScaleConfig, node: Node) -> int:
-    return int(node.gpus / scale.gpus_per_worker) if scale.gpus_per_worker else scale.workers
+def _gpu_places(need: Need, node: Node) -> int:
+    gpus = need.scale.gpus_per_worker
+    return int(node.gpus / gpus) if gpus else need.num_workers
 
 
-def _left(scale: ScaleConfig, nodes: Sequence[Node], room: Sequence[int]) -> list[float]:
+def _left(need: Need, nodes: Sequence[Node], room: Sequence[int]) -> list[float]:
     """CPUs that are left on each node when the workers fill one node after the other."""
-    left, workers = [], scale.workers
+    left, workers = [], need.num_workers
     for node, places in zip(nodes, room):
         placed = min(places, workers)
         workers -= placed
-        left.append(node.cpus - placed * scale.cpus_per_worker)
+        left.append(node.cpus - placed * need.scale.cpus_per_worker)
     return left
 
 
@@ -113,15 +123,16 @@ def check_local(need: Need) -> None:
     """UserError if a session of our own would have to over-declare this machine too far."""
     limit = max(8, 4 * physical_cpus())
     if need.cpus > limit:
+        fewer = "search.budget.concurrent, " if need.trials > 1 else ""
         raise UserError(
             f"scale: {need.arithmetic()}, but this machine has {physical_cpus()} and a local run may declare "
-            f"at most {limit}; lower scale.workers, scale.cpus_per_worker or data.reader_cpus, or set RAY_ADDRESS"
+            f"at most {limit}; lower {fewer}scale.workers, scale.cpus_per_worker or data.reader_cpus, or set RAY_ADDRESS"
         )
     if need.gpus:
         import torch
 
         if need.gpus > torch.cuda.device_count():
             raise UserError(
-                f"scale: {need.scale.workers} workers x {need.scale.gpus_per_worker} GPUs = {need.gpus} GPUs, "
+                f"scale: {need.num_workers} workers x {need.scale.gpus_per_worker} GPUs = {need.gpus} GPUs, "
                 f"but this machine has {torch.cuda.device_count()}; set scale.gpus_per_worker=0 to train on CPUs"
             )

@@ -93,7 +93,7 @@ def asked(session: Session, run: Run, index: Index) -> Iterator[Callable[[], Mac
     if len(alive) == 1 and _is_here(alive[0].id):
         yield lambda: measure(scale.workers, bool(scale.gpus_per_worker))
         return
-    token = home() / f".{run.name}.{run.attempt}.preflight"
+    token = home() / f".{run.name.replace('/', '.')}.{run.attempt}.preflight"
     token.parent.mkdir(parents=True, exist_ok=True)
     try:
         write_atomic(token, run.attempt)

@@ -32,6 +32,8 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the other one of Ray Tune prints whatever `verbose` says
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # files beside those that a search writes
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 # a session of our own is reachable from this machine only and lives as long as the command
@@ -164,7 +166,8 @@ def _start(need: Need, folder: str | None) -> None:
             ray.init(
                 address="local",  # else Ray joins whatever was started on this machine, or tries to
                 num_cpus=math.ceil(need.cpus),
-                include_dashboard=False,
+                # a trial whose process dies leaves its workers to a helper of Ray Train that asks the dashboard
+                include_dashboard=bool(need.trials),
                 object_store_memory=_object_store_bytes(need),
                 job_config=_job_config(),
                 _temp_dir=folder,
@@ -182,7 +185,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _object_store_bytes(need: Need) -> int:
-    wanted = (256 << 20) * (need.scale.workers + 1)
+    wanted = (256 << 20) * (need.num_workers + 1)
     return max(100 << 20, min(wanted, int(psutil.virtual_memory().available * 0.3)))
 
 

@@ -9,9 +9,9 @@ _BYTES = 4096
 
 
 class Outcome(NamedTuple):
-    """How the rank loop ended; `failed` is for what a restart would not mend."""
+    """How the rank loop ended; `paused`: where it was to pause; `failed`: of what a restart would not mend."""
 
-    status: Literal["finished", "interrupted", "failed"]
+    status: Literal["finished", "paused", "interrupted", "failed"]
     message: str = ""
 
 

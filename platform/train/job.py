@@ -41,11 +41,21 @@ class Job:
     metrics_every: int
     facts: Mapping[str, Any]  # recipe, digests and code version, as every commit's manifest carries them
     stages: Mapping[str, float]  # stage of the start -> Unix time at which the driver had done it
+    pause_after: int | None = None  # epochs; the run goes on another time
 
     @property
     def steps(self) -> int:
         """Global batches of the whole run."""
         return self.epochs * self.plan.batches_per_epoch
+
+    @property
+    def last_epoch(self) -> int:
+        """Epochs done when this attempt ends."""
+        return min(self.epochs, self.pause_after or self.epochs)
+
+    @property
+    def last_step(self) -> int:
+        return self.last_epoch * self.plan.batches_per_epoch
 
     @property
     def stop_file(self) -> Path:

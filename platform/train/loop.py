@@ -99,12 +99,12 @@ class RankLoop:
         self.recorder.stage("workers", entered_s)
 
     def run(self, shares: Iterator[Share]) -> Outcome:
-        """Train until the last step, a stop or a failure; always leaves a commit unless it failed."""
+        """Train until the last step, a pause, a stop or a failure; always leaves a commit unless it failed."""
         job, per_epoch = self.job, self.job.plan.batches_per_epoch
         if self.commit is not None and self.commit.monitor_due:
             self._evaluate_late(self.commit)
         batches = self._batches(shares)
-        while self.step < job.steps:
+        while self.step < job.last_step:
             if self.looks_ahead and self.step % per_epoch == 0:
                 self._before_epoch(self.step // per_epoch)
             with self.recorder.waiting():
@@ -126,7 +126,7 @@ class RankLoop:
                     return Outcome("failed", failure)
             if stop:
                 return Outcome("interrupted")
-        return Outcome("finished")
+        return Outcome("finished" if self.step >= job.steps else "paused")
 
     def _before_epoch(self, epoch: int) -> None:
         """What the method does with the whole set; its draws depend on seed and epoch."""
@@ -148,7 +148,7 @@ class RankLoop:
         on_gpu = self.device.type != "cpu"
 
         def drawn() -> Iterator[tuple[Share, Micros]]:
-            for step, share in zip(range(self.step, self.job.steps), shares):
+            for step, share in zip(range(self.step, self.job.last_step), shares):
                 micros = self._micros(share, step)
                 if on_gpu:
                     micros.begin()
@@ -284,7 +284,7 @@ class RankLoop:
 
     def _evaluate(self, epoch: int) -> None:
         self.score = None
-        if self.monitor is None or (epoch % self.job.monitor.every_epochs and epoch < self.job.epochs):
+        if self.monitor is None or (epoch % self.job.monitor.every_epochs and epoch < self.job.last_epoch):
             return
         metrics = self.monitor(self.method.encoder, self.engine.autocast)
         if not metrics:

@@ -49,6 +49,7 @@ class Ranks:
         stop: Stop,
         observe: Observer,
         stages: dict[str, float],
+        pause_after: int | None,
     ) -> Outcome:
         status, step = self.ends.pop(0)
         self.started.append(resolved.start_step)

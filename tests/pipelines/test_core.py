@@ -18,8 +18,8 @@ class Planned:
 
     start_step, stream = 7, "stream"
 
-    def job(self, run: Run, stages: dict[str, float]) -> SimpleNamespace:
-        return SimpleNamespace(run=run.path, stages=stages)
+    def job(self, run: Run, stages: dict[str, float], pause_after: int | None) -> SimpleNamespace:
+        return SimpleNamespace(run=run.path, stages=stages, pause_after=pause_after)
 
 
 def trained(
@@ -41,7 +41,7 @@ def trained(
     return core.train(planned, Run("r"), where, **options), given, events
 
 
-@pytest.mark.parametrize("status", ["finished", "interrupted"])
+@pytest.mark.parametrize("status", ["finished", "paused", "interrupted"])
 def test_the_outcome_of_the_ranks_is_returned_and_nothing_is_printed(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], status: Any
 ) -> None:
@@ -53,6 +53,11 @@ def test_the_outcome_of_the_ranks_is_returned_and_nothing_is_printed(
     assert list(given["job"].stages) == ["enter", "ray"]
     assert events == [Note("waiting")]
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_ranks_are_told_where_to_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert trained(monkeypatch, Outcome("paused"), pause_after=3)[1]["job"].pause_after == 3
+    assert trained(monkeypatch, Outcome("finished"))[1]["job"].pause_after is None
 
 
 def test_what_no_new_start_mends_is_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,21 @@ def test_a_run_fits_or_what_it_lacks_is_told_with_the_arithmetic(
     assert fits(wants, [Node(*node) if isinstance(node, tuple) else Node(node) for node in nodes]) == lacks
 
 
+def test_trials_of_a_search_add_up_with_their_drivers_and_one_cpu_more() -> None:
+    two = need(workers=2, readers=1, reader_cpus=0.5)._replace(trials=3)
+    assert two.cpus == pytest.approx(3 * (2 + 2 * 0.5) + 3 * 0.01 + 1)
+    assert two.arithmetic() == "6 workers x 1 CPUs + 6 readers x 0.5 CPUs + 3 trials x 0.01 + 1 = 10.03 CPUs"
+    assert fits(two, [Node(10)]) == f"{two.arithmetic()}, got 10"
+    assert fits(two, [Node(11)]) is None
+    assert (
+        fits(need(workers=2, gpus_per_worker=1)._replace(trials=2), [Node(99, 3)]) == "4 GPUs needed, got 3"
+    )
+    wide = need(cpus_per_worker=4, reader_cpus=0.5)._replace(trials=3)
+    assert "3 workers of 4 CPUs on one node each, got room for 2" in str(
+        fits(wide, [Node(7), Node(7), Node(3)])
+    )
+
+
 def test_a_machine_may_be_over_declared_but_not_without_bounds() -> None:
     limit = max(8, 4 * physical_cpus())
     check_local(need(workers=limit // 2))

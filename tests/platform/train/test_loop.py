@@ -52,6 +52,7 @@ def make_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         stops_after: int | None = None,
         holdout: float = 0.0,
         classes: Any = (None,) * 40,
+        pause_after: int | None = None,
     ) -> Any:
         samples = [
             {"png": png(p)} | ({} if text is None else {"cls": text}) for p, text in zip(pixels, classes)
@@ -65,7 +66,8 @@ def make_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         run = Run("r", attempt="test")
         run.logs.mkdir(parents=True, exist_ok=True)
         stream = resolved.stream
-        loop = RankLoop(resolved.job(run, {}), commit, lambda: loop.step + 1 == stops_after)
+        job = resolved.job(run, {}, pause_after)
+        loop = RankLoop(job, commit, lambda: loop.step + 1 == stops_after)
         steps = range(loop.step, resolved.steps)
         shares = (stream.share(step, 0, 1) for step in steps)
         return loop, shares, run
@@ -82,6 +84,29 @@ def test_a_run_finishes_with_a_commit_at_its_last_step(make_loop: Callable[..., 
     assert newest.step == 4
     assert newest.manifest["counts"] == {"updates": 4, "skipped": 0, "bad": 0, "bad_in_epoch": 0}
     assert newest.manifest["recipe"]["optim"]["lr"] == 0.1
+
+
+@alone
+def test_a_run_that_pauses_after_an_epoch_goes_on_to_the_same_weights(make_loop: Callable[..., Any]) -> None:
+    loop, rows, run = make_loop(holdout=0.2, extra="monitor: {every_epochs: 5}\n")
+    with locked(run):
+        assert loop.run(rows).status == "finished"
+    undisturbed = commits.load_state(commits.newest(run.commits))
+    shutil.rmtree(run.path)
+    loop, rows, run = make_loop(holdout=0.2, extra="monitor: {every_epochs: 5}\n", pause_after=1)
+    with locked(run):
+        assert loop.run(rows).status == "paused"
+    paused = commits.newest(run.commits)
+    assert (paused.step, paused.monitor_due) == (2, False)
+    records = [json.loads(line) for line in (run.logs / "metrics.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in records if record.get("event") == "monitor"] == [1]
+    loop, rows, run = make_loop(
+        holdout=0.2, extra="monitor: {every_epochs: 5}\n", commit=paused, pause_after=7
+    )
+    with locked(run):
+        assert loop.run(rows).status == "finished"
+    state = commits.load_state(commits.newest(run.commits))
+    assert all(torch.equal(state[name], undisturbed[name]) for name in undisturbed)
 
 
 @alone

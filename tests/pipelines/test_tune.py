@@ -1,0 +1,401 @@
+"""`vergence tune`: mistakes before anything starts, and a real search that is killed and goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs_for_real import TINY, family, kill_everything, start, write_shards
+
+from vergence.pipelines import cli, search, tune
+from vergence.pipelines.trial import TrialWork, passed_on
+from vergence.platform import yaml
+from vergence.platform.errors import UserError
+from vergence.platform.runs.stop import Stop
+from vergence.platform.search.trials import Result, Trial, read_trials, write_trial
+
+SEARCH: dict[str, Any] = {
+    # 4096 is more than there are images: that trial dies
+    "space": {"batch.global": {"choice": [64, 32, 4096]}},
+    "scheduler": {"name": "halving", "first": 1, "factor": 2},
+    "budget": {"epochs": 2, "concurrent": 2},
+}
+ONE_WORKER = ("scale.workers=1", "epochs=3")
+
+CALLER = """
+import json, sys
+import ray
+from searches_for_real import free_again
+from vergence.pipelines import tune
+from vergence.platform.runs.stop import Stop
+
+ray.init(address="local", num_cpus=6, include_dashboard=True, log_to_driver=False, object_store_memory=600 << 20)
+recipe, search, *overrides = sys.argv[1:]
+result = tune.asked(recipe, search, overrides, "s").run(Stop(), print, lambda trials: None)
+print(json.dumps({"result": result.dump(), "cpus": free_again()}))
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with shards, a recipe and a search."""
+    folder = tmp_path_factory.mktemp("tune")
+    shards = write_shards(folder / "shards")
+    (folder / "tiny.yaml").write_text(TINY.replace("SHARDS", json.dumps(shards)))
+    (folder / "s.yaml").write_text(yaml.dump(SEARCH))
+    return folder
+
+
+@pytest.fixture
+def home(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("VERGENCE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def asked(place: Path, *overrides: str, **changes: Any) -> search.Search:
+    (place / "other.yaml").write_text(yaml.dump({**SEARCH, **changes}))
+    return tune.asked(str(place / "tiny.yaml"), str(place / "other.yaml"), [*ONE_WORKER, *overrides], "s")
+
+
+@pytest.mark.parametrize(
+    ("space", "reason"),
+    [
+        ({"method.temprature": {"choice": [0.1]}}, "method.temprature is not a setting .did you mean temperature"),
+        ({"method.temperature": {"choice": [0.1, -1]}}, "search: method.temperature=-1: method.temperature: input"),
+        ({"method.momentum": {"choice": [0.9]}}, "method.momentum is not a setting"),
+        ({"optim.lr.x": {"choice": [1]}}, "optim.lr.x does not lead to a setting"),
+        ({"optim.name": {"choice": ["sgd", "adamm"]}}, "did you mean adamw"),
+        ({"epochs": {"choice": [1, 2]}}, "epochs cannot be searched: the epochs of a trial are search.budget.epochs"),
+        ({"data.holdout": {"choice": [0.1, 0.2]}}, "the score is measured on the holdout"),
+        ({"scale.workers": {"choice": [1, 2]}}, "it changes nothing of what is learnt"),
+        ({"monitor.k": {"choice": [5, 20]}}, "it changes nothing of what is learnt"),
+    ],
+)  # fmt: skip
+def test_a_path_or_value_that_the_recipe_does_not_take_is_refused(
+    place: Path, home: Path, space: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(UserError, match=reason):
+        asked(place, space=space)
+
+
+def test_settings_of_recipe_and_search_are_told_apart(place: Path, home: Path) -> None:
+    made = asked(place, "optim.lr=0.3", "search.budget.epochs=4", "search.seed=5")
+    assert (made.recipe.optim.lr, made.recipe.epochs) == (0.3, 3)
+    assert (made.config.budget.epochs, made.config.seed) == (4, 5)
+    assert made.base["epochs"] == 4
+    assert made.base["track"]["register"] is None
+
+
+def test_shipped_searches_fit_their_recipes(home: Path) -> None:
+    recipes = {"simclr": "simclr", "mocov2": "mocov2", "byol": "byol", "barlow": "barlow_twins"}
+    assert len(search.shipped()) == 4
+    for name in search.shipped():
+        made = tune.asked(f"{recipes[name.split('-')[0]]}-cifar10", name, [], None)
+        assert made.name == name
+        assert made.config.num_trials >= 5
+
+
+def test_a_name_that_is_none_is_answered_with_the_nearest(home: Path) -> None:
+    with pytest.raises(UserError, match="did you mean simclr-temperature"):
+        search.search_path("simclr-temprature")
+    with pytest.raises(UserError, match=r"no such search file"):
+        search.search_path("x.yaml")
+
+
+def test_a_missing_extra_is_answered_by_the_line_that_installs_it(
+    place: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'vergence\[tune\]'"):
+        asked(place, algorithm="tpe", scheduler={}, budget={"epochs": 2, "trials": 3})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["data.holdout=0"], "data.holdout=0 leaves 0; set data.holdout"),
+        (["schedule.warmup_epochs=2.5"], "schedule.warmup_epochs=2.5 is longer than the run of 2 epochs"),
+    ],
+)
+def test_what_the_data_or_the_first_trial_do_not_allow_is_refused_before_anything_starts(
+    place: Path, home: Path, overrides: list[str], reason: str
+) -> None:
+    with pytest.raises(UserError, match=reason):
+        asked(place, *overrides).plan()
+    assert not (home / "s").exists()
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(
+    place: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["tune", str(place / "tiny.yaml"), str(place / "s.yaml"), *ONE_WORKER, "--dry-run"]
+    assert cli.main([*command, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["space"] == {"batch.global": "one of 64, 32, 4096"}
+    assert (plan["trials"], plan["rungs"], plan["concurrent"], plan["cpus"]) == (3, [1, 2], 2, 5.02)
+    assert (plan["epochs_at_most"], plan["epochs_of_all_trials_in_full"]) == (3 * 1 + 1 * 1, 6)
+    assert plan["hours"] > 0
+    assert cli.main(command) == 0
+    assert (
+        "2 workers x 1 CPUs + 2 readers x 1 CPUs + 2 trials x 0.01 + 1 = 5.02 CPUs" in capsys.readouterr().out
+    )
+    assert not (home / "s").exists()
+
+
+def work(home: Path, stop_file: Path) -> TrialWork:
+    base: dict[str, Any] = {}
+    return TrialWork("s", str(home), os.getcwd(), base, "knn", "max", stop_file, None)
+
+
+def test_what_a_trial_has_done_is_not_done_again(home: Path, tmp_path: Path) -> None:
+    done = Result(epochs=1, score=0.5, loss=1.0, ended_s=0.0)
+    write_trial(home / "s", Trial(number=0, parameters={}, results=(done,)))
+    write_trial(home / "s", Trial(number=1, parameters={}, verdict="dead"))
+    step = work(home, tmp_path / "STOP")(0, 1)
+    assert (step.epochs, step.score, step.over) == (1, 0.5, False)
+    assert work(home, tmp_path / "STOP")(1, 1).over
+    assert work(home, tmp_path / "STOP")(1, 1).score == -float("inf")
+
+
+def test_a_trial_whose_recipe_is_none_is_marked_with_the_reason(home: Path, tmp_path: Path) -> None:
+    write_trial(home / "s", Trial(number=0, parameters={"method.temperature": 1}))
+    assert work(home, tmp_path / "STOP")(0, 1).over
+    (trial,) = read_trials(home / "s")
+    assert trial.verdict == "dead"
+    assert "method.temperature does not lead to a setting" in str(trial.reason)
+
+
+def test_a_stop_is_heard_in_another_process(tmp_path: Path) -> None:
+    stop = Stop()
+    with passed_on(tmp_path / "STOP", stop):
+        assert not stop.is_asked
+        (tmp_path / "STOP").touch()
+        deadline = time.monotonic() + 10
+        while not stop.is_asked and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert stop.is_asked
+
+
+def command(place: Path) -> list[str]:
+    return ["tune", str(place / "tiny.yaml"), str(place / "s.yaml"), *ONE_WORKER]
+
+
+def in_a_session(place: Path, home: Path, recipe: str, searched: str, *overrides: str) -> dict[str, Any]:
+    """A search in a session of the caller's, and what is free of it afterwards."""
+    done = subprocess.run(
+        [sys.executable, "-c", CALLER, str(place / recipe), str(place / searched), *ONE_WORKER, *overrides],
+        env={
+            **os.environ,
+            "VERGENCE_HOME": str(home),
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_worker_niceness": "0",
+            "RAY_AIR_NEW_OUTPUT": "0",
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
+        },
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def wait_for(home: Path, process: subprocess.Popen, wanted: int, timeout_s: float = 180) -> list[Trial]:
+    """Until so many results are there."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        trials = read_trials(home / "s")
+        if sum(len(trial.results) for trial in trials) >= wanted:
+            return trials
+        assert process.poll() is None, f"ended with {process.returncode}"
+        time.sleep(0.1)
+    raise TimeoutError(f"no {wanted} results in {timeout_s:g} s")
+
+
+class Searched:
+    """A search whose driver was killed after its first result and that another one has brought to its end."""
+
+    def __init__(self, place: Path) -> None:
+        self.home = place / "home"
+        log = place / "killed.log"
+        process = start(self.home, *command(place), log=log)
+        try:
+            self.before = wait_for(self.home, process, 1)
+        finally:
+            kill_everything(process)
+        self.after = in_a_session(place, self.home, "tiny.yaml", "s.yaml")
+
+
+@pytest.fixture(scope="module")
+def searched(place: Path) -> Searched:
+    return Searched(place)
+
+
+def test_a_killed_search_goes_on_and_ends_with_every_cpu_free(searched: Searched) -> None:
+    result = searched.after["result"]
+    assert result["status"] == "finished"
+    assert sorted((trial["verdict"], trial["epochs"]) for trial in result["trials"]) == [
+        ("dead", 0), ("finished", 2), ("stopped", 1)
+    ]  # fmt: skip
+    free, total = searched.after["cpus"]
+    assert free == total == 6
+
+
+def test_what_was_done_before_the_kill_was_not_done_again(searched: Searched) -> None:
+    done = [trial for trial in searched.before if trial.results]
+    now = {trial["number"]: trial for trial in searched.after["result"]["trials"]}
+    assert done
+    for trial in done:
+        assert now[trial.number]["results"][0]["ended_s"] == trial.results[0].ended_s
+
+
+def test_the_dead_trial_says_why_and_the_others_have_scores(searched: Searched) -> None:
+    result = searched.after["result"]
+    (dead,) = [trial for trial in result["trials"] if trial["verdict"] == "dead"]
+    assert "batch.global=4096 is more than the 576 training samples" in dead["reason"]
+    assert result["winner"]["score"] > 0.3  # chance is .25
+    assert (
+        result["least_loss"]["number"] == result["winner"]["number"]
+    )  # the only one that was trained in full
+    assert result["epochs"] == 3
+
+
+def test_the_folder_has_table_pictures_and_the_winners_recipe(searched: Searched) -> None:
+    folder = searched.home / "s"
+    table = json.loads((folder / "table.json").read_text())
+    assert table == searched.after["result"]
+    best = yaml.read(folder / "best.yaml")
+    assert best["batch"]["global"] == table["winner"]["parameters"]["batch.global"]
+    assert (best["epochs"], best["track"]["register"]) == (3, "tiny")  # the user's, not the search's
+    assert {path.name for path in (folder / "plots").iterdir()} == {
+        "scores.png",
+        "parallel.png",
+        "budget.png",
+    }
+
+
+def test_mlflow_has_the_search_with_its_trials_below(searched: Searched) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{searched.home}/mlflow.db")
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {"s", "s/000", "s/001"}
+    for name in ("s/000", "s/001"):
+        assert runs[name].data.tags["mlflow.parentRunId"] == runs["s"].info.run_id
+    assert runs["s"].info.status == "FINISHED"
+    assert runs["s"].data.metrics["best_knn"] == searched.after["result"]["winner"]["score"]
+    artifacts = {file.path for file in client.list_artifacts(runs["s"].info.run_id)}
+    assert {"plots", "table.json", "recipe"} <= artifacts
+
+
+def test_a_finished_search_is_a_no_op_and_prints_its_table(
+    searched: Searched, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VERGENCE_HOME", str(searched.home))
+    assert cli.main(command(place)) == 0
+    said = capsys.readouterr()
+    assert "finished, nothing to do" in said.err
+    for words in ("least loss", "best", "batch.global=4096 is more", "3 of 6"):
+        assert words in said.out
+    assert cli.main([*command(place), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["winner"] == searched.after["result"]["winner"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ("search.space={batch.global: {choice: [64, 16]}}", "search.space.batch.global.choice"),
+        ("optim.lr=0.2", "recipe.optim.lr 0.1 -> 0.2"),
+    ],
+)
+def test_the_same_name_with_another_space_or_recipe_is_refused(
+    searched: Searched,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    setting: str,
+    reason: str,
+) -> None:
+    monkeypatch.setenv("VERGENCE_HOME", str(searched.home))
+    assert cli.main([*command(place), setting]) == 2
+    said = capsys.readouterr().err
+    assert "search s was started otherwise" in said
+    assert reason in said
+
+
+def test_a_run_and_a_search_do_not_share_a_name(
+    searched: Searched, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VERGENCE_HOME", str(searched.home))
+    assert cli.main(["pretrain", str(place / "tiny.yaml"), "--name", "s"]) == 2
+    assert "there is a search of this name" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {
+            "space": {"optim.lr": {"choice": [0.1, 0.2, 0.05, 0.4]}},
+            "scheduler": {"name": "asha", "factor": 2},
+        },
+        {
+            "space": {"optim.lr": {"loguniform": [0.01, 1]}},
+            "algorithm": "tpe",
+            "scheduler": {"name": "none"},
+            "budget": {"epochs": 1, "trials": 4, "concurrent": 2},
+            "objective": "linear",
+        },
+    ],
+)
+def test_asha_and_optuna_end_with_every_cpu_free(
+    place: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    (place / "slow.yaml").write_text(yaml.dump({**SEARCH, **changes}))
+    found = in_a_session(place, tmp_path / "home", "tiny.yaml", "slow.yaml")
+    verdicts = [trial["verdict"] for trial in found["result"]["trials"]]
+    assert len(verdicts) == 4
+    assert set(verdicts) <= {"finished", "stopped"}
+    assert found["result"]["winner"]["score"] > 0.3
+    assert found["cpus"] == [6, 6]
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_table_and_a_killed_trial_is_marked(place: Path, tmp_path: Path) -> None:
+    home, log = tmp_path / "home", tmp_path / "log"
+    process = start(home, *command(place), "search.scheduler.name=none", log=log)
+    wait_for_workers(process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(120) == 130, log.read_text()
+    assert json.loads((home / "s" / "table.json").read_text())["status"] == "interrupted"
+    assert "the same command goes on from there" in log.read_text()
+    process = start(home, *command(place), "search.scheduler.name=none", log=log)
+    wait_for_workers(process)
+    trial_process(process).kill()
+    assert process.wait(240) == 0, log.read_text()
+    trials = json.loads((home / "s" / "table.json").read_text())["trials"]
+    assert sorted(trial["verdict"] for trial in trials) == ["dead", "dead", "finished"]
+    assert "its process died" in {trial["reason"] for trial in trials}
+
+
+def wait_for_workers(process: subprocess.Popen, timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if any("RayTrainWorker" in " ".join(member.cmdline()) for member in family(process)):
+            return
+        time.sleep(0.2)
+    raise TimeoutError("no worker started")
+
+
+def trial_process(process: subprocess.Popen) -> Any:
+    """The process of one of Tune's trials below a driver."""
+    return next(member for member in family(process) if "TrialSteps" in " ".join(member.cmdline()))
