@@ -40,7 +40,7 @@ def main(options: argparse.Namespace) -> int:
         case "status":
             _print(target.status(options.name), options.json)
         case "logs" if options.follow:
-            return follow(target, options.name, options.to)
+            return follow(target, target.status(options.name).id, options.to)  # a namesake may come after it
         case "logs":
             for piece in target.logs(options.name, follow=False, says=say):
                 print(piece, end="")

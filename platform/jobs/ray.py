@@ -187,7 +187,8 @@ def _reason(job: dict[str, Any], code: int | None) -> str:
     lines = str(job.get("message") or "").strip().splitlines() or [""]
     if code is None:
         return lines[0]
-    return lines[-1].removeprefix("vergence: ") if lines[-1].startswith("vergence: ") else f"exit code {code}"
+    ours = [line for line in lines if line.startswith("vergence: ")]  # Ray's own lines may come after it
+    return ours[-1].removeprefix("vergence: ") if ours else f"exit code {code}"
 
 
 def _pending(status: JobStatus) -> str:
