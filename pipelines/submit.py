@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 VERBS: dict[JobVerb, str] = {
     "pretrain": "train an encoder; submitting it again goes on with the run",
+    "tune": "search settings of a recipe; submitting it again goes on with the search",
     "embed": "write embeddings to parquet",
     "evaluate": "measure frozen encoders",
 }
@@ -27,6 +28,7 @@ EPILOG = """\
 examples:
   vergence submit pretrain simclr-cifar10 data.train="/data/cifar10/train-*.tar" --to ray --home /shared/runs
   vergence submit pretrain my.yaml --name first --to ray --address https://ray.example.org:8265 --detach
+  vergence submit tune my.yaml my-search.yaml --name search --retrain --to ray --home /shared/runs
   vergence submit evaluate first --train /data/train --test /data/test --name first-knn --to ray \\
       --home /shared/runs
   vergence submit pretrain my.yaml --name first --to k8s --profile cluster.yaml
@@ -147,7 +149,12 @@ def follow(target: "Target", id: str, to: str) -> int:
 def job_of(options: argparse.Namespace) -> Job:
     """The job that the words of a verb describe, checked as far as can be seen from here."""
     verb: JobVerb = options.job
-    return _pretrain(options) if verb == "pretrain" else _with_paths(verb, options)
+    match verb:
+        case "pretrain":
+            return _pretrain(options)
+        case "tune":
+            return _tune(options)
+    return _with_paths(verb, options)
 
 
 def _pretrain(options: argparse.Namespace) -> Job:
@@ -166,6 +173,22 @@ def _pretrain(options: argparse.Namespace) -> Job:
         options.home,
         need_of(recipe),
     )
+
+
+def _tune(options: argparse.Namespace) -> Job:
+    from vergence.pipelines.tune import asked
+
+    search = asked(options.recipe, options.search, options.overrides, options.name)
+    _refuse_relative("data.train", search.recipe.data.train)
+    options.recipe, options.search, options.overrides, options.name = (
+        "recipe.yaml",
+        "search.yaml",
+        [],
+        search.name,
+    )
+    files = {"recipe.yaml": yaml.dump(search.recipe.dump()), "search.yaml": yaml.dump(search.config.dump())}
+    concurrent = search.config.budget.concurrent or 1
+    return Job(search.name, "tune", options.words(options), files, options.home, search.need, concurrent)
 
 
 def _with_paths(verb: JobVerb, options: argparse.Namespace) -> Job:

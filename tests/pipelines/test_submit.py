@@ -45,6 +45,29 @@ def test_a_fork_stays_one_and_another_setting_is_another_job(job_of: Callable[..
     assert job.digest != job_of(*PRETRAIN, "--name", "first").digest
 
 
+def test_a_search_takes_recipe_and_search_along(job_of: Callable[..., Job]) -> None:
+    words = [
+        "simclr-cifar10",
+        "simclr-temperature",
+        "data.train=/data/*.tar",
+        "search.budget.epochs=9",
+        "optim.lr=0.5",
+    ]
+    job = job_of("tune", *words, "--retrain", "--name", "second", "--to", "ray")
+    assert job.command() == [
+        "vergence",
+        "tune",
+        "recipe.yaml",
+        "search.yaml",
+        "--name",
+        "second",
+        "--retrain",
+    ]
+    recipe, search = (yaml.parse(job.files[name], name) for name in ("recipe.yaml", "search.yaml"))
+    assert (recipe["optim"]["lr"], search["budget"]["epochs"]) == (0.5, 9)
+    assert job.need is not None
+
+
 def test_the_words_of_other_verbs_are_handed_on(job_of: Callable[..., Job]) -> None:
     words = ["a", "b", "--train", "/x y", "--test", "/z", "--protocol", "knn,linear", "--baselines"]
     job = job_of("evaluate", *words, "--name", "figures", "--to", "ray")
