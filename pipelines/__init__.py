@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from vergence.pipelines.pretrain import pretrain
     from vergence.pipelines.promote import Promotion, promote, rollback
     from vergence.pipelines.recipe import Recipe, load_recipe
+    from vergence.pipelines.search import SearchResult
+    from vergence.pipelines.tune import tune
     from vergence.platform.encoders.encoder import LoadedEncoder
     from vergence.platform.encoders.load import load_encoder
     from vergence.platform.encoders.rebuild import timm_backbone
@@ -38,6 +40,7 @@ _HOMES = {
     "Recipe": "vergence.pipelines.recipe",
     "Report": "vergence.platform.evaluate.report",
     "RunResult": "vergence.pipelines.advance",
+    "SearchResult": "vergence.pipelines.search",
     "Stop": "vergence.platform.runs.stop",
     "UserError": "vergence.platform.errors",
     "VergenceError": "vergence.platform.errors",
@@ -50,6 +53,7 @@ _HOMES = {
     "promote": "vergence.pipelines.promote",
     "rollback": "vergence.pipelines.promote",
     "timm_backbone": "vergence.platform.encoders.rebuild",
+    "tune": "vergence.pipelines.tune",
 }
 
 __all__ = [
@@ -63,6 +67,7 @@ __all__ = [
     "Recipe",
     "Report",
     "RunResult",
+    "SearchResult",
     "Stop",
     "UserError",
     "VergenceError",
@@ -75,6 +80,7 @@ __all__ = [
     "promote",
     "rollback",
     "timm_backbone",
+    "tune",
 ]
 
 

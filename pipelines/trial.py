@@ -97,7 +97,8 @@ class TrialWork:
 
     def _measured(self, recipe: Recipe, run: Run, epochs: int) -> Reading:
         objective = OBJECTIVES[self.objective]
-        found = reading(Tail(run.logs).read(), epochs, objective.of)
+        with Tail(run.logs) as tail:
+            found = reading(tail.read(), epochs, objective.of)
         return found if objective.of is not None else found._replace(score=linear(recipe, run))
 
 

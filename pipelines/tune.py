@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vergence.pipelines.search import Search
+    from vergence.pipelines.search import Search, SearchResult
+    from vergence.platform.runs.stop import Stop
 
 EPILOG = """\
 examples:
@@ -70,6 +71,31 @@ def main(options: argparse.Namespace) -> int:
         show.say("no trial has a score; the table says why")
         return 1
     return _retrain(search) if options.retrain else 0
+
+
+def tune(
+    recipe: str,
+    search: str,
+    overrides: Sequence[str] = (),
+    *,
+    name: str | None = None,
+    retry: bool = False,
+    stop: "Stop | None" = None,
+) -> "SearchResult":
+    """Do what is left of a search, in the Ray session of this process if it has one; prints nothing.
+
+    Args:
+        recipe, search: names of shipped ones, or paths of .yaml files.
+        overrides: settings as `path.to.setting=value` of the recipe, `search.path=value` of the search.
+        name: of the search; default: the search's file name.
+        retry: try the trials again that have died.
+        stop: asks the trials to commit and the search to return.
+    Raises UserError for the user's mistakes, VergenceError for a search that failed.
+    """
+    from vergence.platform.runs.stop import Stop
+
+    found = asked(recipe, search, overrides, name)
+    return found.run(stop or Stop(), lambda line: None, lambda trials: None, retry=retry)
 
 
 def asked(recipe: str, search: str, overrides: Sequence[str], name: str | None) -> "Search":

@@ -102,6 +102,8 @@ class SearchScreen:
     def __exit__(self, *error: object) -> None:
         if self._live is not None:
             self._live.stop()
+        for tail in self._tails.values():
+            tail.close()
 
     def update(self, trials: Sequence[Trial]) -> None:
         for trial in trials:

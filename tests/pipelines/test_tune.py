@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs_for_real import TINY, family, kill_everything, start, write_shards
+from runs_for_real import TINY, family, kill_everything, start, vergence, write_shards
 
-from vergence.pipelines import cli, search, tune
+from vergence.pipelines import cli, search
 from vergence.pipelines.trial import TrialWork, passed_on
+from vergence.pipelines.tune import asked as asked_for
 from vergence.platform import yaml
 from vergence.platform.errors import UserError
 from vergence.platform.runs.stop import Stop
@@ -32,11 +33,10 @@ import json, sys
 import ray
 from searches_for_real import free_again
 from vergence.pipelines import tune
-from vergence.platform.runs.stop import Stop
 
 ray.init(address="local", num_cpus=6, include_dashboard=True, log_to_driver=False, object_store_memory=600 << 20)
 recipe, search, *overrides = sys.argv[1:]
-result = tune.asked(recipe, search, overrides, "s").run(Stop(), print, lambda trials: None)
+result = tune(recipe, search, overrides, name="s")
 print(json.dumps({"result": result.dump(), "cpus": free_again()}))
 """
 
@@ -59,7 +59,7 @@ def home(place: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def asked(place: Path, *overrides: str, **changes: Any) -> search.Search:
     (place / "other.yaml").write_text(yaml.dump({**SEARCH, **changes}))
-    return tune.asked(str(place / "tiny.yaml"), str(place / "other.yaml"), [*ONE_WORKER, *overrides], "s")
+    return asked_for(str(place / "tiny.yaml"), str(place / "other.yaml"), [*ONE_WORKER, *overrides], "s")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_shipped_searches_fit_their_recipes(home: Path) -> None:
     recipes = {"simclr": "simclr", "mocov2": "mocov2", "byol": "byol", "barlow": "barlow_twins"}
     assert len(search.shipped()) == 4
     for name in search.shipped():
-        made = tune.asked(f"{recipes[name.split('-')[0]]}-cifar10", name, [], None)
+        made = asked_for(f"{recipes[name.split('-')[0]]}-cifar10", name, [], None)
         assert made.name == name
         assert made.config.num_trials >= 5
 
@@ -367,6 +367,15 @@ def test_asha_and_optuna_end_with_every_cpu_free(
     assert set(verdicts) <= {"finished", "stopped"}
     assert found["result"]["winner"]["score"] > 0.3
     assert found["cpus"] == [6, 6]
+
+
+@pytest.mark.slow
+def test_the_winner_is_trained_in_full_and_registered(searched: Searched, place: Path) -> None:
+    done = vergence(searched.home, *command(place), "--retrain", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["winner"] == searched.after["result"]["winner"]
+    run = json.loads((searched.home / "s-best" / "run.json").read_text())
+    assert (run["finished"], run["version"]) == (True, 1)
 
 
 @pytest.mark.slow

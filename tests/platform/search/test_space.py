@@ -45,7 +45,8 @@ def test_a_wrong_domain_is_refused_by_path(domain: object, reason: str) -> None:
 
 
 def test_a_search_without_a_space_is_refused() -> None:
-    for raw in (None, {}, []):
+    wrong: tuple[object, ...] = (None, {}, [])
+    for raw in wrong:
         with pytest.raises(UserError, match="a mapping of settings to domains"):
             parse_space(raw, "s.yaml")
 

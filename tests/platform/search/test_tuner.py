@@ -103,10 +103,11 @@ def test_optuna_learns_from_an_earlier_attempt_and_proposes_something_else(tmp_p
     proposed = first.ask(0)
     over = Trial(number=0, parameters=proposed, verdict="finished", results=(result(2, 0.5),))
     again = tpe(tmp_path, [over, Trial(number=1, parameters=proposed, verdict="dead")])
-    assert [trial.value for trial in again.inner._ot_study.trials] == [0.5]
+    study: Any = again.inner._ot_study
+    assert [trial.value for trial in study.trials] == [0.5]
     assert again.ask(2) != proposed
     again.tell(over.but(number=1), {"score": 0.7})  # one that an earlier attempt has proposed
-    assert sorted(trial.value for trial in again.inner._ot_study.trials if trial.value) == [0.5, 0.5]
+    assert sorted(trial.value for trial in study.trials if trial.value) == [0.5, 0.5]
 
 
 def test_the_queue_hands_out_what_waits_then_proposals_and_nothing_after_a_stop(tmp_path: Path) -> None:
