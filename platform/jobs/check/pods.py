@@ -21,7 +21,9 @@ CLUSTERS = {
     "RayService": "spec.rayClusterConfig",
 }
 SUBMITTERS = {"RayJob": "spec", "RayCronJob": "spec.jobTemplate"}
-SECRET_NAME = re.compile(r"passw|passwd|pwd|secret|token|credential|api_?key|access_?key", re.IGNORECASE)
+SECRET_NAME = re.compile(
+    r"passw(?:or)?d|(?:^|_)(?:secret|token|credentials?|api_?key|access_?key)(?:_|$)|_pwd$", re.IGNORECASE
+)
 NOT_SECRET = re.compile(r"_(FILE|PATH|MODE|URL|URI|NAME)$", re.IGNORECASE)
 RESTARTS = ("Always", "OnFailure", "Never")
 UNITS = {"": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}

@@ -301,6 +301,21 @@ def test_every_rule_has_its_row() -> None:
     assert len(rules) > 100
 
 
+@pytest.mark.parametrize(
+    "name", ["TOKENIZERS_PARALLELISM", "PWD", "RAY_AUTH_TOKEN_PATH", "MLFLOW_TRACKING_URI"]
+)
+def test_variable_that_only_sounds_secret_is_none(name: str) -> None:
+    assert faults(planted(Row("", "RayJob", f"{HEAD}.{RAY}.env[0].name", name, ""))) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["PGPASSWORD", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN", "VERGENCE_SERVE_TOKEN", "DB_PWD"]
+)
+def test_variable_that_is_secret_is_refused(name: str) -> None:
+    (fault,) = faults(planted(Row("", "RayJob", f"{HEAD}.{RAY}.env[0].name", name, "")))
+    assert fault.finding.rule == "P8"
+
+
 def test_shell_of_the_job_may_read_what_no_submitter_does() -> None:
     row = Row("", "RayJob", "spec.entrypoint", "cd /a && vergence pretrain b", "")
     assert [fault for fault in faults(planted(row)) if fault.finding.rule == "X9"] == []
