@@ -1,8 +1,8 @@
 """What a method is: the contract between the objective (plain torch) and the machine that trains it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar, cast
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import ClassVar, Generic, Literal, NamedTuple, Protocol, Self, TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -80,6 +80,27 @@ class Needs(NamedTuple):
     shuffle: bool = False
 
 
+Family = Literal[
+    "instance contrast",
+    "predictive contrast",
+    "clustering",
+    "self-distillation",
+    "redundancy reduction",
+    "vision-language",
+]
+
+
+class About(NamedTuple):
+    """A line in the list of methods; the docstring of the method's module tells the rest.
+
+    year: of the paper's first version; needs: views and state, in words.
+    """
+
+    year: int
+    family: Family
+    needs: str
+
+
 class DataFacts(NamedTuple):
     """What a method may know of the run's data before it sees any.
 
@@ -128,6 +149,7 @@ class Method(nn.Module, ABC, Generic[Config, Out, Targets]):
     samples meet. The objective is the mean over ranks of what `criterion` returns.
     """
 
+    about: ClassVar[About]
     needs: ClassVar[Needs] = Needs()
 
     def __init__(self, config: Config, encoder: Encoder, data: DataFacts) -> None:
@@ -156,9 +178,10 @@ class Method(nn.Module, ABC, Generic[Config, Out, Targets]):
         """EMA, queue, bank: once after each optimiser step, with the share."""
         return
 
-    def before_epoch(self, epoch: int, sweep: Sweep) -> None:
+    def before_epoch(self, epoch: int, sweep: Sweep) -> Collection[nn.Parameter]:
         """Clustering and the like, before the first step of each epoch (from 0); not after a resume within one.
 
-        Only a method that overrides it pays for a sweep. What it finds belongs into buffers. Collective.
+        Only a method that overrides it pays for a sweep. What it finds belongs into buffers. Returns the trainable
+        parameters that it has set, alike on all ranks: the optimiser begins anew with them. Collective.
         """
-        return
+        return ()

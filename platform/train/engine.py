@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from vergence.platform.train.optim.groups import build_optimizer, slots
 from vergence.platform.train.schedule import ScheduleConfig
 
 Precision = Literal["fp32", "bf16"]
+CLIP_EPSILON = 1e-6  # added to a parameter's norm before dividing by it
 
 
 def check_support(optim: OptimConfig, zero: int) -> None:
@@ -70,7 +71,7 @@ class Engine:
         self.module = method.to(device)
         self._lr, self._device, self._precision = effective_lr(optim, global_batch), device, precision
         self._schedule, self._epochs = schedule, epochs
-        self._slots = slots(optim)
+        self._slots, self._clip_each = slots(optim), optim.clip_each
         self._norms: tuple[Tensor, Tensor] | None = None
         names = {parameter: name for name, parameter in method.named_parameters() if parameter.requires_grad}
         optimizer = build_optimizer(method, optim, self._lr, schedule)
@@ -141,9 +142,38 @@ class Engine:
         # The averaged gradient is the same on all ranks, so all of them come to the same verdict.
         finite = bool(self.grad_norms()[0].isfinite())
         if finite:
+            if self._clip_each is not None:
+                self._clip_parameters(self._clip_each)
             self._deepspeed.step()
         self.zero_grad()
         return finite
+
+    def _clip_parameters(self, largest: float) -> None:
+        """Each parameter's gradient to this norm at most (DINO's code, utils.clip_gradients). Collective."""
+        numbers = {p: i for i, p in enumerate(p for part in self._partitions for p in part.parameters)}
+        pieces = [(numbers[p], grad) for part in self._partitions for p, grad in part.gradients()]
+        squares = torch.zeros(len(numbers), device=self._device)
+        for number, gradient in pieces:
+            squares[number] = gradient.float().square().sum()
+        if self._zero is not None:  # a parameter may lie on several ranks
+            dist.all_reduce(squares)
+        factors = (largest / (squares.sqrt() + CLIP_EPSILON)).clamp(max=1.0)
+        for number, gradient in pieces:
+            gradient.mul_(factors[number])
+
+    def renew(self, parameters: Collection[nn.Parameter]) -> None:
+        """After somebody else has set these weights, the same on all ranks: training goes on from them.
+
+        What the optimiser remembers of them is zero then, but for its count of steps, which parameters share.
+        """
+        if not parameters:
+            return
+        chosen = set(parameters)
+        for partition in self._partitions:
+            partition.write_master()
+            for slot in self._slots:
+                if slot != "step":
+                    partition.forget(self._optimizer.state, slot, chosen)
 
     def zero_grad(self) -> None:
         self._norms = None
@@ -209,11 +239,11 @@ class _Partition:
 
     def __init__(self, zero: Any, index: int, names: list[str], parameters: dict[str, nn.Parameter]) -> None:
         self.names, self._zero, self._index = names, zero, index
-        self._parameters = [parameters[name] for name in names]
+        self.parameters = [parameters[name] for name in names]
 
     def gradients(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """The pieces of the averaged gradient that this rank holds."""
-        for parameter in self._parameters:
+        for parameter in self.parameters:
             if self._zero is None:
                 if parameter.grad is not None:
                     yield parameter, parameter.grad
@@ -223,12 +253,12 @@ class _Partition:
 
     def read(self, state: Any, slot: str) -> Iterator[tuple[str, Tensor]]:
         if self._zero is None:
-            yield from ((name, state[p][slot]) for name, p in zip(self.names, self._parameters))
+            yield from ((name, state[p][slot]) for name, p in zip(self.names, self.parameters))
         elif slot == "step":
             yield from ((name, state[self._slice][slot]) for name in self.names)
         else:
             own = state[self._slice][slot]
-            yield from ((name, self._collect(own, p)) for name, p in zip(self.names, self._parameters))
+            yield from ((name, self._collect(own, p)) for name, p in zip(self.names, self.parameters))
 
     def _collect(self, own: Tensor, parameter: nn.Parameter) -> Tensor:
         """One parameter's part of a slot, from the ranks whose slices it lies in; no rank holds more than that."""
@@ -244,15 +274,25 @@ class _Partition:
 
     def write(self, state: Any, slot: str, values: dict[str, Tensor]) -> None:
         if self._zero is None:
-            for name, parameter in zip(self.names, self._parameters):
+            for name, parameter in zip(self.names, self.parameters):
                 state[parameter][slot].copy_(values[name])
         elif slot == "step":
             state[self._slice][slot].copy_(values[self.names[0]])
         else:
             full = torch.zeros_like(self._zero.bit16_groups_flat[self._index])
-            for name, parameter in zip(self.names, self._parameters):
+            for name, parameter in zip(self.names, self.parameters):
                 self._view(full, parameter).copy_(values[name])
             state[self._slice][slot].copy_(full.chunk(dist.get_world_size())[dist.get_rank()])
+
+    def forget(self, state: Any, slot: str, chosen: set[nn.Parameter]) -> None:
+        """Zeros for the chosen parameters, where this rank holds them."""
+        for parameter in chosen.intersection(self.parameters):
+            if self._zero is None:
+                state[parameter][slot].zero_()
+            else:
+                own = state[self._slice][slot]
+                start = self._offset(parameter) - dist.get_rank() * len(own)
+                own[max(0, start) : max(0, start + parameter.numel())].zero_()
 
     def write_master(self) -> None:
         """The weights that the optimiser steps are a copy of the module's."""

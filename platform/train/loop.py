@@ -133,7 +133,8 @@ class RankLoop:
         plan = self.job.plan
         sweep = self._sweep(plan.training_ids(np.arange(plan.num_training)), keep=False)
         torch.manual_seed(int(rng.mix(SWEEP, plan.seed, epoch) >> np.uint64(1)))
-        self.method.before_epoch(epoch, lambda: sweep(self.method.encoder, self.engine.autocast))
+        made_anew = self.method.before_epoch(epoch, lambda: sweep(self.method.encoder, self.engine.autocast))
+        self.engine.renew(made_anew)
 
     @property
     def progress(self) -> float:

@@ -57,6 +57,9 @@ class OptimConfig(BaseModel, frozen=True, extra="forbid", strict=True):
         default=1e-3, description="eta of lars: step length relative to the weight norm"
     )
     clip: PositiveFloat | None = Field(default=None, description="largest norm of the whole gradient")
+    clip_each: PositiveFloat | None = Field(
+        default=None, description="largest norm of each parameter's gradient by itself, as DINO's code clips"
+    )
     decay_1d: bool | None = Field(
         default=None,
         description="decay (and, under lars, adapt) norm gains, biases, tokens and prototypes too; "

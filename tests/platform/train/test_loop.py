@@ -281,10 +281,11 @@ class Sweeping(SimCLR):
         super().__init__(config, encoder, data)
         self.register_buffer("seen", torch.zeros(data.epochs, 4, dtype=torch.float64))
 
-    def before_epoch(self, epoch: int, sweep: Any) -> None:
+    def before_epoch(self, epoch: int, sweep: Any) -> tuple[()]:
         ids, h = (torch.cat(parts) for parts in zip(*sweep()))
         assert self.encoder.training
         self.seen[epoch] += torch.tensor([ids.sum(), h.double().sum(), len(h), torch.rand(())])
+        return ()
 
 
 @alone
