@@ -64,3 +64,12 @@ def sum(x: Tensor) -> Tensor:
 def mean(x: Tensor) -> Tensor:
     """Mean over ranks, same shape."""
     return sum(x) / world_size()
+
+
+@torch.no_grad()
+def maximum(x: Tensor) -> Tensor:
+    """Largest over ranks, element by element, without gradient."""
+    out = x.detach().clone()
+    if is_distributed():
+        dist.all_reduce(out, dist.ReduceOp.MAX)
+    return out

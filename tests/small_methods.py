@@ -15,6 +15,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "mocov2": {"hidden_dim": 7, "embed_dim": 5, "queue_size": 16, "momentum": 0.9},
     "byol": {"hidden_dim": 7, "embed_dim": 5, "momentum": 0.9},
     "barlow_twins": {"hidden_dim": 7, "embed_dim": 5},
+    "swav": {"hidden_dim": 7, "embed_dim": 5, "prototypes": 6, "queue_size": 16, "queue_from": 0.0},
+    "dino": {"hidden_dim": 7, "embed_dim": 5, "outputs": 8, "momentum": 0.9},
+    "mocov3": {"hidden_dim": 7, "embed_dim": 5, "momentum": 0.9},
 }
 
 

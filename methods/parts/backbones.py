@@ -22,7 +22,7 @@ _ZERO_INIT_BLOCKS: dict[ZeroInit, tuple[Any, ...]] = {
     "none": (),
 }
 _OF_RESNETS = ("stem", "width", "zero_init_residual", "norm")
-_OF_VITS = ("patch_size", "depth", "pool", "positions", "freeze_patches")
+_OF_VITS = ("patch_size", "depth", "heads", "init", "pool", "positions", "freeze_patches")
 
 
 class EncoderConfig(BaseModel, frozen=True, extra="forbid", strict=True):
@@ -47,6 +47,13 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid", strict=True):
         None, description="side of a patch in pixels (ViTs); default: the model's"
     )
     depth: PositiveInt | None = Field(None, description="number of blocks (ViTs); default: the model's")
+    heads: PositiveInt | None = Field(
+        None, description="attention heads of a block (ViTs); they divide the width; default: the model's"
+    )
+    init: Literal["timm", "moco"] = Field(
+        "timm",
+        description="initial weights (ViTs): timm's, or uniform ones by fan-in and fan-out as in MoCo v3",
+    )
     pool: Literal["cls", "mean"] | None = Field(
         None, description="class token, or mean of the others (ViTs); default: the model's"
     )
@@ -104,7 +111,11 @@ def build_encoder(
     if isinstance(sketch, resnet.ResNet):
         backbone = _resnet(config, sketch, arguments, zero_init)
     else:
+        if config.init == "moco":
+            arguments["weight_init"] = "moco"
         backbone = timm.create_model(config.name, **arguments)
+        if config.init == "moco":
+            vision_transformer.spread_patches(backbone)
         if config.positions == "sincos":
             vision_transformer.fix_positions(backbone)
         if config.freeze_patches:
@@ -121,6 +132,7 @@ def timm_arguments(config: EncoderConfig, image_size: int | None = None) -> dict
             "dynamic_img_size": True,
             "patch_size": config.patch_size,
             "depth": config.depth,
+            "num_heads": config.heads,
             "global_pool": config.pool and {"cls": "token", "mean": "avg"}[config.pool],
         }
     return {key: value for key, value in arguments.items() if value is not None}

@@ -1,9 +1,10 @@
 """timm's vision transformers as joint-embedding methods use them: fixed positions, frozen patches."""
 
+import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..torchvision_shim import timm
 
@@ -22,6 +23,14 @@ def fix_positions(network: Any) -> None:
 def freeze_patches(network: Any) -> None:
     """The projection of patches stays as initialised (MoCo v3, arXiv:2104.02057, section 4.2)."""
     network.patch_embed.proj.requires_grad_(False)
+
+
+def spread_patches(network: Any) -> None:
+    """The projection of patches as MoCo v3's code draws it: uniform, by the fans of the linear layer that it is."""
+    proj = network.patch_embed.proj
+    limit = math.sqrt(6 / (proj.weight[0].numel() + len(proj.weight)))
+    nn.init.uniform_(proj.weight, -limit, limit)
+    nn.init.zeros_(proj.bias)
 
 
 def sincos(rows: int, columns: int, dim: int) -> Tensor:

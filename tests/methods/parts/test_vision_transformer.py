@@ -115,3 +115,18 @@ def test_what_only_vision_transformers_have_is_refused(field: str) -> None:
         ValueError, match=f"resnet18 is no vision transformer of timm and cannot take {field}="
     ):
         build_encoder(EncoderConfig(**{field: value}))
+
+
+def test_heads_and_weights_of_moco_v3() -> None:
+    backbone = build(heads=6, init="moco").backbone
+    assert [block.attn.num_heads for block in backbone.blocks] == [6, 6]
+    q_k_v, proj = backbone.blocks[0].attn.qkv, backbone.patch_embed.proj
+    for weight, fans in ((q_k_v.weight, 192 + 192), (proj.weight, 3 * 4 * 4 + 192)):
+        limit = math.sqrt(6 / fans)
+        assert 0.95 * limit < weight.abs().max() <= limit
+        assert weight.std().item() == pytest.approx(limit / math.sqrt(3), rel=0.05)
+    assert not q_k_v.bias.any()
+    assert not proj.bias.any()
+    assert backbone.cls_token.abs().max() < 1e-5
+    with pytest.raises(ValueError, match="no vision transformer"):
+        build_encoder(EncoderConfig(name="resnet18", heads=6))

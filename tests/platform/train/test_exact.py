@@ -131,6 +131,10 @@ def build(name: str) -> Any:
     small: dict[str, Any] = {"hidden_dim": 16, "embed_dim": 8}
     if name == "mocov2":
         small["queue_size"] = 32
+    if name == "swav":
+        small["prototypes"] = 12
+    if name == "dino":
+        small |= {"outputs": 12, "projector_norm": "batch"}
     encoder = build_encoder(EncoderConfig(name="resnet18", stem="cifar", width=0.125))
     return cls.build(config_class(**small), encoder, FACTS).double().train()
 
@@ -204,10 +208,16 @@ SETTINGS: dict[str, list[Any]] = {
     "mocov2": [GROUP],
     "byol": [GROUP, "global"],
     "barlow_twins": [GROUP, "global"],
+    "swav": [GROUP, "global"],
+    "dino": [GROUP, "global"],
+    "mocov3": [GROUP, "global"],
     "simclr-crops": [GROUP, "global"],
     "mocov2-crops": [GROUP],
     "byol-crops": [GROUP, "global"],
     "barlow_twins-crops": [GROUP, "global"],
+    "swav-crops": [GROUP],
+    "dino-crops": [GROUP],
+    "mocov3-crops": [GROUP],
 }
 
 
