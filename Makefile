@@ -14,7 +14,7 @@ lint: setup
 	@for p in platform methods pipelines; do ln -sfn ../../../$$p build/dev/vergence/$$p; done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	MYPYPATH=build/dev $(BIN)/mypy -p vergence.platform -p vergence.methods -p vergence.pipelines
+	MYPYPATH=build/dev:tests $(BIN)/mypy -p vergence.platform -p vergence.methods -p vergence.pipelines -p tests -p benchmarks
 	PYTHONPATH=build/dev $(BIN)/lint-imports
 
 test: lint

@@ -49,7 +49,8 @@ def run(rounds: int, says: Callable[[str], None]) -> dict[str, Any]:
     shares = [resolved.stream.share(step, 0, 1) for step in range(SHARES)]
     made = [loop._micros(share, 0)[0] for share in shares]
     batches = loop._batches(itertools.cycle(shares))
-    method = build_method(recipe, facts).to(DEVICE, memory_format=torch.channels_last).train()
+    method = build_method(recipe, facts).to(DEVICE).train()
+    method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(method.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, fused=True)
 
     def train(share: "Share", micros: Any) -> None:

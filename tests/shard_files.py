@@ -5,6 +5,7 @@ import tarfile
 import wave
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -37,3 +38,15 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) 
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
     return path
+
+
+def as_webdataset_reads(shard: Path) -> list[dict[str, Any]]:
+    """The samples of a shard by webdataset's reader, from a file that is closed again: what it opens, it leaves open."""
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
+    with shard.open("rb") as stream:
+        members = tar_file_expander([{"url": str(shard), "stream": stream}])
+        return [
+            {key: value for key, value in sample.items() if key != "__url__"}
+            for sample in group_by_keys(members)
+        ]

@@ -47,7 +47,7 @@ class FeatureCache:
     def read(self, number: int) -> Part | None:
         """A part as it was written; None if it is not there or not whole."""
         try:
-            with np.load(self._file(number), allow_pickle=False) as arrays:
+            with self._file(number).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return Part(arrays["ids"], arrays["rows"])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None

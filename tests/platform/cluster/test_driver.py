@@ -115,10 +115,10 @@ def test_before_the_first_step_only_ranks_that_would_outlive_us_are_waited_for(
     assert ended.is_set() == (place == "caller")
 
 
-def test_a_stop_does_not_wait_for_a_node_that_is_lost(job, monkeypatch):
+def test_a_stop_does_not_wait_for_a_node_that_is_lost(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     stop, released = Stop(), threading.Event()
 
-    def ranks():
+    def ranks() -> None:
         step(job, 0)
         time.sleep(0.7)  # the driver sees the step, then the ranks are gone
         stop.ask()

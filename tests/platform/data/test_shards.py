@@ -10,9 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import webdataset
 from PIL import Image
-from shard_files import png, write_shard
+from shard_files import as_webdataset_reads, png, write_shard
 from sklearn.datasets import load_digits
 from webdataset import TarWriter
 
@@ -35,9 +34,7 @@ def image_folder(root: Path, classes: Sequence[str] = ("cat", "dog"), each: int 
 def contents(pattern: Path) -> list[dict[str, Any]]:
     """Samples as webdataset reads them."""
     return [
-        {key: value for key, value in sample.items() if key not in ("__url__", "__local_path__")}
-        for path in sorted(pattern.parent.glob(pattern.name))
-        for sample in webdataset.WebDataset(str(path), shardshuffle=False)
+        sample for path in sorted(pattern.parent.glob(pattern.name)) for sample in as_webdataset_reads(path)
     ]
 
 

@@ -90,7 +90,7 @@ def test_onnx_that_differs_is_refused_and_the_old_file_stays(
 ) -> None:
     import onnxruntime
 
-    class Other(onnxruntime.InferenceSession):
+    class Other(onnxruntime.InferenceSession):  # type: ignore[misc]  # ONNX Runtime has no types
         def run(self, *arguments: Any) -> Any:
             [rows] = super().run(*arguments)
             return [rows + (1e-2 if len(rows) == 64 else 0)]
@@ -143,7 +143,7 @@ def test_timm_builds_and_fills_the_model_from_its_folder_alone(
     for n in BATCHES:
         pixels = images(n, encoder.size)
         np.testing.assert_allclose(timm_rows(model, pixels), encoder(pixels), atol=1e-4)
-    config = timm.data.resolve_model_data_config(model)
+    config = timm.data.resolve_model_data_config(model)  # type: ignore[attr-defined]
     told = config["input_size"], config["crop_pct"], config["interpolation"]
     assert told == ((3, encoder.size, encoder.size), 1.0, "bilinear")
     np.testing.assert_allclose((config["mean"], config["std"]), (MEAN, STD))

@@ -73,7 +73,7 @@ def test_the_run_names_its_data_and_the_model_its_figures(registered: Registered
         metrics = client.get_logged_model(made.model_id).metrics
     assert {tag.key: tag.value for tag in told.tags} == {"mlflow.data.context": "training"}
     assert (told.dataset.name, told.dataset.digest) == (f"{home}/train-*.tar", index.digest[:36])
-    source = ShardsSource.from_json(told.dataset.source)
+    source: Any = ShardsSource.from_json(told.dataset.source)
     assert (source.shards, source.samples, source.digest) == (2, 6, index.digest)
     assert source.load() == index.shards
     [metric] = metrics

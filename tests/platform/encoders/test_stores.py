@@ -96,7 +96,7 @@ def test_a_server_with_postgresql_and_s3(tmp_path: Path, monkeypatch: pytest.Mon
         mlflow_stores.postgres() as database,
         mlflow_stores.s3(tmp_path, "encoders") as environment,
         mlflow_stores.mlflow_server(
-            tmp_path, database=database, artifacts="s3://encoders/mlflow", **environment
+            tmp_path, 0, database=database, artifacts="s3://encoders/mlflow", **environment
         ) as address,
     ):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
@@ -122,7 +122,7 @@ def test_a_server_behind_passwords(
         "PYTHONPATH": os.pathsep.join([str(auth_packages), os.environ.get("PYTHONPATH", "")]),
     }
     arguments = ["--app-name", "basic-auth"]
-    with mlflow_stores.mlflow_server(tmp_path, arguments=arguments, **secret) as address:
+    with mlflow_stores.mlflow_server(tmp_path, 0, arguments=arguments, **secret) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a-long-password")
