@@ -25,6 +25,7 @@ SECTIONS = {
     "equality": "gradients of 1, 2, 3 ranks and of two-pass batches",
     "start": "seconds to the first step on a Ray that runs, and memory, of short and long runs",
     "commit": "seconds and peak memory of a commit of 100 M parameters with AdamW on two ranks",
+    "serve": "requests of 32 clients, embedded in batches and one at a time",
 }
 ELSEWHERE = {
     "gpu": "a step of SimCLR on ResNet-50 at 224 px, and the share of its views; needs a GPU"
@@ -33,6 +34,8 @@ KINDS = (
     "images_per_cpu_s",
     "images_per_s",
     "training_thread_ms_per_image",
+    "requests_per_s",
+    "milliseconds",
     "seconds",
     "megabytes",
     "ratios",

@@ -29,6 +29,7 @@ VERBS = {
     "embed": ("embed", "write the embeddings of shards or a folder of images to parquet"),
     "export": ("export", "write an encoder as torch program, safetensors, ONNX or a folder of timm's"),
     "promote": ("promote", "make a candidate of the registry champion if it is better; or go back"),
+    "serve": ("serve", "answer requests for embeddings over HTTP, in batches"),
     "submit": ("submit", "run a verb on a cluster and follow it; the same command goes on after any stop"),
     "jobs": ("jobs", "list, follow and stop what was submitted"),
     "runs": ("runs", "list and show runs"),

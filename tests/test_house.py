@@ -50,7 +50,7 @@ def test_help_loads_nothing_heavy() -> None:
     code = f"""
 import sys
 from vergence.pipelines import cli
-for arguments in ([], ["pretrain"], ["tune"], ["shards"], ["evaluate"], ["embed"], ["export"], ["promote"]):
+for arguments in ([], ["pretrain"], ["tune"], ["shards"], ["evaluate"], ["embed"], ["export"], ["promote"], ["serve"]):
     try:
         cli.main([*arguments, "--help"])
     except SystemExit as end:

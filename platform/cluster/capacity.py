@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt
 from vergence.platform.errors import UserError
 
 DRIVER_CPUS = 0.01  # of each trial of a search
+LOWER = "scale.workers, scale.cpus_per_worker or data.reader_cpus"  # what a run may ask less of
 
 
 class ScaleConfig(BaseModel, frozen=True, extra="forbid", strict=True):
@@ -119,14 +120,17 @@ def physical_cpus() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def check_local(need: Need) -> None:
-    """UserError if a session of our own would have to over-declare this machine too far."""
+def check_local(need: Need, lower: str = LOWER) -> None:
+    """UserError if a session of our own would have to over-declare this machine too far.
+
+    lower: the settings that would help.
+    """
     limit = max(8, 4 * physical_cpus())
     if need.cpus > limit:
         fewer = "search.budget.concurrent, " if need.trials > 1 else ""
         raise UserError(
             f"scale: {need.arithmetic()}, but this machine has {physical_cpus()} and a local run may declare "
-            f"at most {limit}; lower {fewer}scale.workers, scale.cpus_per_worker or data.reader_cpus, or set RAY_ADDRESS"
+            f"at most {limit}; lower {fewer}{lower}, or set RAY_ADDRESS"
         )
     if need.gpus:
         import torch

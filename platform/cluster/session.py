@@ -16,7 +16,7 @@ from typing import Any, Literal
 import psutil
 
 from vergence.platform.cluster.address import check_address
-from vergence.platform.cluster.capacity import Need, Node, fits
+from vergence.platform.cluster.capacity import LOWER, Need, Node, fits
 from vergence.platform.errors import UserError, VergenceError
 
 # glibc gives the activations of each step back to the kernel, and the next step takes page faults for them: a
@@ -100,19 +100,18 @@ class Session:
 
 
 @contextlib.contextmanager
-def opened(need: Need) -> Iterator[Session]:
+def opened(need: Need, *, lower: str = LOWER, metrics_port: int | None = None) -> Iterator[Session]:
     """A Ray session that can hold `need`; afterwards this process is as it was found.
 
     A session that the caller has opened is joined and stays open; a session of our own, and our connection to a
-    cluster, end here. Raises UserError: no cluster answers, or it is too small; VergenceError: Ray does not start.
+    cluster, end here. lower: the settings that would help where a cluster is too small; metrics_port: where
+    Prometheus finds the metrics of a session of our own, Ray chooses one.
+    Raises UserError: no cluster answers, or it is too small; VergenceError: Ray does not start.
     """
     where = place()
-    with _environment(where), _begun(need, where):
+    with _environment(where), _begun(need, where, metrics_port):
         if where != "own" and (lacks := fits(need, nodes())):
-            raise UserError(
-                f"scale: {lacks} in the Ray cluster; lower scale.workers, scale.cpus_per_worker or "
-                f"data.reader_cpus, or add nodes"
-            )
+            raise UserError(f"scale: {lacks} in the Ray cluster; lower {lower}, or add nodes")
         yield Session(need, where)
 
 
@@ -134,7 +133,7 @@ def _environment(where: Place) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _begun(need: Need, where: Place) -> Iterator[None]:
+def _begun(need: Need, where: Place, metrics_port: int | None) -> Iterator[None]:
     """ray.init and ray.shutdown, if they are ours to call."""
     if where == "caller":
         yield
@@ -145,7 +144,7 @@ def _begun(need: Need, where: Place) -> Iterator[None]:
     with _session_folder() as folder:
         try:
             if where == "own":
-                _start(need, folder)
+                _start(need, folder, metrics_port)
             else:
                 _join(os.environ["RAY_ADDRESS"])
             if threading.current_thread() is threading.main_thread():
@@ -157,7 +156,7 @@ def _begun(need: Need, where: Place) -> Iterator[None]:
             ray.shutdown()
 
 
-def _start(need: Need, folder: str | None) -> None:
+def _start(need: Need, folder: str | None, metrics_port: int | None) -> None:
     """A session of our own; on a busy machine Ray's processes may miss its 30 s, so it gets a second try."""
     import ray
 
@@ -171,6 +170,7 @@ def _start(need: Need, folder: str | None) -> None:
                 object_store_memory=_object_store_bytes(need),
                 job_config=_job_config(),
                 _temp_dir=folder,
+                _metrics_export_port=metrics_port,
                 **QUIET,
             )
             return

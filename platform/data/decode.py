@@ -29,6 +29,10 @@ class BadSample(Exception):
     """The bytes of a sample are no image that can be used; the text says why."""
 
 
+class TooManyPixels(BadSample):
+    """It may be an image, but it is too large to be decoded."""
+
+
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Pixels of an encoded image.
 
@@ -60,7 +64,7 @@ def _fast(data: bytes, max_pixels: int) -> np.ndarray | None:
 
 def _limit(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise BadSample(f"{width} x {height} pixels are more than {max_pixels:,}")
+        raise TooManyPixels(f"{width} x {height} pixels are more than {max_pixels:,}")
 
 
 def _jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:

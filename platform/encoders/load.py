@@ -75,10 +75,20 @@ def _open(file: Path, name: str, card: Path | None = None) -> LoadedEncoder:
     return LoadedEncoder(printable(name), size, dim, digest_of(size, program.state_dict), read, program)
 
 
+def resolved(ref: str) -> str:
+    """models:/NAME/VERSION of the version that an alias means now; any other reference as it is.
+
+    Raises like `load_encoder`.
+    """
+    if not ref.startswith("models:"):
+        return ref
+    match = _parsed(ref)
+    with registry(ref) as client:
+        return f"models:/{match['name']}/{_version(client, match)}"
+
+
 def _from_registry(ref: str) -> LoadedEncoder:
-    match = MODEL.fullmatch(ref)
-    if not match:
-        raise UserError(f"{ref}: write models:/NAME@ALIAS (models:/NAME@champion) or models:/NAME/VERSION")
+    match = _parsed(ref)
     with registry(ref) as client, tempfile.TemporaryDirectory() as folder:
         import mlflow
 
@@ -89,6 +99,13 @@ def _from_registry(ref: str) -> LoadedEncoder:
             raise UserError(f"{name}: its files are missing, they were in {kept}; put them back there")
         files = Path(mlflow.artifacts.download_artifacts(name, dst_path=folder))
         return _open(files / "data" / "model.pt2", name, files / "extra_files" / CARD)
+
+
+def _parsed(ref: str) -> re.Match[str]:
+    match = MODEL.fullmatch(ref)
+    if not match:
+        raise UserError(f"{ref}: write models:/NAME@ALIAS (models:/NAME@champion) or models:/NAME/VERSION")
+    return match
 
 
 def _version(client: Any, match: re.Match[str]) -> int:
