@@ -3,7 +3,12 @@
 Zbontar et al. 2021, arXiv:2103.03230, eq. 1-2 and Algorithm 1. With z standardised per dimension over the
 global batch of B images (biased variance, each view its own):
     C = z1^T z2 / B,    l = sum_j (1 - C_jj)^2 + lambda * sum_{j != k} C_jk^2.
+The paper has lambda = 0.005, the official code 0.0051. With redundancy_weight = mean it is 1 / (d - 1): l is then d
+times the sum of two means, over the diagonal and off it (of unknown merit: the paper swept 0.002 to 0.02).
 With more views: the mean of l over the pairs of a full-size view and any other one.
+
+Tune first: learning rate, then redundancy_weight and embed_dim together.
+
 Shape suffixes: b = images on this rank, v = views, full-size ones first, d = embed_dim.
 """
 
@@ -14,7 +19,7 @@ from pydantic import BaseModel, Field, NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from . import collectives
-from .method import Batch, DataFacts, Encoder, Method, Needs, at_least
+from .method import About, Batch, DataFacts, Encoder, Method, Needs, at_least
 from .parts.backbones import ZeroInit
 from .parts.forwarding import VIEW_FORWARD, ViewForward, embed_views
 from .parts.heads import mlp
@@ -31,7 +36,10 @@ class BarlowTwinsConfig(BaseModel, frozen=True, extra="forbid", strict=True):
     name: Literal["barlow_twins"] = "barlow_twins"
     hidden_dim: PositiveInt = Field(8192, description="Width of the projector's two hidden layers.")
     embed_dim: PositiveInt = Field(8192, description="Width of the embedding.")
-    redundancy_weight: NonNegativeFloat = Field(5.1e-3, description="lambda, of the off-diagonal term.")
+    redundancy_weight: NonNegativeFloat | Literal["mean"] = Field(
+        5.1e-3,
+        description="lambda, of the off-diagonal term; mean: 1 / (d - 1), so that both terms are d times a mean.",
+    )
     projector_norm: NormName = Field("batch", description=NORM)
     view_forward: ViewForward = Field("per_view", description=VIEW_FORWARD)
 
@@ -50,6 +58,7 @@ class Losses(NamedTuple):
 class BarlowTwins(Method[BarlowTwinsConfig, Embeddings, tuple[()]]):
     """Encoder and three-layer projector."""
 
+    about: ClassVar[About] = About(2021, "redundancy reduction", "2 or more views")
     needs: ClassVar[Needs] = Needs(at_least(2, small=True))
 
     def __init__(self, config: BarlowTwinsConfig, encoder: Encoder, data: DataFacts) -> None:
@@ -79,5 +88,6 @@ class BarlowTwins(Method[BarlowTwinsConfig, Embeddings, tuple[()]]):
         d = len(c)
         on_diag = c.diagonal()
         off_diag = c.flatten()[:-1].view(d - 1, d + 1)[:, 1:]  # each diagonal entry starts a row: drop it
-        redundancy = self.config.redundancy_weight * off_diag.square().sum()
+        weight = self.config.redundancy_weight
+        redundancy = (d * off_diag.square().mean()) if weight == "mean" else weight * off_diag.square().sum()
         return torch.stack([(1 - on_diag).square().sum(), redundancy, on_diag.mean()])

@@ -5,6 +5,9 @@ and hat = L2 normalisation:
     l = |hat(p^1) - hat(z'^2)|^2 + |hat(p^2) - hat(z'^1)|^2 = (2 - 2 cos) + (2 - 2 cos),  mean over images.
 With more views the teacher sees the full-size ones, and l is the mean of the terms |hat(p^s) - hat(z'^t)|^2 over
 full-size views t and all other views s. Online and target network are called student and teacher here.
+
+Tune first: momentum (its memory, 1 / (1 - m) steps, a twentieth of the run), then the learning rate.
+
 Shape suffixes: b = images on this rank, v = views, full-size ones first, t = full-size views, d = embed_dim.
 """
 
@@ -15,7 +18,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, Field, PositiveInt
 from torch import Tensor, nn
 
-from .method import Batch, DataFacts, Encoder, Method, Needs, at_least
+from .method import About, Batch, DataFacts, Encoder, Method, Needs, at_least
 from .parts import ema
 from .parts.backbones import ZeroInit
 from .parts.forwarding import VIEW_FORWARD, ViewForward, embed_views
@@ -61,6 +64,7 @@ class Losses(NamedTuple):
 class BYOL(Method[BYOLConfig, Embeddings, Targets]):
     """Student (encoder, projector, predictor) and teacher (encoder, projector)."""
 
+    about: ClassVar[About] = About(2020, "self-distillation", "2 or more views; teacher")
     needs: ClassVar[Needs] = Needs(at_least(2, small=True))
 
     def __init__(self, config: BYOLConfig, encoder: Encoder, data: DataFacts) -> None:

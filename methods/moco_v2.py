@@ -6,7 +6,12 @@ unit vectors q (student, view 0), k (teacher, view 1) and the queue's rows n:
 With more views every one but view 1 gives a query, small crops too, and l is the mean over them.
 Query and key encoder are called student and teacher here. The official code moves the teacher before the key
 forward; moving it after the optimiser step gives the same sequence, since m is constant and the two start
-equal. Shape suffixes: b = images on this rank, v = queries of an image, d = embed_dim, K = queue_size.
+equal.
+
+Tune first: temperature; in short runs queue_size (a tenth of the images at most) and momentum (its
+memory, 1 / (1 - m) steps, a twentieth of the run).
+
+Shape suffixes: b = images on this rank, v = queries of an image, d = embed_dim, K = queue_size.
 """
 
 from typing import ClassVar, Literal, NamedTuple
@@ -17,7 +22,7 @@ from pydantic import BaseModel, Field, PositiveInt
 from torch import Tensor, nn
 
 from . import collectives
-from .method import Batch, DataFacts, Encoder, Method, Needs, at_least
+from .method import About, Batch, DataFacts, Encoder, Method, Needs, at_least
 from .parts import ema
 from .parts.backbones import ZeroInit
 from .parts.contrast import info_nce
@@ -63,6 +68,7 @@ class Losses(NamedTuple):
 class MoCoV2(Method[MoCoV2Config, Embeddings, Targets]):
     """Student (encoder, projector), teacher, and the queue of keys."""
 
+    about: ClassVar[About] = About(2020, "instance contrast", "2 or more views; queue, teacher")
     needs: ClassVar[Needs] = Needs(at_least(2, small=True), shuffle=True)
 
     def __init__(self, config: MoCoV2Config, encoder: Encoder, data: DataFacts) -> None:

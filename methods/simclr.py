@@ -4,6 +4,9 @@ Chen et al. 2020, arXiv:2002.05709, Algorithm 1 and eq. 1. With s_ij = cos(z_i, 
     l(i, j) = -log( exp(s_ij / T) / sum_{k != i} exp(s_ik / T) ),  mean over the 2B anchors i with positive j.
 The official code sums the means of the two halves, twice this; the paper's mean is kept. With more views, small
 crops too, each other view j of the image is a positive of its own, and k leaves out the image's views but j.
+
+Tune first: temperature and learning rate, then the batch: it is the number of negatives.
+
 Shape suffixes: v = views, V = their number, b = images on this rank, B = b * world_size, d = embed_dim.
 """
 
@@ -17,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from . import collectives
-from .method import Batch, DataFacts, Encoder, Method, Needs, at_least
+from .method import About, Batch, DataFacts, Encoder, Method, Needs, at_least
 from .parts.backbones import ZeroInit
 from .parts.contrast import info_nce
 from .parts.forwarding import VIEW_FORWARD, ViewForward, embed_views
@@ -56,6 +59,7 @@ class Losses(NamedTuple):
 class SimCLR(Method[SimCLRConfig, Embeddings, tuple[()]]):
     """Encoder f and projector g (section 2.1; the head as in the official code)."""
 
+    about: ClassVar[About] = About(2020, "instance contrast", "2 or more views")
     needs: ClassVar[Needs] = Needs(at_least(2, small=True))
 
     def __init__(self, config: SimCLRConfig, encoder: Encoder, data: DataFacts) -> None:

@@ -9,7 +9,9 @@ from vergence.platform.errors import UserError, nearest
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", nargs="?", help="show this method's settings")
+    parser.add_argument(
+        "name", metavar="NAME", nargs="?", help="show this method's equation, sources, settings and recipes"
+    )
     parser.add_argument("--settings", action="store_true", help="show all other settings of a recipe")
     parser.epilog = """\
 examples:
@@ -28,14 +30,20 @@ def main(options: argparse.Namespace) -> int:
         return 0
     if options.name is None:
         for name, (_, method) in METHODS.items():
-            print(f"{name:<14} {summary(method)}")
+            year, family, needs = method.about
+            print(f"{name:<14} {year}  {family:<21} needs {needs}")
+            print(f"{'':<14} {summary(method)}")
         return 0
     if options.name not in METHODS:
         raise UserError(f"methods: there is no method {options.name!r} ({nearest(options.name, METHODS)})")
     config, method = METHODS[options.name]
-    print(f"{options.name}: {summary(method)}")
+    year, family, needs = method.about
+    print(f"{options.name}, {year}, {family}; needs {needs}\n\n{description(method)}\n\nSettings:")
     for name, field in config.model_fields.items():
         print(f"  method.{name:<18} {_about(field)}")
+    print("\nStart from:")
+    for recipe in recipes(options.name):
+        print(f"  vergence pretrain {recipe}")
     return 0
 
 
@@ -58,6 +66,18 @@ def _about(field: Any) -> str:
     return f"{field.description or ''} {default}".strip()
 
 
+def description(method: type) -> str:
+    """The docstring of the method's module: equation, sources, what to tune first."""
+    return (sys.modules[method.__module__].__doc__ or "").strip()
+
+
 def summary(method: type) -> str:
-    """First line of the docstring of the method's module."""
-    return (sys.modules[method.__module__].__doc__ or "").strip().splitlines()[0]
+    """Its first line."""
+    return description(method).splitlines()[0]
+
+
+def recipes(name: str) -> list[str]:
+    """Shipped recipes of a method."""
+    from vergence.pipelines.recipe import load_recipe, shipped
+
+    return [recipe for recipe in shipped() if load_recipe(recipe).method.name == name]

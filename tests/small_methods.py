@@ -14,10 +14,18 @@ SMALL: dict[str, dict[str, Any]] = {
     "simclr": {"hidden_dim": 7, "embed_dim": 5},
     "mocov2": {"hidden_dim": 7, "embed_dim": 5, "queue_size": 16, "momentum": 0.9},
     "byol": {"hidden_dim": 7, "embed_dim": 5, "momentum": 0.9},
+    "simsiam": {"hidden_dim": 7, "embed_dim": 5, "bottleneck_dim": 3},
     "barlow_twins": {"hidden_dim": 7, "embed_dim": 5},
     "swav": {"hidden_dim": 7, "embed_dim": 5, "prototypes": 6, "queue_size": 16, "queue_from": 0.0},
     "dino": {"hidden_dim": 7, "embed_dim": 5, "outputs": 8, "momentum": 0.9},
     "mocov3": {"hidden_dim": 7, "embed_dim": 5, "momentum": 0.9},
+    "vicreg": {
+        "hidden_dim": 7,
+        "embed_dim": 5,
+        "invariance_weight": 0.25,
+        "variance_weight": 0.25,
+        "covariance_weight": 0.01,
+    },
 }
 
 

@@ -1,4 +1,5 @@
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from vergence.methods.barlow_twins import BarlowTwinsConfig, Embeddings
 E = 1e-5
 
 
-def loss_of(z: Tensor, weight: float = 0.0051) -> Tensor:
+def loss_of(z: Tensor, weight: float | Literal["mean"] = 0.0051) -> Tensor:
     return (
         small_method("barlow_twins", redundancy_weight=weight)
         .criterion(Embeddings(z), (), whole(len(z)))
@@ -43,6 +44,27 @@ def test_loss_equals_float64_transcription(n: int) -> None:
             c = sum(a * b for a, b in zip(bars[0][j], bars[1][k], strict=True)) / n
             total += (1 - c) ** 2 if j == k else 0.0051 * c**2
     assert loss_of(z).item() == pytest.approx(total, abs=1e-10)
+
+
+@pytest.mark.parametrize("d", [2, 5])
+def test_mean_balanced_form_is_d_times_both_means(d: int) -> None:
+    z = normal(9, 2, d) * 2 + 1
+    bars = (z - z.mean(dim=0)) / (z.var(dim=0, correction=0) + E).sqrt()
+    c = (bars[:, 0].T @ bars[:, 1] / 9).tolist()
+    on_diag = [(1 - c[j][j]) ** 2 for j in range(d)]
+    off_diag = [c[j][k] ** 2 for j in range(d) for k in range(d) if j != k]
+    expected = d * (sum(on_diag) / len(on_diag) + sum(off_diag) / len(off_diag))
+    assert loss_of(z, "mean").item() == pytest.approx(expected, abs=1e-10)
+    assert loss_of(z, 1 / (d - 1)).item() == pytest.approx(expected, abs=1e-10)
+
+
+def test_closed_form_of_the_mean_balanced_form() -> None:
+    d = 16
+    rank_one = whitened(64, 1).repeat(1, d)
+    expected = d * (E / (1 + E)) ** 2 + d / (1 + E) ** 2  # about d, as for a constant
+    assert loss_of(torch.stack([rank_one, rank_one], dim=1), "mean").item() == pytest.approx(
+        expected, abs=1e-9
+    )
 
 
 @pytest.mark.parametrize(("large", "views"), [(2, 5), (3, 3)])

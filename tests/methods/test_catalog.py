@@ -1,4 +1,6 @@
-from typing import Any
+import re
+import sys
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -6,12 +8,22 @@ from pydantic import ValidationError
 from small_methods import small_method, two_views, whole
 
 from vergence.methods.catalog import METHODS
+from vergence.methods.method import Family
 
 NAMES = list(METHODS)
 # whose heads norm over the batch, so that views that share a forward show
 NORMED = [
     name for name in NAMES if any(isinstance(m, torch.nn.BatchNorm1d) for m in small_method(name).modules())
 ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_says_what_it_is(name: str) -> None:
+    about, text = METHODS[name][1].about, sys.modules[METHODS[name][1].__module__].__doc__ or ""
+    assert about.family in get_args(Family)
+    assert 2018 <= about.year <= 2026
+    assert re.search(r"arXiv:\d{4}\.\d{5}", text)
+    assert "\nTune first: " in text
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -101,10 +113,12 @@ def test_state_has_every_tensor_that_training_changes(name: str) -> None:
     [
         ("simclr", "joint"),
         ("byol", "per_view"),
-        ("barlow_twins", "per_view"),
         ("swav", "joint"),
         ("dino", "joint"),
         ("mocov3", "per_view"),
+        ("simsiam", "per_view"),
+        ("barlow_twins", "per_view"),
+        ("vicreg", "per_view"),
     ],
 )
 def test_views_share_a_forward_as_published(name: str, default: str) -> None:

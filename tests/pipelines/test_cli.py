@@ -98,9 +98,15 @@ def test_one_damaged_run_is_listed_as_such_and_costs_the_others_nothing(
 
 def test_methods_are_listed_with_what_they_do_and_their_settings(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["methods"]) == 0
-    assert "byol" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    (byol,) = (k for k, line in enumerate(lines) if line.startswith("byol "))
+    assert lines[byol].split(maxsplit=1)[1] == "2020  self-distillation     needs 2 or more views; teacher"
+    assert "no negatives" in lines[byol + 1]
     assert cli.main(["methods", "simclr"]) == 0
-    assert "method.temperature" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    for part in ("l(i, j) = -log(", "arXiv:2002.05709", "Tune first: temperature", "method.temperature "):
+        assert part in told
+    assert told.splitlines()[-2:] == ["  vergence pretrain digits", "  vergence pretrain simclr-cifar10"]
     assert cli.main(["methods", "simclor"]) == 2
     assert "did you mean simclr?" in capsys.readouterr().err
     assert cli.main(["methods", "--settings"]) == 0

@@ -1,8 +1,8 @@
 """Shipped recipes train as they did: losses of a few steps, of narrow encoders on a few images of noise.
 
-The runs of version 0.1 had these losses; simclr-cifar10 since its residual gains no longer start at zero. A change
-here is a change of the objective, of the initial weights, of the order, of the views or of a schedule, and needs a
-reason.
+The runs of version 0.1 had these losses; simclr-cifar10 since its residual gains no longer start at zero, methods that
+came later since they came. A change here is a change of the objective, of the initial weights, of the order, of the
+views or of a schedule, and needs a reason.
 """
 
 import json
@@ -27,6 +27,9 @@ LOSSES = {
     "mocov2-cifar10": [0.434419, 2.99364, 3.68706, 3.89449, 4.1175, 4.4887],
     "swav-cifar10": [5.88253, 5.93531, 5.96478, 5.95304, 5.7836, 5.96197],
     "mocov3-cifar10": [2.21278, 2.39772, 2.27777, 2.25744, 2.42092, 2.30147],
+    "barlow_twins_mean-cifar10": [570.995, 711.772, 465.139, 432.9, 518.297, 306.112],
+    "simsiam-cifar10": [-0.00889479, -0.00824505, -0.00999938, 6.28927e-05, -0.00440533, -0.0111994],
+    "vicreg-cifar10": [23.5439, 24.0852, 24.2601, 23.3683, 22.5318, 22.5524],
     "simclr-cifar10": [3.89821, 4.06088, 4.61868, 4.32742, 4.12995, 4.65137],
 }
 
@@ -56,7 +59,7 @@ def losses(rank: int, world_size: int, name: str, folder: Path) -> list[float]:
 def test_losses_of_the_first_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VERGENCE_HOME", str(tmp_path / "home"))
     (found,) = run_ranks(losses, 1, name, tmp_path)
-    assert found[:6] == pytest.approx(LOSSES[name], rel=1e-3)  # later ones amplify rounding
+    assert found[:6] == pytest.approx(LOSSES[name], rel=1e-3, abs=1e-5)  # later ones amplify rounding
 
 
 def test_every_recipe_that_runs_on_small_images_is_here() -> None:

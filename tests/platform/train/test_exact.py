@@ -26,6 +26,12 @@ from vergence.platform.train.norms import install
 G = 24  # global batch: shares of 24, 12, 8
 GROUP, SPAN = 2, 4  # samples that share statistics; samples that shuffling BN permutes
 MICRO = 8
+WIDTHS = {
+    "hidden_dim": 16,
+    "embed_dim": 8,
+    "bottleneck_dim": 8,
+    "queue_size": 32,
+}  # of the methods that have them
 BLANK = range(4, 6)  # a norm group of blank frames, in the batches of toy-blank
 
 
@@ -128,13 +134,11 @@ def build(name: str) -> Any:
         return Toy(dropout=0.3 if name == "toy-dropout" else 0.0).double().train()
     name = name.removesuffix("-crops")
     config_class, cls = METHODS[name]
-    small: dict[str, Any] = {"hidden_dim": 16, "embed_dim": 8}
-    if name == "mocov2":
+    small: dict[str, Any] = {k: width for k, width in WIDTHS.items() if k in config_class.model_fields}
+    if name.startswith("moco") and "queue_size" in config_class.model_fields:
         small["queue_size"] = 32
-    if name == "swav":
-        small["prototypes"] = 12
     if name == "dino":
-        small |= {"outputs": 12, "projector_norm": "batch"}
+        small["projector_norm"] = "batch"
     encoder = build_encoder(EncoderConfig(name="resnet18", stem="cifar", width=0.125))
     return cls.build(config_class(**small), encoder, FACTS).double().train()
 
@@ -156,7 +160,7 @@ def step(rank: int, world_size: int, name: str, group: Any, micro: int, regime: 
             rank,
             world_size,
             micro,
-            shuffles="mocov2" in name,
+            shuffles=method.needs.shuffle,
             blank=name == "toy-blank",
             crops="-crops" in name,
         ),
@@ -207,17 +211,21 @@ SETTINGS: dict[str, list[Any]] = {
     "simclr": [GROUP, "global"],
     "mocov2": [GROUP],
     "byol": [GROUP, "global"],
+    "simsiam": [GROUP, "global"],
     "barlow_twins": [GROUP, "global"],
     "swav": [GROUP, "global"],
     "dino": [GROUP, "global"],
     "mocov3": [GROUP, "global"],
+    "vicreg": [GROUP, "global"],
     "simclr-crops": [GROUP, "global"],
     "mocov2-crops": [GROUP],
     "byol-crops": [GROUP, "global"],
+    "simsiam-crops": [GROUP],
     "barlow_twins-crops": [GROUP, "global"],
     "swav-crops": [GROUP],
     "dino-crops": [GROUP],
     "mocov3-crops": [GROUP],
+    "vicreg-crops": [GROUP],
 }
 
 
