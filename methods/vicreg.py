@@ -15,7 +15,6 @@ Shape suffixes: b = images on this rank, v = views, full-size ones first, d = em
 
 from typing import ClassVar, Literal, NamedTuple
 
-import torch
 from pydantic import BaseModel, Field, NonNegativeFloat, PositiveInt
 from torch import Tensor
 
@@ -78,8 +77,8 @@ class VICReg(Method[VICRegConfig, Embeddings, tuple[()]]):
         """The loss of the global batch, invariance that of this rank's images (eq. 6); collective."""
         config, z_bvd = self.config, full(out.z_bvd)
         d = z_bvd.shape[-1]
-        t, s = (list(views) for views in zip(*unordered(batch.num_large, z_bvd.shape[1])))
-        invariance = (z_bvd[:, t] - z_bvd[:, s]).square().mean()
+        one, other = (list(views) for views in zip(*unordered(batch.num_large, z_bvd.shape[1])))
+        invariance = (z_bvd[:, one] - z_bvd[:, other]).square().mean()
 
         B = len(z_bvd) * collectives.world_size()
         z_bvd = z_bvd - collectives.sum(z_bvd.sum(dim=0)) / B
@@ -92,11 +91,10 @@ class VICReg(Method[VICRegConfig, Embeddings, tuple[()]]):
 
         if config.form == "paper":
             invariance, variance = d * invariance, 2 * variance
-        terms = torch.stack(
-            [
-                config.invariance_weight * invariance,
-                config.variance_weight * variance,
-                config.covariance_weight * covariance,
-            ]
+        terms = (
+            config.invariance_weight * invariance,
+            config.variance_weight * variance,
+            config.covariance_weight * covariance,
         )
-        return Losses(terms.sum(), *terms.detach(), std.detach().mean())
+        s, v, c = (term.detach() for term in terms)
+        return Losses(terms[0] + terms[1] + terms[2], s, v, c, std.detach().mean())
