@@ -13,8 +13,6 @@ the official code clips each parameter's gradient by itself: optim.clip_each.
 Tune first: momentum, center_momentum and teacher_temperature, which decide whether it collapses (see output_use and
 kl); outputs.
 
-Tune first: teacher_temperature and momentum, then outputs and the learning rate.
-
 Shape suffixes: b = images on this rank, v = views, full-size ones first, t = full-size views, d = embed_dim, k = outputs.
 """
 
@@ -98,9 +96,6 @@ class DINO(Method[DINOConfig, Embeddings, Targets]):
 
     about: ClassVar[About] = About(
         2021, "self-distillation", "2 or more views and any number of small ones; teacher"
-    )
-    about: ClassVar[About] = About(
-        2021, "self-distillation", "2 or more views, small crops beside them; teacher"
     )
     needs: ClassVar[Needs] = Needs(at_least(2, small=True))
     center: Tensor  # (k,) fp32

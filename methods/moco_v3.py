@@ -11,8 +11,6 @@ of one step earlier. The patch projection of a ViT stays at random (section 4.2)
 
 Tune first: learning rate (2 T scales the gradient), momentum in short runs; temperature.
 
-Tune first: learning rate (the factor 2 T of the loss shrinks the gradient), then temperature.
-
 Shape suffixes: b = images on this rank, B = b * world_size, v = views, full-size ones first, t = full-size views,
 d = embed_dim.
 """
@@ -77,7 +75,6 @@ class Losses(NamedTuple):
 class MoCoV3(Method[MoCoV3Config, Embeddings, Targets]):
     """Student (encoder, projector, predictor) and teacher (encoder, projector)."""
 
-    about: ClassVar[About] = About(2021, "instance contrast", "2 or more views; teacher")
     about: ClassVar[About] = About(2021, "instance contrast", "2 or more views; teacher")
     needs: ClassVar[Needs] = Needs(at_least(2, small=True))
 

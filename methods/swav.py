@@ -11,9 +11,6 @@ The prototypes of the first epoch stand still by the recipe: optim.groups [{kind
 Tune first: epsilon (0.03 if the loss stays at ln K), prototypes (about as many as images in a batch without a
 queue), how long they stand still.
 
-Tune first: learning rate, prototypes (about the batch without a queue); a loss that stays at
-ln(prototypes) is a collapse: epsilon 0.03.
-
 Shape suffixes: b = images on this rank, v = views, the two full-size ones first, d = embed_dim, k = prototypes.
 """
 
@@ -81,7 +78,6 @@ class SwAV(Method[SwAVConfig, Embeddings, tuple[()]]):
     """Encoder, projector, prototypes, and a queue of embeddings for each full-size view."""
 
     about: ClassVar[About] = About(2020, "clustering", "2 views and any number of small ones; prototypes")
-    about: ClassVar[About] = About(2020, "clustering", "2 views, small crops beside them; prototypes")
     needs: ClassVar[Needs] = Needs(ViewRule(CODED, CODED, small=True))
 
     def __init__(self, config: SwAVConfig, encoder: Encoder, data: DataFacts) -> None:
