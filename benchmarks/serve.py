@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,11 +46,8 @@ class Load(NamedTuple):
 def run(rounds: int, says: Callable[[str], None], load_s: float = LOAD_S) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         program = export(Path(folder))
-        found = interleaved(
-            {name: lambda batch=batch: once(program, batch, load_s) for name, batch in VARIANTS.items()},
-            rounds,
-            says,
-        )
+        variants = {name: partial(once, program, batch, load_s) for name, batch in VARIANTS.items()}
+        found = interleaved(variants, rounds, says)
     batched, alone = (spread([load.requests_per_s for load in found[name]]) for name in VARIANTS)
     return {
         "clients": CLIENTS,
