@@ -5,7 +5,10 @@ from pydantic import BaseModel
 from .barlow_twins import BarlowTwins, BarlowTwinsConfig
 from .byol import BYOL, BYOLConfig
 from .dino import DINO, DINOConfig
+from .inst_disc import InstDisc, InstDiscConfig
+from .inva_spread import InvaSpread, InvaSpreadConfig
 from .method import Method
+from .moco_v1 import MoCoV1, MoCoV1Config
 from .moco_v2 import MoCoV2, MoCoV2Config
 from .moco_v3 import MoCoV3, MoCoV3Config
 from .simclr import SimCLR, SimCLRConfig
@@ -14,6 +17,9 @@ from .swav import SwAV, SwAVConfig
 from .vicreg import VICReg, VICRegConfig
 
 METHODS: dict[str, tuple[type[BaseModel], type[Method]]] = {
+    "inst_disc": (InstDiscConfig, InstDisc),
+    "inva_spread": (InvaSpreadConfig, InvaSpread),
+    "mocov1": (MoCoV1Config, MoCoV1),
     "simclr": (SimCLRConfig, SimCLR),
     "mocov2": (MoCoV2Config, MoCoV2),
     "byol": (BYOLConfig, BYOL),

@@ -11,6 +11,9 @@ from vergence.methods.method import Batch, DataFacts, Encoder
 SIDE = 4  # pixels
 FACTS = DataFacts(num_samples=100, num_ids=100, epochs=10)
 SMALL: dict[str, dict[str, Any]] = {
+    "inst_disc": {"embed_dim": 5, "num_negatives": 12, "temperature": 0.5},
+    "inva_spread": {"embed_dim": 5},
+    "mocov1": {"embed_dim": 5, "queue_size": 16, "momentum": 0.9},
     "simclr": {"hidden_dim": 7, "embed_dim": 5},
     "mocov2": {"hidden_dim": 7, "embed_dim": 5, "queue_size": 16, "momentum": 0.9},
     "byol": {"hidden_dim": 7, "embed_dim": 5, "momentum": 0.9},

@@ -1,5 +1,7 @@
 """InfoNCE: pick the positive among all candidates (van den Oord et al. 2018, arXiv:1807.03748, eq. 4)."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,3 +20,37 @@ def info_nce(logits: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
         at_least = logits >= logits.gather(1, positive[:, None])
         accuracy = (at_least.sum(dim=1) == 1).to(logits.dtype).mean()
     return F.cross_entropy(logits, positive), accuracy
+
+
+def scores(anchors: Tensor, positives: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+    """Logits (a, 1 + K), the positive's in column 0.
+
+    anchors, positives: (a, d); negatives: (K, d) for all anchors (a queue), or (a, K, d) for each its own (rows
+    drawn from a bank).
+    """
+    positive = (anchors * positives).sum(dim=1, keepdim=True)
+    if negatives.dim() == 2:
+        negative = anchors @ negatives.T
+    else:
+        negative = (negatives @ anchors[:, :, None]).squeeze(2)
+    return torch.cat([positive, negative], dim=1) / temperature
+
+
+def against(
+    anchors: Tensor, positives: Tensor, negatives: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """InfoNCE of anchors with one positive each and negatives as in `scores`: mean loss and accuracy, both 0-d."""
+    logits = scores(anchors, positives, negatives, temperature)
+    return info_nce(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
+
+
+def nce(logits: Tensor, log_normaliser: Tensor, population: int) -> Tensor:
+    """Noise-contrastive estimation, 0-d: tell each anchor's positive from m draws, uniform over a population.
+
+    InstDisc, arXiv:1805.01978, eq. 5-7. logits: (a, 1 + m), the positive's in column 0; with P = exp(logit) / Z:
+    -mean [ log P_0 / (P_0 + m / n) + sum_j log (m / n) / (P_j + m / n) ]. log_normaliser: log Z, 0-d.
+    """
+    odds = logits - log_normaliser - math.log((logits.shape[1] - 1) / population)
+    signs = torch.ones_like(odds[0])
+    signs[1:] = -1
+    return -F.logsigmoid(odds * signs).sum(dim=1).mean()

@@ -48,6 +48,8 @@ _STRONG, _WEAK, _BYOL = _colour(0.8, 0.8, 0.8, 0.2), _colour(0.4, 0.4, 0.4, 0.1)
 PRESETS: dict[str, tuple[Augmentation, ...]] = {
     # Chen et al. 2020, arXiv:2002.05709, appendix A, strength 1
     "simclr": (_STRONG._replace(blur=0.5),),
+    # Wu et al. 2018, arXiv:1805.01978, official code, where colours are dropped before the jitter; InvaSpread, MoCo v1
+    "instdisc": (_colour(0.4, 0.4, 0.4, 0.4)._replace(crop_scale=(0.2, 1.0), jitter=1.0),),
     # Chen et al. 2020, arXiv:2003.04297, section 3
     "mocov2": (_WEAK._replace(crop_scale=(0.2, 1.0), blur=0.5),),
     # Grill et al. 2020, arXiv:2006.07733, table 6; Barlow Twins and VICReg use it too

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from small_methods import normal, small_method, two_views, whole
 from torch import Tensor, nn
 
-from vergence.methods.moco_v2 import Embeddings, MoCoV2Config, Targets
+from vergence.methods.moco_v1 import Embeddings, Targets
+from vergence.methods.moco_v2 import MoCoV2Config
 
 
 def loss_of(q: Tensor, k: Tensor, queue: Tensor, temperature: float = 0.2) -> Tensor:

@@ -167,8 +167,8 @@ _MOCO: Faults = {
     "keys-of-this-rank": ("collectives.gather(targets.k_bd)", "targets.k_bd", MOCO),
     "keys-stay-shuffled": ("k = k[order.argsort()]", "k = k[order]", MOCO),
     "enqueued-before-the-loss": (
-        "negative = q @ self.queue.keys.T",
-        "self.queue.enqueue(k)\n        negative = q @ self.queue.keys.T",
+        "loss, accuracy = against(",
+        "self.queue.enqueue(k)\n        loss, accuracy = against(",
         MOCO,
     ),
 }
@@ -245,7 +245,7 @@ FAULTS = {
     "methods/parts/ema.py": _EMA,
     "methods/parts/norms.py": _METHOD_NORMS,
     "methods/parts/vision_transformer.py": _VISION_TRANSFORMER,
-    "methods/moco_v2.py": _MOCO,
+    "methods/moco_v1.py": _MOCO,
     "methods/simclr.py": _SIMCLR,
     "methods/byol.py": _BYOL,
     "methods/parts/multi_crop.py": _MULTI_CROP,

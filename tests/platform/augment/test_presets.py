@@ -11,6 +11,7 @@ from vergence.platform.augment.views import ViewSpec
 # crop scale; jitter strengths (brightness, contrast, saturation, hue); p of gray, blur, solarize
 TABLE = {
     "simclr": [((0.08, 1), (0.8, 0.8, 0.8, 0.2), 0.2, 0.5, 0.0)],
+    "instdisc": [((0.2, 1), (0.4, 0.4, 0.4, 0.4), 0.2, 0.0, 0.0)],
     "mocov2": [((0.2, 1), (0.4, 0.4, 0.4, 0.1), 0.2, 0.5, 0.0)],
     "byol": [
         ((0.08, 1), (0.4, 0.4, 0.2, 0.1), 0.2, 1.0, 0.0),
@@ -33,8 +34,9 @@ def test_presets_equal_the_published_table() -> None:
         ]
         for name, views in PRESETS.items()
     } == TABLE
-    for each in (a for views in PRESETS.values() for a in views):
-        assert (each.flip, each.jitter, each.crop_ratio) == (0.5, 0.8, (3 / 4, 4 / 3))
+    for name, each in ((name, a) for name, views in PRESETS.items() for a in views):
+        always = 1.0 if name == "instdisc" else 0.8
+        assert (each.flip, each.jitter, each.crop_ratio) == (0.5, always, (3 / 4, 4 / 3))
         assert (each.blur_sigma, each.solarize_threshold) == ((0.1, 2.0), 128)
 
 

@@ -208,6 +208,9 @@ def assert_equal(got: dict[str, np.ndarray], expected: dict[str, np.ndarray], wh
 SETTINGS: dict[str, list[Any]] = {
     "toy": [GROUP, "global"],
     "toy-blank": [GROUP, "global"],
+    "inst_disc": [GROUP],
+    "inva_spread": [GROUP, "global"],
+    "mocov1": [GROUP],
     "simclr": [GROUP, "global"],
     "mocov2": [GROUP],
     "byol": [GROUP, "global"],

@@ -1,0 +1,65 @@
+"""A bank with a row for each sample, the same on every rank (Wu et al. 2018, arXiv:1805.01978, section 3.1)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import collectives
+
+_GOLDEN, _MIX_1, _MIX_2 = (
+    -0x61C8864680B583EB,
+    -0x40A7B892E31B1A47,
+    -0x6B2FB644ECCEEE15,
+)  # splitmix64, as int64
+
+
+class Bank(nn.Module):
+    """Row i is the running mean of what sample i was embedded as; before that a random vector of length about 1.
+
+    Rows of samples that are held out stay random. Equal on all ranks as long as they start from one seed.
+    """
+
+    rows: Tensor  # (num_ids, dim) fp32
+    seed: Tensor  # 0-d int64, of the draws
+
+    def __init__(self, num_ids: int, dim: int) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(dim / 3)
+        self.register_buffer("rows", torch.empty(num_ids, dim).uniform_(-bound, bound))
+        self.register_buffer("seed", torch.randint(2**62, ()))
+
+    def draw(self, ids: Tensor, count: int, progress: float) -> Tensor:
+        """(b, count) int64 ids, uniform with replacement: a hash of the bank's seed, each of `ids`, and progress.
+
+        So that they depend neither on ranks and micro-batches, nor on what was drawn before.
+        """
+        moment = int(progress * 2**52)
+        keys = _mix(_mix(self.seed + moment) ^ ids)  # (b,)
+        place = torch.arange(1, count + 1, device=ids.device)
+        return (_mix(keys[:, None] + place * _GOLDEN) & 0x7FFFFFFFFFFFFFFF) % len(self.rows)
+
+    @torch.no_grad()
+    def update(self, ids: Tensor, vectors: Tensor, momentum: float) -> None:
+        """row <- hat(momentum * row + (1 - momentum) * vector), for this rank's ids (b,) and vectors (b, d) and all others'.
+
+        Of an id that comes twice in the global batch the later vector counts. Collective.
+        """
+        ids, vectors = collectives.gather(ids), collectives.gather(vectors)
+        rows = F.normalize(momentum * self.rows[ids] + (1 - momentum) * vectors.to(self.rows.dtype), dim=1)
+        place = torch.arange(len(ids), device=ids.device)
+        last = ((ids[:, None] == ids) * place).amax(dim=1)
+        self.rows[ids] = rows[last]  # the same row wherever an id comes again
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The finaliser of splitmix64 on int64: each bit of the result depends on every bit of x."""
+    x = (x ^ _shifted(x, 30)) * _MIX_1
+    x = (x ^ _shifted(x, 27)) * _MIX_2
+    return x ^ _shifted(x, 31)
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """x >> bits with zeros coming in."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
