@@ -181,7 +181,8 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     axes[2].set(title="nine configurations", xlabel="epochs of all trials", ylabel="best kNN so far")
     for axis in axes:
         axis.grid(alpha=0.3)
-        axis.legend()
+        if axis.lines:
+            axis.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
