@@ -4,6 +4,8 @@ from pydantic import BaseModel
 
 from .barlow_twins import BarlowTwins, BarlowTwinsConfig
 from .byol import BYOL, BYOLConfig
+from .deep_cluster import DeepCluster, DeepClusterConfig
+from .deep_cluster_v2 import DeepClusterV2, DeepClusterV2Config
 from .dino import DINO, DINOConfig
 from .inst_disc import InstDisc, InstDiscConfig
 from .inva_spread import InvaSpread, InvaSpreadConfig
@@ -26,6 +28,8 @@ METHODS: dict[str, tuple[type[BaseModel], type[Method]]] = {
     "simsiam": (SimSiamConfig, SimSiam),
     "barlow_twins": (BarlowTwinsConfig, BarlowTwins),
     "swav": (SwAVConfig, SwAV),
+    "deep_cluster": (DeepClusterConfig, DeepCluster),
+    "deep_cluster_v2": (DeepClusterV2Config, DeepClusterV2),
     "dino": (DINOConfig, DINO),
     "mocov3": (MoCoV3Config, MoCoV3),
     "vicreg": (VICRegConfig, VICReg),

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vergence.methods import collectives
 from vergence.methods.catalog import METHODS
-from vergence.methods.method import Batch, DataFacts, Encoder
+from vergence.methods.method import Batch, DataFacts, Encoder, Sweep
 
 SIDE = 4  # pixels
 FACTS = DataFacts(num_samples=100, num_ids=100, epochs=10)
@@ -20,6 +21,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "simsiam": {"hidden_dim": 7, "embed_dim": 5, "bottleneck_dim": 3},
     "barlow_twins": {"hidden_dim": 7, "embed_dim": 5},
     "swav": {"hidden_dim": 7, "embed_dim": 5, "prototypes": 6, "queue_size": 16, "queue_from": 0.0},
+    "deep_cluster": {"clusters": 4, "whitened_dim": 3},
+    "deep_cluster_v2": {"hidden_dim": 7, "embed_dim": 5, "clusters": 4},
     "dino": {"hidden_dim": 7, "embed_dim": 5, "outputs": 8, "momentum": 0.9},
     "mocov3": {"hidden_dim": 7, "embed_dim": 5, "momentum": 0.9},
     "vicreg": {
@@ -53,10 +56,21 @@ def without_norms(module: nn.Module) -> nn.Module:
     return module
 
 
-def small_method(name: str, seed: int = 0, **overrides: Any) -> Any:
+def small_method(name: str, seed: int = 0, unseen: bool = False, **overrides: Any) -> Any:
+    """Ready for the first step of an epoch; unseen: nothing is done before it yet."""
     torch.manual_seed(seed)
-    config, method = METHODS[name]
-    return method.build(config(**{**SMALL[name], **overrides}), ToyEncoder(), FACTS).double()
+    config, cls = METHODS[name]
+    method = cls.build(config(**{**SMALL[name], **overrides}), ToyEncoder(), FACTS).double()
+    if not unseen:
+        method.before_epoch(0, sweep_of(method))
+    return method
+
+
+def sweep_of(method: Any, seed: int = 0) -> Sweep:
+    """Random representations of all ids of FACTS, each rank its part in two batches."""
+    part = slice(collectives.rank(), None, collectives.world_size())
+    ids, h = torch.arange(FACTS.num_ids)[part], normal(FACTS.num_ids, method.encoder.dim, seed=seed)[part]
+    return lambda: zip(ids.chunk(2), h.chunk(2), strict=True)
 
 
 def two_views(n: int, seed: int = 0, skew: float = 0.0, small: int = 0) -> Batch:

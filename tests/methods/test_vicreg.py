@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from vergence.methods.vicreg import Embeddings, VICRegConfig
 
-PUBLISHED = {"invariance_weight": 25.0, "variance_weight": 25.0, "covariance_weight": 1.0}
+PUBLISHED: dict[str, Any] = {"invariance_weight": 25.0, "variance_weight": 25.0, "covariance_weight": 1.0}
 
 
 def loss_of(z: Tensor, form: str = "code", large: int = 2) -> Tensor:

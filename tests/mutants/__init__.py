@@ -4,6 +4,10 @@ Changes without an effect that anyone could see (a second zeroing, statistics co
 taken) are left out.
 """
 
-from . import control, data, evaluate, loop, state, train
+from . import clusters, control, data, evaluate, loop, state, train
+from .names import Faults
 
-MUTANTS = loop.FAULTS | train.FAULTS | data.FAULTS | state.FAULTS | evaluate.FAULTS | control.FAULTS
+MUTANTS: dict[str, Faults] = {}
+for _part in (loop, train, data, state, evaluate, control, clusters):
+    for _file, _faults in _part.FAULTS.items():
+        MUTANTS[_file] = MUTANTS.get(_file, {}) | _faults

@@ -15,7 +15,7 @@ def test_scores_are_cosines_of_rows_that_start_as_unit_vectors() -> None:
     cosine = F.cosine_similarity(z[:, :, None], prototypes.weight, dim=-1)
     torch.testing.assert_close(prototypes(z), cosine)
     with torch.no_grad():
-        prototypes.weight *= 3  # what the optimiser makes of lengths does not act
+        prototypes.weight.mul_(3)  # what the optimiser makes of lengths does not act
     torch.testing.assert_close(prototypes(z), cosine)
 
 
@@ -37,7 +37,7 @@ def test_cross_entropies_are_of_full_views_with_every_other_view() -> None:
     codes, log_p = normal(3, 2, 4).softmax(-1), normal(3, 4, 4, seed=1).log_softmax(-1)
     pairs = [(0, 1), (0, 2), (0, 3), (1, 0), (1, 2), (1, 3)]
     expected = torch.tensor(
-        [[-sum(codes[i, t] * log_p[i, s]).item() for t, s in pairs] for i in range(3)], dtype=torch.float64
+        [[-(codes[i, t] * log_p[i, s]).sum().item() for t, s in pairs] for i in range(3)], dtype=torch.float64
     )
     torch.testing.assert_close(cross_entropies(codes, log_p), expected)
 

@@ -1,5 +1,7 @@
 """What the engine does to single parameters: clipping each by itself, and weights that others set anew."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -58,7 +60,7 @@ def _renewed(rank: int, world: int) -> list[Arrays]:
     for zero in STAGES:
         engine = make("sgd", zero)
         train(engine, range(2), rank, world, num_micros=1)
-        head = engine.module.head
+        head: Any = engine.module.head
         with torch.no_grad():
             head.weight.fill_(0.01)
         engine.renew([head.weight])

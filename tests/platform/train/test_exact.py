@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from ranks import run_ranks
-from small_methods import FACTS
+from small_methods import FACTS, sweep_of
 from torch import Tensor, nn
 
 from vergence.methods import collectives
@@ -31,6 +31,9 @@ WIDTHS = {
     "embed_dim": 8,
     "bottleneck_dim": 8,
     "queue_size": 32,
+    "prototypes": 12,
+    "outputs": 12,
+    "clusters": 6,
 }  # of the methods that have them
 BLANK = range(4, 6)  # a norm group of blank frames, in the batches of toy-blank
 
@@ -140,7 +143,9 @@ def build(name: str) -> Any:
     if name == "dino":
         small["projector_norm"] = "batch"
     encoder = build_encoder(EncoderConfig(name="resnet18", stem="cifar", width=0.125))
-    return cls.build(config_class(**small), encoder, FACTS).double().train()
+    method = cls.build(config_class(**small), encoder, FACTS).double().train()
+    method.before_epoch(0, sweep_of(method))
+    return method
 
 
 def step(rank: int, world_size: int, name: str, group: Any, micro: int, regime: Any) -> dict[str, np.ndarray]:
@@ -218,6 +223,8 @@ SETTINGS: dict[str, list[Any]] = {
     "barlow_twins": [GROUP, "global"],
     "swav": [GROUP, "global"],
     "dino": [GROUP, "global"],
+    "deep_cluster": [GROUP],
+    "deep_cluster_v2": [GROUP],
     "mocov3": [GROUP, "global"],
     "vicreg": [GROUP, "global"],
     "simclr-crops": [GROUP, "global"],
@@ -227,6 +234,7 @@ SETTINGS: dict[str, list[Any]] = {
     "barlow_twins-crops": [GROUP, "global"],
     "swav-crops": [GROUP],
     "dino-crops": [GROUP],
+    "deep_cluster_v2-crops": [GROUP],
     "mocov3-crops": [GROUP],
     "vicreg-crops": [GROUP],
 }

@@ -29,7 +29,7 @@ from vergence.platform.train.loop import MAX_SKIPPED_IN_A_ROW, RankLoop, embeddi
 RECIPE = """
 epochs: 2
 precision: fp32
-method:   {name: METHOD, hidden_dim: 16, embed_dim: 8}
+method:   {name: METHOD, SETTINGS}
 encoder:  {name: resnet18, stem: cifar, width: 0.0625}
 data:     {train: SHARDS, holdout: HOLDOUT}
 views:    [{count: 2, size: 8, recipe: simclr-cifar}]
@@ -53,13 +53,14 @@ def make_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         holdout: float = 0.0,
         classes: Any = (None,) * 40,
         pause_after: int | None = None,
+        settings: str = "hidden_dim: 16, embed_dim: 8",
     ) -> Any:
         samples = [
             {"png": png(p)} | ({} if text is None else {"cls": text}) for p, text in zip(pixels, classes)
         ]
         shard = write_shard(tmp_path / "t-000000.tar", ((f"{i}", sample) for i, sample in enumerate(samples)))
         text = RECIPE.replace("METHOD", method).replace("SHARDS", str(shard)) + extra
-        text = text.replace("HOLDOUT", str(holdout))
+        text = text.replace("HOLDOUT", str(holdout)).replace("SETTINGS", settings)
         recipe = Recipe.parse(yaml.parse(text, "recipe"), "recipe")
         index = open_index(shard, tmp_path / "index")
         resolved = resolve(recipe, index, build_method(recipe, data_facts(recipe, index)))
@@ -309,3 +310,35 @@ def test_a_method_sees_the_training_samples_once_before_each_epoch(
     assert seen[0, 3] != seen[1, 3]
     state, reference = again.engine.state(), loop.engine.state()
     assert all(torch.equal(state[name], reference[name]) for name in reference)
+
+
+@alone
+@pytest.mark.parametrize("stop", [2, 3])  # between two epochs, within one
+@pytest.mark.parametrize(
+    ("method", "settings", "zero"),
+    [
+        ("deep_cluster", "clusters: 5, whitened_dim: 4", 1),
+        ("deep_cluster_v2", "clusters: 5, hidden_dim: 16, embed_dim: 8", 0),
+    ],
+)
+def test_clusters_and_a_classifier_made_anew_survive_a_resume(
+    make_loop: Callable[..., Any], method: str, settings: str, zero: int, stop: int
+) -> None:
+    def make(**changes: Any) -> Any:
+        return make_loop(method, settings=settings, extra=f"scale: {{zero: {zero}}}\n", **changes)
+
+    loop, rows, run = make()
+    with locked(run):
+        assert loop.run(rows).status == "finished"
+        shutil.rmtree(run.commits)
+        stopped, rows, _ = make(stops_after=stop)
+        assert stopped.run(rows).status == "interrupted"
+        again, rows, _ = make(commit=commits.newest(run.commits))
+        assert again.run(rows).status == "finished"
+    state, reference = again.engine.state(), loop.engine.state()
+    assert all(torch.equal(state[name], reference[name]) for name in reference)
+    assert (state["model.labels"] >= 0).all()
+    if (
+        method == "deep_cluster"
+    ):  # two steps from a standard deviation of 0.01, not four from the start's weights
+        assert state["model.agreed"] > 0
