@@ -284,5 +284,5 @@ def _print(done: Promotion, dry_run: bool) -> None:
     print(f"{about}: {'would be ' if dry_run and done.version else ''}{done.decision}: {done.reason}")
     print(
         f"champion {'would be' if dry_run else 'is'} version {done.champion}"
-        f"{f', previous version {done.previous}' if done.previous else ''}"
+        f"{f', previous version {done.previous}' if done.previous not in (None, done.champion) else ''}"
     )

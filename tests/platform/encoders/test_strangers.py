@@ -76,7 +76,7 @@ def stranger(folder: Path, *packages: str) -> Path:
     first = [package for package in pinned if package.startswith("torch")]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     for some in filter(None, (first, pinned)):
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *some]
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--no-compile", *some]
         subprocess.run(pip, check=True, env=environment)
     return python
 
