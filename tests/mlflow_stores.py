@@ -60,13 +60,17 @@ def started(command: Sequence[str], log: Path, probe: str, **options: Any) -> It
             time.sleep(0.1)
         yield
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself, which was told
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
 @contextlib.contextmanager
 def postgres() -> Iterator[str]:
-    """A PostgreSQL server of its own; the address of an empty database. It does not run as root: then as another user."""
+    """A PostgreSQL server of its own; the address of an empty database. It does not run as root: then as another user.
+
+    The driver is named: SQLAlchemy 2.1 takes psycopg 3 for a plain postgresql://.
+    """
     binaries = Path(shutil.which("initdb") or "").resolve().parent
     as_user: list[str] = []
     with tempfile.TemporaryDirectory(
@@ -93,7 +97,7 @@ def postgres() -> Iterator[str]:
                 assert process.poll() is None, (folder / "postgres.log").read_text()
                 assert time.monotonic() < deadline, "PostgreSQL did not start"
                 time.sleep(0.1)
-            yield f"postgresql://vergence@127.0.0.1:{port}/postgres"
+            yield f"postgresql+psycopg2://vergence@127.0.0.1:{port}/postgres"
         finally:
             process.send_signal(signal.SIGINT)  # it ends its sessions, and itself
             process.wait(30)
