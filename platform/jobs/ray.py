@@ -147,7 +147,7 @@ def _request(job: Job, attempt: int) -> dict[str, Any]:
     environment = {"VERGENCE_HOME": job.home, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}
     return {
         "submission_id": id,
-        "entrypoint": f"exec {shlex.join(job.command())}",  # without exec the exit code of a signal is the shell's
+        "entrypoint": _entrypoint(job),
         "runtime_env": {"env_vars": environment, **folder},
         "metadata": {
             "vergence": job.name,
@@ -156,6 +156,14 @@ def _request(job: Job, attempt: int) -> dict[str, Any]:
             "digest": job.digest,
         },
     }
+
+
+def _entrypoint(job: Job) -> str:
+    """The shell's line. Its files are read where Ray has put them; the job itself lives elsewhere, since Ray may unpack
+    them anew under it (a second node on the same disk does); and without exec the shell would get its signals.
+    """
+    words = [f'"$files"/{word}' if word in job.files else shlex.quote(word) for word in job.command()]
+    return f"files=$PWD; cd / && exec {' '.join(words)}"
 
 
 def _same(running: dict[str, Any], job: Job) -> JobStatus:

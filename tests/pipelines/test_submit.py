@@ -113,7 +113,8 @@ def test_a_dry_run_prints_request_and_recipe(capsys: pytest.CaptureFixture[str])
     assert cli.main(["submit", *PRETRAIN, "--dry-run"]) == 0
     request, recipe = (yaml.parse(each, "printed") for each in capsys.readouterr().out.split("---\n"))
     assert request["submission_id"] == "simclr-cifar10-1"
-    assert request["entrypoint"] == "exec vergence pretrain recipe.yaml --name simclr-cifar10"
+    words = 'exec vergence pretrain "$files"/recipe.yaml --name simclr-cifar10'
+    assert request["entrypoint"] == f"files=$PWD; cd / && {words}"
     assert request["runtime_env"]["env_vars"]["VERGENCE_HOME"] == "/shared"
     assert request["runtime_env"]["working_dir"] == "gcs://simclr-cifar10-1.zip"
     assert recipe["method"]["name"] == "simclr"

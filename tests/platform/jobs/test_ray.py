@@ -20,7 +20,7 @@ from vergence.platform.jobs.ray import RayJobs
 
 SCRIPT = """#!/bin/sh
 case $2 in
-show) shift; echo "home $VERGENCE_HOME"; cat "$2"; printf '<%s>' "$@"; exit 3 ;;
+show) echo "home $VERGENCE_HOME, in $PWD"; cat "$3"; shift 3; printf '<%s>' "$@"; exit 3 ;;
 count) for i in $(seq 1 60); do echo "line $i of äöü"; sleep 0.1; done ;;
 refuse) echo 'vergence: run x: no such shards' >&2; exit 2 ;;
 missing) exec nothing-of-this-name ;;
@@ -63,7 +63,7 @@ def test_a_job_gets_files_home_and_words_and_ends_with_its_exit_code(cluster: Cl
     begun = jobs.submit(job("shows", *words, files={"recipe.yaml": "epochs: 3\n"}))
     assert begun.id == "shows-1"
     said = followed(jobs, "shows")
-    assert said == "home /shared/runs\nepochs: 3\n<show><recipe.yaml><a b><$HOME 'x'>"
+    assert said == "home /shared/runs, in /\nepochs: 3\n<a b><$HOME 'x'>"
     ended = jobs.status("shows")
     assert (ended.state, ended.code, ended.reason) == ("failed", 3, "exit code 3")
     assert "".join(jobs.logs("shows-1", follow=False, says=print)).endswith(said)
