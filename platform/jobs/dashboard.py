@@ -17,7 +17,7 @@ from vergence.platform.masking import masked
 ADDRESS = "http://127.0.0.1:8265"
 CONNECT_S = 5.0
 ANSWER_S = 60.0  # the first job of a cluster waits for its agent
-HEARTBEAT_S = 10.0  # of a log that is followed
+HEARTBEAT_S = 30.0  # of a log that is followed
 MAX_BYTES = 100 << 20  # the dashboard takes no larger package
 
 
