@@ -14,6 +14,7 @@ from .moco_v1 import MoCoV1, MoCoV1Config
 from .moco_v2 import MoCoV2, MoCoV2Config
 from .moco_v3 import MoCoV3, MoCoV3Config
 from .simclr import SimCLR, SimCLRConfig
+from .simclr_v2 import SimCLRV2, SimCLRV2Config
 from .simsiam import SimSiam, SimSiamConfig
 from .swav import SwAV, SwAVConfig
 from .vicreg import VICReg, VICRegConfig
@@ -23,6 +24,7 @@ METHODS: dict[str, tuple[type[BaseModel], type[Method]]] = {
     "inva_spread": (InvaSpreadConfig, InvaSpread),
     "mocov1": (MoCoV1Config, MoCoV1),
     "simclr": (SimCLRConfig, SimCLR),
+    "simclrv2": (SimCLRV2Config, SimCLRV2),
     "mocov2": (MoCoV2Config, MoCoV2),
     "byol": (BYOLConfig, BYOL),
     "simsiam": (SimSiamConfig, SimSiam),

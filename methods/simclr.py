@@ -77,39 +77,43 @@ class SimCLR(Method[SimCLRConfig, Embeddings, tuple[()]]):
 
     def criterion(self, out: Embeddings, targets: tuple[()], batch: Batch) -> Losses:
         """NT-Xent over this rank's anchors (eq. 1); collective."""
-        z_bvd = F.normalize(full(out.z_bvd), dim=-1)
-        b, V, _ = z_bvd.shape
-        anchors = z_bvd.transpose(0, 1).flatten(0, 1)  # (V b, d), view 0 first
-        keys = collectives.gather(z_bvd).transpose(0, 1).flatten(0, 1)  # (V B, d)
-        image = torch.arange(b, device=keys.device) + b * collectives.rank()
-        views = torch.stack([image + v * (len(keys) // V) for v in range(V)], dim=1)  # keys of the same image
-        own = torch.cat([views.roll(-v, dims=1) for v in range(V)])  # (V b, V): first the anchor itself
-        temperature = self.temperature.at(batch.progress, self.data.epochs)
-        loss, accuracy = self._nt_xent(anchors, keys, own, temperature)
-        cosines = [(z_bvd[:, i] * z_bvd[:, j]).sum(dim=-1).mean() for i, j in combinations(range(V), 2)]
-        return Losses(loss, accuracy, torch.stack(cosines).detach().mean())
+        return nt_xent(full(out.z_bvd), self.temperature.at(batch.progress, self.data.epochs))
 
-    def _nt_xent(
-        self, anchors: Tensor, keys: Tensor, own: Tensor, temperature: float
-    ) -> tuple[Tensor, Tensor]:
-        """Mean loss and accuracy over anchors and their positives, in blocks with recomputation where there are many.
 
-        own: (a, V) int64 keys of each anchor's image: the anchor itself, then its positives, one after the other.
-        """
+def nt_xent(z_bvd: Tensor, temperature: float, memory: Tensor | None = None) -> Losses:
+    """Eq. 1 over this rank's anchors; memory: (K, d) unit vectors that are negatives of all. Collective."""
+    z_bvd = F.normalize(z_bvd, dim=-1)
+    b, V, _ = z_bvd.shape
+    anchors = z_bvd.transpose(0, 1).flatten(0, 1)  # (V b, d), view 0 first
+    keys = collectives.gather(z_bvd).transpose(0, 1).flatten(0, 1)  # (V B, d)
+    image = torch.arange(b, device=keys.device) + b * collectives.rank()
+    views = torch.stack([image + v * (len(keys) // V) for v in range(V)], dim=1)  # keys of the same image
+    own = torch.cat([views.roll(-v, dims=1) for v in range(V)])  # (V b, V): first the anchor itself
+    candidates = keys if memory is None else torch.cat([keys, memory])
+    loss, accuracy = _blockwise(anchors, candidates, own, temperature)
+    cosines = [(z_bvd[:, i] * z_bvd[:, j]).sum(dim=-1).mean() for i, j in combinations(range(V), 2)]
+    return Losses(loss, accuracy, torch.stack(cosines).detach().mean())
 
-        def score(a: Tensor, own: Tensor) -> Tensor:
-            logits = a @ keys.T / temperature  # (a, V B)
-            terms = []
-            for k in range(1, own.shape[1]):
-                others = torch.cat([own[:, :k], own[:, k + 1 :]], dim=1)  # neither positive nor negative
-                terms.append(torch.stack(info_nce(logits.scatter(1, others, float("-inf")), own[:, k])))
-            return torch.stack(terms).mean(dim=0) * len(a)
 
-        if len(keys) < LARGE:
-            total = score(anchors, own)
-        else:
-            blocks = zip(anchors.split(BLOCK), own.split(BLOCK), strict=True)
-            scores = [checkpoint(score, *block, use_reentrant=False) for block in blocks]
-            total = torch.stack(scores).sum(dim=0)
-        loss, accuracy = total / len(anchors)
-        return loss, accuracy.detach()
+def _blockwise(anchors: Tensor, keys: Tensor, own: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Mean loss and accuracy over anchors and their positives, in blocks with recomputation where there are many.
+
+    own: (a, V) int64 keys of each anchor's image: the anchor itself, then its positives, one after the other.
+    """
+
+    def score(a: Tensor, own: Tensor) -> Tensor:
+        logits = a @ keys.T / temperature  # (a, candidates)
+        terms = []
+        for k in range(1, own.shape[1]):
+            others = torch.cat([own[:, :k], own[:, k + 1 :]], dim=1)  # neither positive nor negative
+            terms.append(torch.stack(info_nce(logits.scatter(1, others, float("-inf")), own[:, k])))
+        return torch.stack(terms).mean(dim=0) * len(a)
+
+    if len(keys) < LARGE:
+        total = score(anchors, own)
+    else:
+        blocks = zip(anchors.split(BLOCK), own.split(BLOCK), strict=True)
+        scores = [checkpoint(score, *block, use_reentrant=False) for block in blocks]
+        total = torch.stack(scores).sum(dim=0)
+    loss, accuracy = total / len(anchors)
+    return loss, accuracy.detach()

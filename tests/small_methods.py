@@ -16,6 +16,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "inva_spread": {"embed_dim": 5},
     "mocov1": {"embed_dim": 5, "queue_size": 16, "momentum": 0.9},
     "simclr": {"hidden_dim": 7, "embed_dim": 5},
+    "simclrv2": {"hidden_dim": 7, "embed_dim": 5, "memory_size": 16, "momentum": 0.9},
     "mocov2": {"hidden_dim": 7, "embed_dim": 5, "queue_size": 16, "momentum": 0.9},
     "byol": {"hidden_dim": 7, "embed_dim": 5, "momentum": 0.9},
     "simsiam": {"hidden_dim": 7, "embed_dim": 5, "bottleneck_dim": 3},

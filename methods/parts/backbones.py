@@ -13,12 +13,17 @@ from . import vision_transformer
 from .norms import NORM, NormName, replace_batch_norms
 from .vision_transformer import VisionTransformer
 
-resnet = timm.models.resnet
+resnet, sknet = timm.models.resnet, timm.models.sknet
 
 ZeroInit = Literal["all", "bottleneck", "none"]
 _ZERO_INIT_BLOCKS: dict[ZeroInit, tuple[Any, ...]] = {
-    "all": (resnet.BasicBlock, resnet.Bottleneck),
-    "bottleneck": (resnet.Bottleneck,),
+    "all": (
+        resnet.BasicBlock,
+        resnet.Bottleneck,
+        sknet.SelectiveKernelBasic,
+        sknet.SelectiveKernelBottleneck,
+    ),
+    "bottleneck": (resnet.Bottleneck, sknet.SelectiveKernelBottleneck),
     "none": (),
 }
 _OF_RESNETS = ("stem", "width", "zero_init_residual", "norm")

@@ -111,6 +111,24 @@ def test_teacher_follows_the_new_student_by_the_scheduled_momentum() -> None:
     assert all(torch.equal(a, b) for a, b in zip(method.teacher.parameters(), still, strict=True))
 
 
+@pytest.mark.parametrize("norm", ["group_ws", "batch"])
+def test_without_batch_statistics_no_sample_knows_of_another(norm: str) -> None:
+    """BYOL with group norm and standardised weights (arXiv:2010.10241): the batch couples nothing, exactly."""
+    method = small_method("byol", hidden_dim=8, projector_norm=norm, predictor_norm=norm)
+    batch, gradients = two_views(6), []
+    for moved in (0.0, 1.0):
+        views = [view.clone() for view in batch.views]
+        for view in views:
+            view[1:] += moved
+            view.requires_grad_()
+        seen = batch._replace(views=views)
+        out, targets = method(seen), method.targets(seen)
+        loss = method.criterion(Embeddings(out.p_bvd[:1]), Targets(targets.z_btd[:1]), whole(1)).loss
+        gradients.append(torch.stack([g[0] for g in torch.autograd.grad(loss, views)]))
+    assert gradients[0].any()
+    assert torch.equal(*gradients) == (norm == "group_ws")
+
+
 def test_collapse_shows_in_the_metrics() -> None:
     method = small_method("byol")
     losses = method.criterion(Embeddings(torch.ones(8, 2, 5)), Targets(torch.ones(8, 2, 5)), whole(8))

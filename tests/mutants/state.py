@@ -199,6 +199,124 @@ _BYOL: Faults = {
     ),
 }
 
+_METHODS = "tests/methods"
+
+_SIMSIAM: Faults = {
+    "gradient-into-what-is-predicted": (
+        "return Embeddings(p, z.detach())",
+        "return Embeddings(p, z)",
+        f"{_METHODS}/test_simsiam.py::test_no_gradient_flows_into_what_is_predicted",
+    ),
+    "prediction-stands-still": (
+        "p, z = pz.chunk(2, dim=-1)",
+        "z, p = pz.chunk(2, dim=-1)",
+        f"{_METHODS}/test_simsiam.py::test_step_equals_algorithm_1",
+    ),
+}
+
+_VICREG: Faults = {
+    "biased-covariance": (
+        "/ (B - 1)",
+        "/ B",
+        f"{_METHODS}/test_vicreg.py::test_loss_equals_float64_transcription[code-4]",
+    ),
+    "covariance-of-this-rank": (
+        "c_vdd = collectives.sum(z_vbd.mT @ z_vbd)",
+        "c_vdd = (z_vbd.mT @ z_vbd)",
+        f"{_METHODS}/test_rank_invariance.py::test_losses_and_gradients_are_those_of_one_rank[2-vicreg-0-small]",
+    ),
+    "hinge-on-the-variance": (
+        "std = (on_diag + EPSILON).sqrt()",
+        "std = on_diag + EPSILON",
+        f"{_METHODS}/test_vicreg.py::test_closed_forms",
+    ),
+}
+
+_BARLOW: Faults = {
+    "standardised-along-features": (
+        "collectives.sum(z_bvd.sum(dim=0)) / B",
+        "z_bvd.mean(dim=-1, keepdim=True)",
+        f"{_METHODS}/test_barlow_twins.py::test_loss_is_invariant_to_scale_and_offset_of_each_dimension",
+    ),
+    "balanced-by-the-sum": (
+        "d * off_diag.square().mean()",
+        "off_diag.square().mean()",
+        f"{_METHODS}/test_barlow_twins.py::test_mean_balanced_form_is_d_times_both_means[5]",
+    ),
+}
+
+_INVA_SPREAD: Faults = {
+    "itself-among-the-candidates": (
+        'logits = logits.scatter(1, itself[:, None], float("-inf"))  # k != i',
+        "pass",
+        f"{_METHODS}/test_inva_spread.py::test_closed_forms",
+    ),
+    "positive-spreads-too": (
+        ".scatter(1, own[:, None], 0.0)",
+        "",
+        f"{_METHODS}/test_inva_spread.py::test_loss_equals_float64_transcription[4]",
+    ),
+    "keys-learn": (
+        "u_vbd.detach().transpose(0, 1)",
+        "u_vbd.transpose(0, 1)",
+        f"{_METHODS}/test_inva_spread.py::test_gradient_of_the_code_s_form_flows_through_anchors_only",
+    ),
+}
+
+_INST_DISC: Faults = {
+    "normaliser-of-each-batch": (
+        "torch.where(self.normaliser > 0, self.normaliser, self._estimate(logits))",
+        "self._estimate(logits)",
+        f"{_METHODS}/test_inst_disc.py::test_closed_forms",
+    ),
+    "normaliser-of-this-rank": (
+        "collectives.mean(log_mean.exp())",
+        "log_mean.exp()",
+        f"{_METHODS}/test_rank_invariance.py::"
+        "test_losses_and_gradients_are_those_of_one_rank[2-inst_disc-0-small]",
+    ),
+    "rows-by-place": (
+        "own = batch.ids.repeat_interleave(v)",
+        "own = torch.arange(len(batch.ids)).repeat_interleave(v)",
+        f"{_METHODS}/test_inst_disc.py::test_positives_are_the_rows_of_the_samples_ids_wherever_they_stand",
+    ),
+    "written-before-the-loss": (
+        "        rows = self.bank.rows[own]\n",
+        "        self.bank.update(batch.ids, u[::v], 0.5)\n        rows = self.bank.rows[own]\n",
+        f"{_METHODS}/test_inst_disc.py::"
+        "test_rows_are_scored_before_they_are_written_and_only_of_the_first_view",
+    ),
+}
+
+_BANK: Faults = {
+    "rows-of-this-rank": (
+        "ids, vectors = collectives.gather(ids), collectives.gather(vectors)",
+        "pass",
+        f"{_METHODS}/test_rank_invariance.py::"
+        "test_state_is_the_same_on_every_rank_and_that_of_one_rank[2-inst_disc-0-small]",
+    ),
+    "the-earlier-vector-counts": (
+        "self.rows[ids] = rows[last]",
+        "self.rows[ids] = rows[(ids[:, None] == ids).int().argmax(dim=1)]",
+        f"{PARTS}/test_bank.py::test_of_an_id_that_comes_twice_the_later_vector_counts_once",
+    ),
+    "draws-ignore-progress": (
+        "moment = int(progress * 2**52)",
+        "moment = 0",
+        f"{PARTS}/test_bank.py::test_draws_follow_from_seed_id_and_progress_alone",
+    ),
+}
+
+_SIMCLR_V2: Faults = {
+    "memory-before-the-loss": (
+        "        temperature = self.temperature.at(batch.progress, self.data.epochs)\n        return nt_xent(",
+        "        temperature = self.temperature.at(batch.progress, self.data.epochs)\n"
+        "        self.after_step(out, targets, batch)\n        return nt_xent(",
+        f"{_METHODS}/test_simclr_v2.py::"
+        "test_memory_holds_what_the_moving_average_made_of_full_size_views_after_the_loss",
+    ),
+}
+
 _MULTI_CROP: Faults = {
     "small-crops-as-targets": (
         "for t in range(num_large) for s in range(t + 1",
@@ -248,6 +366,13 @@ FAULTS = {
     "methods/moco_v1.py": _MOCO,
     "methods/simclr.py": _SIMCLR,
     "methods/byol.py": _BYOL,
+    "methods/simsiam.py": _SIMSIAM,
+    "methods/vicreg.py": _VICREG,
+    "methods/barlow_twins.py": _BARLOW,
+    "methods/inva_spread.py": _INVA_SPREAD,
+    "methods/inst_disc.py": _INST_DISC,
+    "methods/parts/bank.py": _BANK,
+    "methods/simclr_v2.py": _SIMCLR_V2,
     "methods/parts/multi_crop.py": _MULTI_CROP,
     "methods/parts/forwarding.py": _FORWARDING,
     "methods/collectives.py": _COLLECTIVES,

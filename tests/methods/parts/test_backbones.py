@@ -98,3 +98,12 @@ def test_residual_branches_start_at_zero_as_the_method_or_the_recipe_says(
 def test_what_cannot_be_built_is_said(config: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_encoder(EncoderConfig(**config))
+
+
+@pytest.mark.parametrize("zero_init", ["all", "none"])
+def test_selective_kernels_by_name_with_residual_branches_that_start_at_zero(zero_init: ZeroInit) -> None:
+    encoder = build("skresnet18", zero_init, width=0.25)
+    assert encoder(torch.randn(2, 3, 32, 32)).shape == (2, 128)
+    block = encoder.backbone.layer1[0]
+    assert type(block).__name__ == "SelectiveKernelBasic"
+    assert bool(block.conv2.bn.weight.any()) == (zero_init == "none")

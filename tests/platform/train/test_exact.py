@@ -26,7 +26,7 @@ from vergence.platform.train.norms import install
 G = 24  # global batch: shares of 24, 12, 8
 GROUP, SPAN = 2, 4  # samples that share statistics; samples that shuffling BN permutes
 MICRO = 8
-WIDTHS = {
+WIDTHS = {  # of the methods that have them
     "hidden_dim": 16,
     "embed_dim": 8,
     "bottleneck_dim": 8,
@@ -34,7 +34,8 @@ WIDTHS = {
     "prototypes": 12,
     "outputs": 12,
     "clusters": 6,
-}  # of the methods that have them
+    "memory_size": 32,
+}
 BLANK = range(4, 6)  # a norm group of blank frames, in the batches of toy-blank
 
 
@@ -217,6 +218,7 @@ SETTINGS: dict[str, list[Any]] = {
     "inva_spread": [GROUP, "global"],
     "mocov1": [GROUP],
     "simclr": [GROUP, "global"],
+    "simclrv2": [GROUP],
     "mocov2": [GROUP],
     "byol": [GROUP, "global"],
     "simsiam": [GROUP, "global"],
