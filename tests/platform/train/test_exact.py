@@ -139,8 +139,6 @@ def build(name: str) -> Any:
     name = name.removesuffix("-crops")
     config_class, cls = METHODS[name]
     small: dict[str, Any] = {k: width for k, width in WIDTHS.items() if k in config_class.model_fields}
-    if name.startswith("moco") and "queue_size" in config_class.model_fields:
-        small["queue_size"] = 32
     if name == "dino":
         small["projector_norm"] = "batch"
     encoder = build_encoder(EncoderConfig(name="resnet18", stem="cifar", width=0.125))
