@@ -3,10 +3,13 @@ from typing import Any
 
 import pytest
 import torch
-from small_methods import normal, small_method, two_views, whole
+import torch.nn.functional as F
+from small_methods import FACTS, normal, small_method, two_views, whole
 from torch import Tensor, nn
 
+from vergence.methods.catalog import METHODS
 from vergence.methods.dino import DINOConfig, Embeddings, Losses, Targets
+from vergence.methods.parts.backbones import EncoderConfig, build_encoder
 from vergence.methods.schedule import Schedule
 
 
@@ -155,3 +158,21 @@ def test_published_head_and_defaults() -> None:
     config = DINOConfig()
     assert (config.outputs, config.hidden_dim, config.embed_dim, config.momentum) == (65536, 2048, 256, 0.996)
     assert (config.student_temperature, config.center_momentum) == (0.1, 0.9)
+
+
+def test_a_vit_takes_small_crops_and_drops_paths_in_the_student_only() -> None:
+    config, cls = METHODS["dino"]
+    encoder = build_encoder(
+        EncoderConfig(name="vit_tiny_patch16_224", patch_size=4, depth=2, drop_path=0.5), image_size=8
+    )
+    method: Any = cls.build(config(hidden_dim=7, embed_dim=5, outputs=8), encoder, FACTS)
+    batch = two_views(6, small=2)
+    batch = batch._replace(views=[F.interpolate(view.float(), scale_factor=2) for view in batch.views])
+    assert [view.shape[-1] for view in batch.views] == [8, 8, 4, 4]
+    out, targets = method(batch), method.targets(batch)
+    assert (out.logits_bvk.shape, targets.logits_btk.shape) == ((6, 4, 8), (6, 2, 8))
+    assert torch.equal(method.targets(batch).logits_btk, targets.logits_btk)
+    assert not torch.equal(method(batch).logits_bvk, out.logits_bvk)
+    method.criterion(out, targets, whole(6)).loss.backward()
+    assert [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert method.encoder.backbone.pos_embed.grad.any()
