@@ -47,7 +47,7 @@ _DRIVER: Faults = {
         "while fitting.is_alive():",
         _DRIVER_TEST,
     ),
-    "ranks-of-the-callers-session-go-on": (' and session.place != "caller":', ":", _DRIVER_TEST),
+    "ranks-of-the-callers-session-go-on": (' and session.place != "caller" and (', " and (", _DRIVER_TEST),
     "stop-file-stays": ("        job.stop_file.unlink(missing_ok=True)\n", "        pass\n", _DRIVER_TEST),
     "records-of-before-are-told-again": ("after=float(start_step)", "after=-1.0", _DRIVER_TEST),
 }
