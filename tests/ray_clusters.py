@@ -9,8 +9,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 
@@ -21,11 +22,11 @@ READY_S = 120
 class Cluster:
     """A head, and the nodes that are added to it."""
 
-    def __init__(self, folder: Path, path: str, cpus: int) -> None:
+    def __init__(self, folder: Path, path: str, cpus: int, extra: Mapping[str, str]) -> None:
         self.folder, self.nodes = folder, list[subprocess.Popen]()
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
-            "PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_worker_niceness": "0",
+            "PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_worker_niceness": "0", **extra,
         }  # fmt: skip
         self.port, self.dashboard_port, client = free_ports(3)
         self._start(
@@ -67,12 +68,14 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(cpus: int, path: str = os.environ["PATH"]) -> Iterator[Cluster]:
-    """A cluster whose head has so many CPUs; `path` is the PATH of its jobs."""
+def cluster(
+    cpus: int, path: str = os.environ["PATH"], extra: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Cluster]:
+    """A cluster whose head has so many CPUs; `path` is the PATH of its jobs, `extra` what their environment has besides."""
     with tempfile.TemporaryDirectory(prefix="vg-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         nodes: list[subprocess.Popen] = []
         try:
-            started = Cluster(Path(folder), path, cpus)
+            started = Cluster(Path(folder), path, cpus, extra)
             nodes = started.nodes
             yield started
         finally:
