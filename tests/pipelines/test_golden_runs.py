@@ -46,7 +46,7 @@ def losses(rank: int, world_size: int, name: str, folder: Path) -> list[float]:
         "data.holdout=0", "epochs=2", "schedule.warmup_epochs=0.5", "encoder.width=0.0625", "batch.global=16",
         "norm.group=8", "precision=fp32", "scale.workers=1", "track.every_steps=1",
         *(["method.clusters=20"] if name.startswith("deep_cluster") else []),
-        *(["norm.span=16"] if name.startswith("moco") else []),
+        *(["norm.span=16"] if name.startswith(("mocov1", "mocov2")) else []),
     )  # fmt: skip
     shard = folder / "t-000000.tar"
     pixels = np.random.default_rng(0).integers(0, 256, (80, 8, 8, 3), dtype=np.uint8)
