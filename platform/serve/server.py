@@ -49,7 +49,7 @@ def serving(
         _check_port(host, port)
     elif metrics_port is not None:
         raise UserError("--metrics-port: the nodes of a cluster have their own; leave it out")
-    with opened(need, lower=LOWER, metrics_port=metrics_port) as session:
+    with opened(need, lower=LOWER, metrics_port=metrics_port):
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         if serve.status().proxies:
             raise UserError(
@@ -62,8 +62,7 @@ def serving(
             yield Server(f"http://{_shown(host)}:{port}", _metrics(), gpus)
             _drain(settings.drain_s)
         finally:
-            if session.place != "own":  # a Ray of our own takes Serve with it
-                serve.shutdown()
+            serve.shutdown()
 
 
 def _start(settings: Settings, host: str, port: int) -> None:
