@@ -289,7 +289,7 @@ _INST_DISC: Faults = {
 }
 
 _BANK: Faults = {
-    "rows-of-this-rank": (
+    "bank-rows-of-this-rank": (
         "ids, vectors = collectives.gather(ids), collectives.gather(vectors)",
         "pass",
         f"{_METHODS}/test_rank_invariance.py::"
