@@ -12,20 +12,7 @@ import pytest
 
 from vergence.platform import mlflow_store
 
-# Tests that have not yet been seen to pass with every warning an error: there warnings are shown.
-SHOWN = (
-    "methods", "pipelines", "platform/cluster", "platform/data/test_stream.py", "platform/encoders",
-    "platform/jobs/kubernetes", "platform/jobs/test_", "platform/search/test_", "platform/train", "k8s",
-)  # fmt: skip
-
 os.environ["OMP_NUM_THREADS"] = "1"  # forked ranks hang in a pool of threads that their parent has used
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
-    for item in items:
-        if item.path.relative_to(here).as_posix().startswith(SHOWN):
-            item.add_marker(pytest.mark.filterwarnings("default"))
 
 
 def _without(what: str) -> NoReturn:

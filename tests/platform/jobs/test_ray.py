@@ -20,7 +20,7 @@ from vergence.platform.jobs.ray import RayJobs
 
 SCRIPT = """#!/bin/sh
 case $2 in
-show) echo "home $VERGENCE_HOME, in $PWD"; cat "$3"; shift 3; printf '<%s>' "$@"; exit 3 ;;
+show) echo "home $VERGENCE_HOME, in $PWD"; cat "$3"; shift 3; printf '<%s>' "$@"; echo; exit 3 ;;
 count) for i in $(seq 1 60); do echo "line $i of äöü"; sleep 0.1; done ;;
 refuse) echo 'vergence: run x: no such shards' >&2; exit 2 ;;
 missing) exec nothing-of-this-name ;;
@@ -49,9 +49,9 @@ def job(name: str, *arguments: str, files: dict[str, str] | None = None) -> Job:
     return Job(name, "evaluate", arguments, files or {}, "/shared/runs")
 
 
-def followed(jobs: RayJobs, id: str) -> str:
+def followed(jobs: RayJobs, id: str, follow: bool = True) -> str:
     """What a job prints, without Ray's own lines, which come before it or within it."""
-    lines = "".join(jobs.logs(id, follow=True, says=print)).splitlines(keepends=True)
+    lines = "".join(jobs.logs(id, follow=follow, says=print)).splitlines(keepends=True)
     return "".join(
         each for each in lines if not re.search("Running entrypoint|Runtime env is setting up", each)
     )
@@ -63,10 +63,10 @@ def test_a_job_gets_files_home_and_words_and_ends_with_its_exit_code(cluster: Cl
     begun = jobs.submit(job("shows", *words, files={"recipe.yaml": "epochs: 3\n"}))
     assert begun.id == "shows-1"
     said = followed(jobs, "shows")
-    assert said == "home /shared/runs, in /\nepochs: 3\n<a b><$HOME 'x'>"
+    assert said == "home /shared/runs, in /\nepochs: 3\n<a b><$HOME 'x'>\n"
     ended = jobs.status("shows")
     assert (ended.state, ended.code, ended.reason) == ("failed", 3, "exit code 3")
-    assert "".join(jobs.logs("shows-1", follow=False, says=print)).endswith(said)
+    assert followed(jobs, "shows-1", follow=False) == said
 
 
 def test_a_job_runs_once_stops_with_its_commit_and_goes_on_by_the_same_submit(cluster: Cluster) -> None:
