@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vergence.pipelines.pretrain import pretrain
     from vergence.pipelines.promote import Promotion, promote, rollback
     from vergence.pipelines.recipe import Recipe, load_recipe
-    from vergence.pipelines.search import SearchResult
+    from vergence.pipelines.search_result import SearchResult
     from vergence.pipelines.tune import tune
     from vergence.platform.encoders.encoder import LoadedEncoder
     from vergence.platform.encoders.load import load_encoder
@@ -40,7 +40,7 @@ _HOMES = {
     "Recipe": "vergence.pipelines.recipe",
     "Report": "vergence.platform.evaluate.report",
     "RunResult": "vergence.pipelines.advance",
-    "SearchResult": "vergence.pipelines.search",
+    "SearchResult": "vergence.pipelines.search_result",
     "Stop": "vergence.platform.runs.stop",
     "UserError": "vergence.platform.errors",
     "VergenceError": "vergence.platform.errors",

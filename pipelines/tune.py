@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vergence.pipelines.search import Search, SearchResult
+    from vergence.pipelines.search import Search
+    from vergence.pipelines.search_result import SearchResult
     from vergence.platform.runs.stop import Stop
 
 EPILOG = """\

@@ -8,7 +8,8 @@ from rich.live import Live
 from rich.table import Table
 
 from vergence.pipelines import show
-from vergence.pipelines.search import Plan, Search, SearchResult
+from vergence.pipelines.search import Search
+from vergence.pipelines.search_result import Plan, SearchResult
 from vergence.platform.home import home
 from vergence.platform.runs.records import Monitored, Record, Tail
 from vergence.platform.runs.run import is_live
