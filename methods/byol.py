@@ -35,11 +35,7 @@ class BYOLConfig(BaseModel, frozen=True, extra="forbid", strict=True):
     name: Literal["byol"] = "byol"
     hidden_dim: PositiveInt = Field(4096, description="Hidden width of projector and predictor.")
     embed_dim: PositiveInt = Field(256, description="Width of projection and prediction.")
-    momentum: Share = Field(
-        0.996,
-        description="m of teacher = m * teacher + (1 - m) * student; a number, which rises to 1 by a half-cosine, "
-        "or a schedule.",
-    )
+    momentum: Share = Field(0.996, description=ema.MOMENTUM)
     projector_norm: NormName = Field("batch", description=NORM)
     predictor_norm: NormName = Field("batch", description=NORM)
     view_forward: ViewForward = Field("per_view", description=VIEW_FORWARD)

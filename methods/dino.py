@@ -50,11 +50,7 @@ class DINOConfig(BaseModel, frozen=True, extra="forbid", strict=True):
         0.04, description="T_t; below T_s; the paper's rises from 0.04 to 0.07; a number or a schedule."
     )
     center_momentum: float = Field(0.9, ge=0, le=1, description="m_c; 1: no centring.")
-    momentum: Share = Field(
-        0.996,
-        description="m of teacher = m * teacher + (1 - m) * student; a number, which rises to 1 by a half-cosine, "
-        "or a schedule.",
-    )
+    momentum: Share = Field(0.996, description=ema.MOMENTUM)
     train_gain: bool = Field(
         False, description="A trained length for each row of the last layer (ViT-S of the paper), else 1."
     )

@@ -121,8 +121,8 @@ class Encoder(nn.Module, ABC):
     def forward(self, images: Tensor) -> Tensor: ...
 
     def features(self, images: Tensor) -> Tensor:
-        """What is before pooling: the map (n, C, H', W') or the tokens (n, T, C)."""
-        raise NotImplementedError(f"{type(self).__name__} has no features before pooling")
+        """What is before pooling: the map (n, C, H', W') or the tokens (n, T, C); TypeError: it pools nothing."""
+        raise TypeError(f"{type(self).__name__} has no features before pooling")
 
 
 class Losses(Protocol):

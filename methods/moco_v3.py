@@ -48,11 +48,7 @@ class MoCoV3Config(BaseModel, frozen=True, extra="forbid", strict=True):
     temperature: Positive = Field(
         1.0, description="T; cosines are divided by it; 0.2 for a ViT; a number or a schedule."
     )
-    momentum: Share = Field(
-        0.99,
-        description="m of teacher = m * teacher + (1 - m) * student; a number, which rises to 1 by a half-cosine, "
-        "or a schedule.",
-    )
+    momentum: Share = Field(0.99, description=ema.MOMENTUM)
     projector_norm: NormName = Field("batch", description=NORM)
     predictor_norm: NormName = Field("batch", description=NORM)
     view_forward: ViewForward = Field("per_view", description=VIEW_FORWARD)

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, get_origin
 
+from vergence.pipelines.shipped import shipped
 from vergence.platform.errors import UserError, nearest
 
 
@@ -78,6 +79,6 @@ def summary(method: type) -> str:
 
 def recipes(name: str) -> list[str]:
     """Shipped recipes of a method."""
-    from vergence.pipelines.recipe import load_recipe, shipped
+    from vergence.pipelines.recipe import load_recipe
 
-    return [recipe for recipe in shipped() if load_recipe(recipe).method.name == name]
+    return [recipe for recipe in shipped("recipe") if load_recipe(recipe).method.name == name]

@@ -6,12 +6,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 import psutil
 
+from vergence.pipelines.shipped import file_of, shipped
 from vergence.platform import yaml
 from vergence.platform.errors import UserError
 from vergence.platform.home import home
@@ -36,8 +36,7 @@ batch; when all is done it does nothing. All settings: `vergence methods --setti
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    shipped = sorted(path.stem for path in (Path(__file__).parent / "recipes").glob("*.yaml"))
-    parser.epilog = f"{EPILOG}\nShipped recipes: {', '.join(shipped)}"
+    parser.epilog = f"{EPILOG}\nShipped recipes: {', '.join(shipped('recipe'))}"
     parser.add_argument(
         "recipe", metavar="RECIPE", help="a shipped recipe's name or the path of a .yaml file"
     )
@@ -116,7 +115,7 @@ def _asked(
     recipe: "str | Recipe", overrides: Sequence[str], name: str | None, fork: str | None
 ) -> "tuple[Recipe, Run, Run | None]":
     """Recipe, run, and the run to fork from. Raises UserError."""
-    from vergence.pipelines.recipe import load_recipe, recipe_path
+    from vergence.pipelines.recipe import load_recipe
 
     if printable(str(home())) != str(home()):
         raise UserError(
@@ -124,7 +123,7 @@ def _asked(
             "another state folder"
         )
     if isinstance(recipe, str):
-        parsed, default = load_recipe(recipe, overrides), recipe_path(recipe).stem
+        parsed, default = load_recipe(recipe, overrides), file_of("recipe", recipe).stem
     elif name is None or overrides:
         raise UserError("pretrain: a Recipe comes with a name, and with its settings made")
     else:

@@ -5,8 +5,6 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import torch
@@ -16,6 +14,7 @@ from vergence.methods.catalog import METHODS
 from vergence.methods.method import DataFacts, Encoder, Method
 from vergence.methods.parts.backbones import EncoderConfig, build_encoder
 from vergence.methods.schedule import SCHEDULE_TAG, Schedule
+from vergence.pipelines.shipped import file_of
 from vergence.platform import yaml
 from vergence.platform.augment.presets import ViewSpec
 from vergence.platform.cluster.capacity import ScaleConfig
@@ -198,24 +197,6 @@ def _settings(loc: Sequence[Any]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-def shipped() -> dict[str, Path]:
-    """Name -> file of the recipes that come with the package."""
-    folder = Path(str(resources.files("vergence.pipelines"))) / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def recipe_path(name: str) -> Path:
-    """The file of a shipped recipe or a path; UserError naming the nearest shipped one."""
-    if name in shipped():
-        return shipped()[name]
-    path = Path(name)
-    if path.is_file():
-        return path
-    if path.suffix in (".yaml", ".yml") or "/" in name:
-        raise UserError(f"{name}: no such recipe file")
-    raise UserError(f"{name}: no such recipe ({nearest(name, shipped())}); or give the path of a .yaml file")
-
-
 def override(raw: Any, assignments: Sequence[str]) -> Any:
     """The raw recipe with `path.to.setting=value` applied in order; values are YAML."""
     for assignment in assignments:
@@ -249,7 +230,7 @@ def _is_text(parts: Sequence[Any]) -> bool:
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """A shipped recipe by name, or a file by path, with overrides; raises UserError."""
-    path = recipe_path(name)
+    path = file_of("recipe", name)
     raw = yaml.read(path)
     return Recipe.parse(override(raw, overrides), path.name)
 

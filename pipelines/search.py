@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +13,7 @@ from vergence.pipelines.recipe import OPERATIONAL, Recipe
 from vergence.pipelines.search_result import Plan, SearchResult
 from vergence.platform import yaml
 from vergence.platform.cluster.capacity import Need, check_local, fits, physical_cpus
-from vergence.platform.errors import UserError, VergenceError, nearest
+from vergence.platform.errors import UserError, VergenceError
 from vergence.platform.files import write_atomic
 from vergence.platform.home import home
 from vergence.platform.runs.run import Run, locked, run_names
@@ -372,21 +371,3 @@ def _require_optuna() -> None:
 
     if find_spec("optuna") is None:
         raise UserError("search: algorithm tpe is Optuna's: pip install 'vergence[tune]'")
-
-
-def shipped() -> dict[str, Path]:
-    """Name -> file of the searches that come with the package."""
-    folder = Path(str(resources.files("vergence.pipelines"))) / "searches"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def search_path(name: str) -> Path:
-    """The file of a shipped search or a path; UserError naming the nearest shipped one."""
-    if name in shipped():
-        return shipped()[name]
-    path = Path(name)
-    if path.is_file():
-        return path
-    if path.suffix in (".yaml", ".yml") or "/" in name:
-        raise UserError(f"{name}: no such search file")
-    raise UserError(f"{name}: no such search ({nearest(name, shipped())}); or give the path of a .yaml file")

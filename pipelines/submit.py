@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vergence.pipelines.shipped import file_of
 from vergence.platform import yaml
 from vergence.platform.errors import UserError
 from vergence.platform.jobs.job import Job, JobVerb
@@ -158,11 +159,11 @@ def job_of(options: argparse.Namespace) -> Job:
 
 
 def _pretrain(options: argparse.Namespace) -> Job:
-    from vergence.pipelines.recipe import load_recipe, recipe_path
+    from vergence.pipelines.recipe import load_recipe
     from vergence.pipelines.resolve import need_of
 
     recipe = load_recipe(options.recipe, options.overrides)
-    name = valid_name(options.name or recipe_path(options.recipe).stem)
+    name = valid_name(options.name or file_of("recipe", options.recipe).stem)
     _refuse_relative("data.train", recipe.data.train)
     options.recipe, options.overrides, options.name = "recipe.yaml", [], name
     return Job(

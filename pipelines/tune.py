@@ -4,8 +4,9 @@ import argparse
 import json
 import signal
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from vergence.pipelines.shipped import file_of, shipped
 
 if TYPE_CHECKING:
     from vergence.pipelines.search import Search
@@ -26,8 +27,7 @@ so `vergence evaluate NAME/003 ...` takes it.
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    shipped = sorted(path.stem for path in (Path(__file__).parent / "searches").glob("*.yaml"))
-    parser.epilog = f"{EPILOG}\nShipped searches: {', '.join(shipped)}"
+    parser.epilog = f"{EPILOG}\nShipped searches: {', '.join(shipped('search'))}"
     parser.add_argument(
         "recipe", metavar="RECIPE", help="a shipped recipe's name or the path of a .yaml file"
     )
@@ -102,12 +102,12 @@ def tune(
 def asked(recipe: str, search: str, overrides: Sequence[str], name: str | None) -> "Search":
     """The search that a command means, checked against the recipe's schema. Raises UserError."""
     from vergence.pipelines.recipe import load_recipe, override
-    from vergence.pipelines.search import Search, search_path
+    from vergence.pipelines.search import Search
     from vergence.platform import yaml
     from vergence.platform.runs.run import valid_name
     from vergence.platform.search.config import parse_search
 
-    path = search_path(search)
+    path = file_of("search", search)
     own = [each.removeprefix("search.") for each in overrides if each.startswith("search.")]
     config = parse_search(override(yaml.read(path), own), path.name)
     parsed = load_recipe(recipe, [each for each in overrides if not each.startswith("search.")])

@@ -14,6 +14,8 @@ from ..torchvision_shim import timm
 
 Network = TypeVar("Network", bound=nn.Module)
 
+MOMENTUM = "m of teacher = m * teacher + (1 - m) * student; a number, which rises to 1 by a half-cosine, or a schedule."
+
 
 def teacher_of(student: Network) -> Network:
     """A frozen fp32 copy that drops no paths, to be called without gradient and in train mode."""

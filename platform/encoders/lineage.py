@@ -37,7 +37,7 @@ class ShardsSource(DatasetSource):
 
     @classmethod
     def _resolve(cls, raw_source: Any) -> "ShardsSource":
-        raise NotImplementedError
+        raise TypeError("a pattern alone does not say that it names shards")
 
     def to_dict(self) -> dict[str, Any]:
         return {

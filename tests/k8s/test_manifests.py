@@ -18,6 +18,7 @@ from vergence.platform.jobs.check.pods import CLUSTERS, templates
 from vergence.platform.jobs.job import Job
 from vergence.platform.jobs.kubernetes.profile import Profile, load_profile
 from vergence.platform.jobs.kubernetes.render import pod_cpus, rayjob
+from vergence.platform.search.config import SearchConfig
 
 K8S = Path(__file__).parents[2] / "k8s"
 OVERLAYS = ("dev", "gpu", "production")
@@ -104,9 +105,8 @@ def test_job_of_the_example_profile_belongs_into_the_overlay() -> None:
 
 
 def test_search_of_the_tune_job_is_one() -> None:
-    config = pytest.importorskip("vergence.platform.search.config")
     raw = yaml.read(K8S / "base" / "files" / "search.yaml")
-    assert config.SearchConfig.model_validate(raw).num_trials == 4
+    assert SearchConfig.model_validate(raw).num_trials == 4
 
 
 def test_profile_in_the_documentation_is_one(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ import pytest
 from ranks import run_ranks
 from shard_files import png, write_shard
 
-from vergence.pipelines.recipe import build_method, load_recipe, shipped
+from vergence.pipelines.recipe import build_method, load_recipe
 from vergence.pipelines.resolve import data_facts, resolve
+from vergence.pipelines.shipped import shipped
 from vergence.platform.data.index import open_index
 from vergence.platform.runs.run import Run, locked
 from vergence.platform.train.loop import RankLoop
@@ -74,4 +75,4 @@ def test_losses_of_the_first_steps(name: str, tmp_path: Path, monkeypatch: pytes
 
 
 def test_every_recipe_that_runs_on_small_images_is_here() -> None:
-    assert {name for name in shipped() if name.endswith("-cifar10")} <= set(LOSSES)
+    assert {name for name in shipped("recipe") if name.endswith("-cifar10")} <= set(LOSSES)

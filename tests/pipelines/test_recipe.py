@@ -4,26 +4,22 @@ import pytest
 
 from vergence.methods.catalog import METHODS
 from vergence.methods.method import DataFacts
-from vergence.pipelines.recipe import (
-    Recipe,
-    build_method,
-    initial_encoder,
-    load_recipe,
-    override,
-    shipped,
-)
+from vergence.pipelines.recipe import Recipe, build_method, initial_encoder, load_recipe, override
+from vergence.pipelines.shipped import shipped
 from vergence.platform import yaml
 from vergence.platform.errors import UserError
 
 
-@pytest.mark.parametrize("name", sorted(shipped()))
+@pytest.mark.parametrize("name", sorted(shipped("recipe")))
 def test_every_shipped_recipe_is_valid_and_survives_its_dump(name: str) -> None:
     recipe = load_recipe(name)
     assert Recipe.parse(yaml.parse(yaml.dump(recipe.dump()), "dump"), "dump") == recipe
 
 
 def test_there_is_a_cifar_recipe_for_every_method() -> None:
-    assert {load_recipe(name).method.name for name in shipped() if name.endswith("-cifar10")} == set(METHODS)
+    assert {load_recipe(name).method.name for name in shipped("recipe") if name.endswith("-cifar10")} == set(
+        METHODS
+    )
 
 
 def test_overrides_reach_every_level_and_are_typed() -> None:

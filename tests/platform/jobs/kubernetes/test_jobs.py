@@ -1,93 +1,19 @@
 """Jobs on Kubernetes, against an API server that is a double, over HTTP, with the official client."""
 
 import json
-import re
 import shutil
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from kube_api import KubeApi, Refusal, kube_api
+from kube_api import KubeApi, Refusal
+from kube_jobs import PROFILE, Followed, job, runs
 
 from vergence.platform.cluster import waiting
-from vergence.platform.cluster.capacity import Need, ScaleConfig
 from vergence.platform.errors import UserError, VergenceError
-from vergence.platform.jobs.job import Job
 from vergence.platform.jobs.kubernetes.jobs import KubernetesJobs
-from vergence.platform.jobs.kubernetes.profile import Profile
-
-PROFILE = Profile.model_validate_json(
-    json.dumps(
-        {
-            "image": "registry/vergence:0.1.0-ray2.60.0",
-            "namespace": "team",
-            "storage": {"claim": "runs", "path": "/runs"},
-            "limits": {"grace_s": 5},
-        }
-    )
-)
-
-
-@pytest.fixture
-def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubeApi]:
-    with kube_api() as double:
-        monkeypatch.setenv("KUBECONFIG", str(double.kubeconfig(tmp_path / "kubeconfig")))
-        monkeypatch.setattr(
-            "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig")
-        )
-        yield double
-
-
-@pytest.fixture
-def target(api: KubeApi) -> KubernetesJobs:
-    return KubernetesJobs(PROFILE, patience_s=20, look_s=0.01)
-
-
-def job(name: str = "moco", workers: int = 2) -> Job:
-    recipe = {"recipe.yaml": f"scale: {{workers: {workers}}}\n"}
-    need = Need(ScaleConfig(workers=workers), workers, 0.5)
-    return Job(name, "pretrain", ["recipe.yaml", "--name", name], recipe, None, need)
-
-
-class Followed:
-    """A job that is followed on another thread."""
-
-    def __init__(self, target: KubernetesJobs, name: str = "moco") -> None:
-        self.lines: list[str] = []
-        self.remarks: list[str] = []
-        self.error: Exception | None = None
-        self.target, self.name = target, name
-        self.thread = threading.Thread(target=self._follow)
-        self.thread.start()
-
-    def _follow(self) -> None:
-        try:
-            for line in self.target.logs(self.name, follow=True, says=self.remarks.append):
-                self.lines.append(line)
-        except Exception as error:
-            self.error = error
-
-    def end(self, most_s: float = 15.0) -> "Followed":
-        self.thread.join(most_s)
-        assert not self.thread.is_alive(), "it follows for ever"
-        return self
-
-    def wait_for(self, holds: Callable[[], object], most_s: float = 10.0) -> None:
-        until = time.monotonic() + most_s
-        while not holds():
-            assert time.monotonic() < until, (self.lines, self.remarks, self.error)
-            time.sleep(0.01)
-
-
-def runs(api: KubeApi) -> None:
-    """As the operator does: from made to running."""
-    api.say("moco", jobDeploymentStatus="Initializing", startTime="2026-11-26T05:00:00Z")
-    api.run_submitter("moco")
-    api.say("moco", jobDeploymentStatus="Running", jobStatus="RUNNING")
 
 
 def test_job_is_created_and_followed_to_success(api: KubeApi, target: KubernetesJobs) -> None:
@@ -189,106 +115,6 @@ def test_ended_job_is_made_anew_and_may_be_another(api: KubeApi, target: Kuberne
     assert there["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["replicas"] == 3
 
 
-def test_missing_right_is_one_line(api: KubeApi, target: KubernetesJobs) -> None:
-    message = 'rayjobs.ray.io is forbidden: User "me" cannot create resource "rayjobs"'
-    api.refused["POST rayjobs"] = Refusal(403, "Forbidden", message)
-    with pytest.raises(UserError, match=r"namespace team: not allowed: .*me.*submitter.yaml") as caught:
-        target.submit(job())
-    assert "\n" not in str(caught.value)
-
-
-def test_cluster_without_kuberay_is_told_from_a_missing_namespace(
-    api: KubeApi, target: KubernetesJobs
-) -> None:
-    api.refused["POST rayjobs"] = Refusal(404, "NotFound", 'namespaces "team" not found')
-    with pytest.raises(UserError, match='namespaces "team" not found'):
-        target.submit(job())
-    api.without.add("rayjobs")
-    with pytest.raises(UserError, match="install KubeRay"):
-        target.submit(job())
-
-
-def test_what_the_server_refuses_is_said(api: KubeApi, target: KubernetesJobs) -> None:
-    api.refused["POST rayjobs"] = Refusal(
-        422, "Invalid", "admission webhook denied: shutdownAfterJobFinishes"
-    )
-    with pytest.raises(UserError, match="refused: admission webhook denied"):
-        target.submit(job())
-
-
-def test_watch_that_has_expired_is_begun_anew(api: KubeApi, target: KubernetesJobs) -> None:
-    target.submit(job())
-    api.expired = 3
-    followed = Followed(target)
-    followed.wait_for(lambda: api.expired == 0)
-    api.say("moco", jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
-    assert followed.end().error is None
-    assert followed.remarks == []
-
-
-@pytest.mark.parametrize("printing", [True, False])
-def test_server_that_is_gone_for_a_while_is_waited_for(
-    api: KubeApi, target: KubernetesJobs, printing: bool
-) -> None:
-    target.submit(job())
-    followed = Followed(target)
-    if printing:
-        runs(api)
-        api.print("before")
-        followed.wait_for(lambda: followed.lines)
-    api.stop()
-    followed.wait_for(lambda: followed.remarks)
-    if printing:
-        api.print("meanwhile")
-    time.sleep(0.3)
-    api.start()
-    if printing:
-        api.print("after")
-        api.end_pod("submit-1")
-    api.say("moco", jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
-    assert followed.end().error is None
-    assert followed.lines == (["before\n", "meanwhile\n", "after\n"] if printing else [])
-    assert "does not answer" in followed.remarks[0]
-    assert followed.remarks[1:] == ["the server answers again"]
-
-
-def test_server_that_stays_away_is_given_up(api: KubeApi) -> None:
-    target = KubernetesJobs(PROFILE, patience_s=0.2, look_s=0.01)
-    target.submit(job())
-    followed = Followed(target)
-    api.wait_for(lambda: len(api.requests) > 2)
-    api.stop()
-    error = followed.end().error
-    assert isinstance(error, VergenceError)
-    assert not isinstance(error, UserError)
-    assert "does not answer" in str(error)
-
-
-def test_job_that_is_deleted_while_it_is_followed_has_no_known_end(
-    api: KubeApi, target: KubernetesJobs
-) -> None:
-    target.submit(job())
-    followed = Followed(target)
-    runs(api)
-    api.wait_for(lambda: "GET pods/log" in api.requests)
-    api.end_pod("submit-1", "Failed")
-    api.remove("rayjobs", "moco")
-    assert "how it ended is not known" in str(followed.end().error)
-
-
-def test_namesake_that_takes_its_place_is_not_followed(api: KubeApi, target: KubernetesJobs) -> None:
-    target.submit(job())
-    followed = Followed(target)
-    api.wait_for(lambda: len(api.requests) > 3)
-    with api.changed:
-        spec = api.objects["rayjobs", "moco"]["spec"]
-        api.remove("rayjobs", "moco")
-        api.add(
-            "rayjobs", "moco", spec=spec, status={"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
-        )
-    assert "how it ended is not known" in str(followed.end().error)
-
-
 def test_pending_job_says_what_it_waits_for(
     api: KubeApi, target: KubernetesJobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -371,19 +197,6 @@ def test_log_of_a_job_that_runs_can_be_read_without_following(api: KubeApi, targ
     runs(api)
     api.print("one")
     assert list(target.logs("moco", follow=False, says=print)) == ["one\n"]
-
-
-def test_without_a_cluster_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
-    with pytest.raises(UserError, match="no Kubernetes cluster is configured"):
-        KubernetesJobs(PROFILE).jobs()
-    assert KubernetesJobs(PROFILE).preview(job()).startswith("apiVersion: ray.io/v1\nkind: RayJob\n")
-
-
-def test_without_the_client_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "kubernetes", None)
-    with pytest.raises(UserError, match=re.escape("pip install 'vergence[k8s]'")):
-        KubernetesJobs(PROFILE).jobs()
 
 
 def test_kubectl_and_we_speak_of_the_same_object(
