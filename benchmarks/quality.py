@@ -120,9 +120,8 @@ def lightly(jobs: int, gpu: bool) -> Iterator[dict[str, Any]]:
             "lightly, documented": DOCUMENTED["lightly"], "ours, documented": DOCUMENTED["ours"],
         }  # fmt: skip
         asked = [(name.split(",")[0], chosen[name], seed) for name in chosen for seed in SEEDS]
-        finals = rows(
-            list(dict.fromkeys(asked)), epochs=EPOCHS, judged=False
-        )  # the best may be as documented
+        once = list(dict.fromkeys(asked))  # the best may be as documented
+        finals = rows(once, epochs=EPOCHS, judged=False)
     for name, setting in chosen.items():
         runs = [finals[name.split(",")[0], setting, seed] for seed in SEEDS]
         values = [row["top1"] for row in runs]
