@@ -15,10 +15,11 @@ from typing import Any
 
 from pydantic import BaseModel, Field, PositiveInt, field_validator
 
+from vergence.platform import mlflow_runs
 from vergence.platform.errors import UserError, VergenceError
 from vergence.platform.masking import masked
 from vergence.platform.mlflow_errors import explain, is_outage
-from vergence.platform.mlflow_store import artifacts_of, impatient_client, tracking_uri
+from vergence.platform.mlflow_store import impatient_client, tracking_uri
 from vergence.platform.runs.records import FirstStep, Record, Tail
 from vergence.platform.runs.run import Run
 
@@ -28,10 +29,8 @@ FLUSH_S = 2.0
 RETRY_S = 15.0
 CLOSE_S = 20.0
 ANSWER_S = 5.0  # that a start waits for, at most
-MAX_PARAM = 6000  # characters of a parameter's value, MLflow's own limit
 UNUSABLE = ":@?#%'\"`\\"  # characters that break MLflow's filters or models:/ addresses
 MAX_NAME_BYTES = 250  # a folder's name has 255, MLflow's columns 256
-RUN_TAG = "vergence.run"  # of an MLflow run: the identity of the run that it tracks
 
 
 def _valid_name(name: str) -> str:
@@ -88,8 +87,9 @@ class Tracker:
     ) -> None:
         self.run, self.experiment, self.params, self.tags, self.says = run, experiment, params, tags, says
         self.run_id: str | None = None  # of the MLflow run, once it is open
-        self._identity = run.facts().id
-        assert self._identity, "a run has its identity before it is tracked"
+        identity = run.facts().id
+        assert identity, "a run has its identity before it is tracked"
+        self._identity = identity
         self._tail = Tail(run.logs)
         self._pending: list[Record] = []
         self._client: Any = None
@@ -194,9 +194,11 @@ class Tracker:
             self._tail = Tail(self.run.logs, after=facts.mlflow_position)
             self.run_id = known
         else:
-            run_id = self._find() or self._create()
+            run_id = mlflow_runs.find(self._client, self._identity) or mlflow_runs.create(
+                self._client, self.experiment, self.run.name, self._identity
+            )
             self._reopened(run_id)
-            self._describe(run_id)
+            mlflow_runs.describe(self._client, run_id, self.params, self.tags)
             self.run.remember(mlflow_run=run_id, mlflow_position=-1.0)
             self.run_id = run_id
         self._answered.set()
@@ -213,41 +215,6 @@ class Tracker:
             return False
         return True
 
-    def _find(self) -> str | None:
-        """The newest MLflow run with this run's identity, in any experiment."""
-        experiments = [experiment.experiment_id for experiment in self._client.search_experiments()]
-        wanted = f"tags.`{RUN_TAG}` = '{self._identity}'"
-        found = self._client.search_runs(experiments, wanted, max_results=1)
-        return found[0].info.run_id if found else None
-
-    def _create(self) -> str:
-        experiment = self._client.get_experiment_by_name(self.experiment)
-        if experiment is not None:
-            experiment_id = experiment.experiment_id
-        else:
-            location = artifacts_of(tracking_uri(), self.experiment)
-            experiment_id = self._client.create_experiment(self.experiment, artifact_location=location)
-        tags = {RUN_TAG: self._identity}  # with the run, not after it: a kill in between would hide it
-        run_id: str = self._client.create_run(experiment_id, run_name=self.run.name, tags=tags).info.run_id
-        return run_id
-
-    def _describe(self, run_id: str) -> None:
-        """Parameters and tags that the MLflow run has not yet; MLflow changes no parameter."""
-        from mlflow.entities import Param, RunTag
-
-        known = self._client.get_run(run_id).data.params
-        params = [
-            Param(name, masked(str(value))[:MAX_PARAM])
-            for name, value in self.params.items()
-            if name not in known
-        ]
-        tags = [RunTag(name, masked(value)) for name, value in self.tags.items()]
-        self._client.log_batch(run_id, params=params, tags=tags)
-
     def _finish(self, status: str, files: Mapping[str, Path]) -> None:
-        for folder, path in files.items():
-            if path.is_dir():
-                self._client.log_artifacts(self.run_id, str(path), folder)
-            elif path.exists():
-                self._client.log_artifact(self.run_id, str(path), folder)
-        self._client.set_terminated(self.run_id, status)
+        assert self.run_id is not None
+        mlflow_runs.finish(self._client, self.run_id, status, files)

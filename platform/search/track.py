@@ -6,10 +6,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from vergence.platform import mlflow_runs
 from vergence.platform.masking import masked
 from vergence.platform.mlflow_errors import explain
-from vergence.platform.mlflow_store import artifacts_of, impatient_client, tracking_uri
-from vergence.platform.runs.track import MAX_PARAM, RUN_TAG
+from vergence.platform.mlflow_store import impatient_client, tracking_uri
 
 log = logging.getLogger(__name__)
 
@@ -44,40 +44,16 @@ class ParentRun:
             self.says(f"{explain(error, tracking_uri())}; {then}")
 
     def _open(self, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        from mlflow.entities import Param, RunTag
-
         self._client = client = impatient_client(self._undo)
-        everywhere = [experiment.experiment_id for experiment in client.search_experiments()]
-        found = client.search_runs(everywhere, f"tags.`{RUN_TAG}` = '{self.identity}'", max_results=1)
-        run = found[0] if found else self._create(client)
-        client.update_run(run.info.run_id, status="RUNNING")
-        known = run.data.params
-        client.log_batch(
-            run.info.run_id,
-            params=[
-                Param(name, masked(str(value))[:MAX_PARAM])
-                for name, value in params.items()
-                if name not in known
-            ],
-            tags=[RunTag(name, masked(value)) for name, value in tags.items()],
+        run_id = mlflow_runs.find(client, self.identity) or mlflow_runs.create(
+            client, self.experiment, self.name, self.identity
         )
-        self.run_id = run.info.run_id
-
-    def _create(self, client: Any) -> Any:
-        experiment = client.get_experiment_by_name(self.experiment)
-        if experiment is not None:
-            experiment_id = experiment.experiment_id
-        else:
-            location = artifacts_of(tracking_uri(), self.experiment)
-            experiment_id = client.create_experiment(self.experiment, artifact_location=location)
-        return client.create_run(experiment_id, run_name=self.name, tags={RUN_TAG: self.identity})
+        client.update_run(run_id, status="RUNNING")
+        mlflow_runs.describe(client, run_id, params, tags)
+        self.run_id = run_id
 
     def _close(self, status: str, metrics: Mapping[str, float], files: Mapping[str, Path]) -> None:
+        assert self.run_id is not None
         for name, value in metrics.items():
             self._client.log_metric(self.run_id, name, value)
-        for folder, path in files.items():
-            if path.is_dir():
-                self._client.log_artifacts(self.run_id, str(path), folder)
-            elif path.exists():
-                self._client.log_artifact(self.run_id, str(path), folder)
-        self._client.set_terminated(self.run_id, status)
+        mlflow_runs.finish(self._client, self.run_id, status, files)

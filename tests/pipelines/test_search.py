@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_search import ONE_WORKER, SEARCH, write_search
+from small_search import ONE_WORKER, SEARCH
 
 from vergence.pipelines import cli, search
 from vergence.pipelines.shipped import file_of, shipped
@@ -20,11 +20,10 @@ from vergence.platform.search.trials import Result, Trial, read_trials, write_tr
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with shards, a recipe and a search."""
-    folder = tmp_path_factory.mktemp("tune")
-    write_search(folder)
-    return folder
+def place(place: Path) -> Path:
+    """With a search too."""
+    (place / "s.yaml").write_text(yaml.dump(SEARCH))
+    return place
 
 
 @pytest.fixture

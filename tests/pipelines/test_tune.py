@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from runs_for_real import family, kill_everything, start, vergence
-from small_search import ONE_WORKER, SEARCH, write_search
+from small_search import ONE_WORKER, SEARCH
 
 from vergence.pipelines import cli
 from vergence.platform import yaml
@@ -31,11 +31,10 @@ print(json.dumps({"result": result.dump(), "cpus": free_again()}))
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with shards, a recipe and a search."""
-    folder = tmp_path_factory.mktemp("tune")
-    write_search(folder)
-    return folder
+def place(place: Path) -> Path:
+    """With a search too."""
+    (place / "s.yaml").write_text(yaml.dump(SEARCH))
+    return place
 
 
 @pytest.fixture
