@@ -27,7 +27,13 @@ from vergence.platform import yaml
 from vergence.platform.search.trials import read_trials
 
 HOLDOUT = 0.3
-COMMON = ["scale.workers=1", "batch.global=128", f"data.holdout={HOLDOUT}", "track.register=null"]
+COMMON = [
+    "scale.workers=1",
+    "batch.global=128",
+    f"data.holdout={HOLDOUT}",
+    "track.register=null",
+    "track.every_steps=3",
+]
 MOCO = ["method.queue_size=2048"]  # of 3,500 training images
 NINE = {
     "method.temperature": {"choice": [0.1, 0.2, 0.5]},
