@@ -1,6 +1,7 @@
 """A run from where it stands to its end: decide, train, hand over; MLflow is told all the while."""
 
 import secrets
+import shlex
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
@@ -123,10 +124,20 @@ def plan(recipe: Recipe, run: Run) -> Planned:
 
 def what_exists(recipe: Recipe, run: Run) -> str:
     """Where the results of a finished run are, and what can be done with them."""
-    version, name = run.facts().version, recipe.track.register_as
-    registered = f"; registered as {name} version {version}" if version is not None else ""
-    encoder = f"models:/{name}@champion" if registered else run.name
-    return f"encoder in {run.exports}{registered}; next: vergence evaluate {encoder} --train SHARDS --test SHARDS"
+    facts, name = run.facts(), recipe.track.register_as
+    there = f"encoder in {run.exports}"
+    encoder = run.name
+    if name is not None and facts.version is not None:
+        encoder = f"models:/{name}/{facts.version}"  # @champion may be another run's
+        there += f", registered as {encoder}"
+    if facts.labelled is False:
+        shards = shlex.quote(recipe.data.train)
+        following = (
+            f"vergence embed {encoder} {shards} vectors.parquet; curves in {run.logs}/plots/training.png"
+        )
+    else:
+        following = f"vergence evaluate {encoder} --train SHARDS --test SHARDS"
+    return f"{there}; next: {following}"
 
 
 def _train(
@@ -254,7 +265,9 @@ def _keep(recipe: Recipe, run: Run, index: Index) -> None:
     run.logs.mkdir(parents=True, exist_ok=True)
     run.commits.mkdir(exist_ok=True)
     write_atomic(run.recipe_file, yaml.dump(recipe.dump()))
-    run.remember(id=run.facts().id or secrets.token_hex(8), data_digest=index.digest)
+    run.remember(
+        id=run.facts().id or secrets.token_hex(8), data_digest=index.digest, labelled=index.has_labels
+    )
 
 
 def _planned(resolved: Resolved, run: Run, method: Method, place: session.Place) -> Planned:

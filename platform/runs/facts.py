@@ -16,6 +16,7 @@ class RunFacts(BaseModel, frozen=True, extra="ignore", populate_by_name=True):
     schema_version: int = Field(1, alias="schema")
     id: str | None = None  # the run's identity: its MLflow run carries it
     data_digest: str | None = None
+    labelled: bool | None = None  # whether the training data have classes
     precision: Literal["fp32", "bf16"] | None = None
     regime: Literal["one", "kept", "two-pass"] | None = None
     micro: int | None = None

@@ -14,7 +14,8 @@ import torch
 from shard_files import png, write_shard
 
 from vergence.pipelines import UserError, VergenceError, advance, pretrain
-from vergence.pipelines.advance import Observer, RunResult
+from vergence.pipelines.advance import Observer, RunResult, what_exists
+from vergence.pipelines.recipe import load_recipe
 from vergence.pipelines.resolve import Resolved
 from vergence.platform.cluster import session
 from vergence.platform.cluster.capacity import Need
@@ -140,8 +141,23 @@ def test_a_run_is_stopped_gone_on_with_finished_tracked_later_and_then_done(
     assert done.status == "finished"
     (line,) = said
     assert "finished, nothing to do" in line
+    assert "next: vergence embed r " in line  # there are no classes by which `evaluate` could measure
     assert ranks.started == [0, 1]
     assert ranks.sessions == 2  # who only hands over starts no Ray
+
+
+def test_what_follows_names_the_version_that_was_made_and_suits_the_data(command: Callable[..., Any]) -> None:
+    """`@champion` may be another run's encoder by then."""
+    run, recipe = Run("r"), load_recipe("simclr-cifar10")
+    run.path.mkdir(parents=True)
+    run.remember(version=3, labelled=True)
+    assert what_exists(recipe, run).endswith(
+        "next: vergence evaluate models:/simclr-cifar10/3 --train SHARDS --test SHARDS"
+    )
+    run.remember(labelled=False)
+    assert "next: vergence embed models:/simclr-cifar10/3 'cifar10/train-*.tar' vectors" in what_exists(
+        recipe, run
+    )
 
 
 def test_a_failure_is_an_exception_and_the_same_call_goes_on(command: Callable[..., Any]) -> None:

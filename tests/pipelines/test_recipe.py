@@ -22,6 +22,20 @@ def test_there_is_a_cifar_recipe_for_every_method() -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["images", "images-small"])
+@pytest.mark.parametrize("vit", [None, "vit_small_patch16_224"])
+def test_recipes_for_own_images_bear_no_data_sets_name_and_take_a_vit_by_one_word(
+    name: str, vit: str | None
+) -> None:
+    recipe = load_recipe(name, [f"encoder.name={vit}"] if vit else [])
+    assert "cifar" not in shipped("recipe")[name].read_text().lower()
+    assert recipe.track.register_as is None
+    assert recipe.data.mean == (0.485, 0.456, 0.406)
+    assert initial_encoder(recipe, seed=0).dim == (
+        384 if vit else {"images": 2048, "images-small": 512}[name]
+    )
+
+
 def test_overrides_reach_every_level_and_are_typed() -> None:
     recipe = load_recipe(
         "simclr-cifar10", ["optim.lr=1e-3", "views.0.size=24", "batch.micro=16", "scale.zero=1"]
