@@ -3,14 +3,15 @@
 import secrets
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
-from types import TracebackType
-from typing import Literal, NamedTuple
+from types import MappingProxyType, TracebackType
+from typing import Any, Literal, NamedTuple
 
 from vergence.methods.method import Method
 from vergence.pipelines.core import train
 from vergence.pipelines.decide import Data, Done, HandOver, LookAtData, Refuse, Train, decide
+from vergence.pipelines.filled import filled, shown
 from vergence.pipelines.handover import hand_over
 from vergence.pipelines.recipe import Recipe, build_method, flatten
 from vergence.pipelines.resolve import Resolved, data_facts, need_of, provenance, resolve
@@ -160,14 +161,15 @@ def _train(
             _refuse_other_state(recipe, run, start, method)
         if decision.forgets:
             run.forget()  # the MLflow run of an attempt that was a mistake, too
-        _keep(recipe, run, index)
         layout = resolved.layout
+        values = filled(recipe, layout)
+        _keep(recipe, run, index, shown(recipe, values))
         run.remember(
             precision=layout.precision, regime=layout.regime, micro=layout.micro, span=layout.norm_span
         )
         observe(_planned(resolved, run, method, place))
         cut(run.logs / "metrics.jsonl", start_step, start is not None and start.monitor_due)
-        with _Tracked(recipe, run, index, says, part.parent) as tracked:
+        with _Tracked(recipe, run, index, says, part.parent, values) as tracked:
             stages |= {"checks": time.time()}
             with ray:
                 cluster = joined or ray.enter_context(session.opened(resolved.need))
@@ -202,7 +204,7 @@ def _complete(
     says(
         f"run {run.name} is trained, step {past.start_step:,}; exporting, registering and tracking what is missing"
     )
-    _keep(recipe, run, index)
+    _keep(recipe, run, index, yaml.dump(recipe.dump()))
     with _Tracked(recipe, run, index, says, part.parent) as tracked:
         hand_over(recipe, run, index, build_method(recipe, data_facts(recipe, index)), tracked.tracker, says)
         tracked.status = "FINISHED"
@@ -214,14 +216,21 @@ class _Tracked:
     """A tracker around a block; MLflow's run ends as FAILED unless the block says otherwise."""
 
     def __init__(
-        self, recipe: Recipe, run: Run, index: Index, says: Callable[[str], None], parent: str | None
+        self,
+        recipe: Recipe,
+        run: Run,
+        index: Index,
+        says: Callable[[str], None],
+        parent: str | None,
+        values: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
+        """values: of settings that the recipe leaves open."""
         facts = provenance(recipe, index)
         tags = {name: str(facts[name]) for name in ("recipe_digest", "data_digest", "code_version")}
         if parent is not None:
             tags["mlflow.parentRunId"] = parent
         self.run, self.status = run, "FAILED"
-        self.tracker = Tracker(run, recipe.track.experiment, flatten(recipe.dump()), tags, says)
+        self.tracker = Tracker(run, recipe.track.experiment, {**flatten(recipe.dump()), **values}, tags, says)
 
     def __enter__(self) -> "_Tracked":
         return self
@@ -260,11 +269,11 @@ def _refuse_other_state(recipe: Recipe, run: Run, start: Commit, method: Method)
         )
 
 
-def _keep(recipe: Recipe, run: Run, index: Index) -> None:
-    """What the run is, in its folder."""
+def _keep(recipe: Recipe, run: Run, index: Index, text: str) -> None:
+    """What the run is, in its folder; text: of the recipe."""
     run.logs.mkdir(parents=True, exist_ok=True)
     run.commits.mkdir(exist_ok=True)
-    write_atomic(run.recipe_file, yaml.dump(recipe.dump()))
+    write_atomic(run.recipe_file, text)
     run.remember(
         id=run.facts().id or secrets.token_hex(8), data_digest=index.digest, labelled=index.has_labels
     )

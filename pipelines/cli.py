@@ -23,6 +23,7 @@ from vergence.platform.text import never_fail_to_print, printable
 # verb -> (module, one line); modules load only when their verb is used
 VERBS = {
     "shards": ("shards", "pack images into webdataset shards; index, check and preview them"),
+    "init": ("init", "write a recipe to change, with the choices beside each setting"),
     "pretrain": ("pretrain", "train an encoder from a recipe; the same command goes on after any stop"),
     "tune": ("tune", "search settings of a recipe; each trial is a run"),
     "evaluate": ("evaluate", "measure frozen encoders by kNN and by a linear classifier"),

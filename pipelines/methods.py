@@ -2,8 +2,6 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
-from typing import Any, get_origin
 
 from vergence.pipelines.shipped import shipped
 from vergence.platform.errors import UserError, nearest
@@ -24,10 +22,10 @@ def main(options: argparse.Namespace) -> int:
     from vergence.methods.catalog import METHODS
 
     if options.settings:
-        from vergence.pipelines.recipe import Recipe
+        from vergence.pipelines.settings import of_recipe
 
-        for path, field in settings(Recipe):
-            print(f"{path:<28} {_about(field)}")
+        for path, setting in of_recipe().items():
+            print(f"{path:<28} {setting}")
         return 0
     if options.name is None:
         for name, (_, method) in METHODS.items():
@@ -37,34 +35,17 @@ def main(options: argparse.Namespace) -> int:
         return 0
     if options.name not in METHODS:
         raise UserError(f"methods: there is no method {options.name!r} ({nearest(options.name, METHODS)})")
-    config, method = METHODS[options.name]
+    from vergence.pipelines.settings import of_method
+
+    _, method = METHODS[options.name]
     year, family, needs = method.about
     print(f"{options.name}, {year}, {family}; needs {needs}\n\n{description(method)}\n\nSettings:")
-    for name, field in config.model_fields.items():
-        print(f"  method.{name:<18} {_about(field)}")
+    for path, setting in of_method(options.name).items():
+        print(f"  {path:<25} {setting}")
     print("\nStart from:")
     for recipe in recipes(options.name):
         print(f"  vergence pretrain {recipe}")
     return 0
-
-
-def settings(model: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted path, pydantic field) of all settings below a section, `method` left out."""
-    from vergence.pipelines.recipe import section
-
-    for name, field in model.model_fields.items():
-        if name == "method":
-            continue
-        here, inner = f"{path}{field.alias or name}", section(field.annotation)
-        if inner is None:
-            yield here, field
-        else:
-            yield from settings(inner, f"{here}.0." if get_origin(field.annotation) is tuple else f"{here}.")
-
-
-def _about(field: Any) -> str:
-    default = "(required)" if field.is_required() else f"(default {field.default})"
-    return f"{field.description or ''} {default}".strip()
 
 
 def description(method: type) -> str:

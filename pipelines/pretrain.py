@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import psutil
 
 from vergence.pipelines.shipped import file_of, shipped
-from vergence.platform import yaml
 from vergence.platform.errors import UserError
 from vergence.platform.home import home
 from vergence.platform.runs.run import Run, locked, valid_name
@@ -138,10 +137,13 @@ def _dry_run(options: argparse.Namespace) -> int:
     """Print what the run would be."""
     from vergence.pipelines import show
     from vergence.pipelines.advance import plan
+    from vergence.pipelines.filled import filled, shown
 
     parsed, run, _ = _asked(options.recipe, options.overrides, options.name, options.fork)
-    show.first_screen(plan(parsed, run))
-    print(yaml.dump(parsed.dump()), end="")
+    planned = plan(parsed, run)
+    show.first_screen(planned)
+    recipe = planned.resolved.recipe
+    print(shown(recipe, filled(recipe, planned.resolved.layout)), end="")
     return 0
 
 

@@ -232,7 +232,23 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """A shipped recipe by name, or a file by path, with overrides; raises UserError."""
     path = file_of("recipe", name)
     raw = yaml.read(path)
-    return Recipe.parse(override(raw, overrides), path.name)
+    before = _method_of(raw)
+    changed = override(raw, overrides)
+    try:
+        return Recipe.parse(changed, path.name)
+    except UserError:
+        after = _method_of(changed)
+        if before in METHODS and after in METHODS and after != before:
+            raise UserError(
+                f"method.name={after}: {name} is a recipe of {before}, whose settings {after} has not; take one of its "
+                f"own (`vergence methods {after}` lists them), or give its section anew: 'method={{name: {after}}}'"
+            ) from None
+        raise
+
+
+def _method_of(raw: Any) -> Any:
+    section = raw.get("method") if isinstance(raw, Mapping) else None
+    return section.get("name") if isinstance(section, Mapping) else None
 
 
 def build_method(recipe: Recipe, data: DataFacts) -> Method:

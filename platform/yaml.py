@@ -79,3 +79,11 @@ def dump(value: Any) -> str:
     """Block YAML that `parse` reads back to the same value; floats keep every digit."""
     text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
     return text
+
+
+def dump_inline(value: Any) -> str:
+    """The same on one line."""
+    text: str = yaml.dump(
+        value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6, default_flow_style=True
+    )
+    return text.removesuffix("\n").removesuffix("\n...")

@@ -98,6 +98,7 @@ def test_dry_run_prints_the_resolved_recipe_and_runs_nothing(
     assert cli.main(["pretrain", str(place / "tiny.yaml"), "--dry-run"]) == 0
     said = capsys.readouterr()
     assert yaml.parse(said.out, "stdout")["optim"]["momentum"] == 0.9
+    assert "# 32, filled in" in said.out  # batch.micro
     assert "MB a worker" in said.err
     assert not (place / "dry" / "tiny").exists()
 

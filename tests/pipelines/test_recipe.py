@@ -123,6 +123,14 @@ def test_mistakes_name_path_and_nearest(assignment: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_another_methods_name_says_how_to_get_there() -> None:
+    with pytest.raises(
+        UserError, match=r"method\.name=byol: simclr-cifar10 is a recipe of simclr, .*'method={name: byol}'"
+    ):
+        load_recipe("simclr-cifar10", ["method.name=byol"])
+    assert load_recipe("simclr-cifar10", ["method={name: byol}"]).method.name == "byol"
+
+
 @pytest.mark.parametrize("assignment", ["epochs", "=3", "views.7.size=3", "epochs.x=3"])
 def test_what_is_no_override_is_refused(assignment: str) -> None:
     with pytest.raises(UserError, match="override"):
