@@ -6,6 +6,7 @@ from .barlow_twins import BarlowTwins, BarlowTwinsConfig
 from .byol import BYOL, BYOLConfig
 from .deep_cluster import DeepCluster, DeepClusterConfig
 from .deep_cluster_v2 import DeepClusterV2, DeepClusterV2Config
+from .dense_cl import DenseCL, DenseCLConfig
 from .dino import DINO, DINOConfig
 from .inst_disc import InstDisc, InstDiscConfig
 from .inva_spread import InvaSpread, InvaSpreadConfig
@@ -26,6 +27,7 @@ METHODS: dict[str, tuple[type[BaseModel], type[Method]]] = {
     "simclr": (SimCLRConfig, SimCLR),
     "simclrv2": (SimCLRV2Config, SimCLRV2),
     "mocov2": (MoCoV2Config, MoCoV2),
+    "dense_cl": (DenseCLConfig, DenseCL),
     "byol": (BYOLConfig, BYOL),
     "simsiam": (SimSiamConfig, SimSiam),
     "barlow_twins": (BarlowTwinsConfig, BarlowTwins),

@@ -124,6 +124,14 @@ class Encoder(nn.Module, ABC):
         """What is before pooling: the map (n, C, H', W') or the tokens (n, T, C); TypeError: it pools nothing."""
         raise TypeError(f"{type(self).__name__} has no features before pooling")
 
+    def pool(self, features: Tensor) -> Tensor:
+        """(n, dim): what forward makes of features; TypeError: it pools nothing."""
+        raise TypeError(f"{type(self).__name__} has no features before pooling")
+
+    def cells(self, features: Tensor) -> Tensor:
+        """(n, S, C): the features of each place of the image, row by row, and of nothing else."""
+        return features.flatten(2).mT
+
 
 class Losses(Protocol):
     """A NamedTuple of 0-d fp32 tensors: the loss of a rank's share, and metrics without gradient by name."""

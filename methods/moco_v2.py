@@ -21,13 +21,18 @@ from .parts.norms import NORM, NormName
 from .schedule import Positive
 
 
-class MoCoV2Config(MoCoConfig, frozen=True):
-    name: Literal["mocov2"] = "mocov2"
+class MoCoHead(MoCoConfig, frozen=True):
+    """What every method with MoCo v2's head and temperature is told."""
+
     hidden_dim: PositiveInt = Field(2048, description="Hidden width of the projector.")
     temperature: Positive = Field(
         0.2, description="T; cosine similarities are divided by it; a number or a schedule."
     )
     projector_norm: NormName = Field("none", description=NORM)
+
+
+class MoCoV2Config(MoCoHead, frozen=True):
+    name: Literal["mocov2"] = "mocov2"
 
 
 class MoCoV2(MoCo[MoCoV2Config]):

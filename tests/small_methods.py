@@ -18,6 +18,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "simclr": {"hidden_dim": 7, "embed_dim": 5},
     "simclrv2": {"hidden_dim": 7, "embed_dim": 5, "memory_size": 16, "momentum": 0.9},
     "mocov2": {"hidden_dim": 7, "embed_dim": 5, "queue_size": 16, "momentum": 0.9},
+    "dense_cl": {"hidden_dim": 16, "embed_dim": 5, "queue_size": 16, "momentum": 0.9},
     "byol": {"hidden_dim": 7, "embed_dim": 5, "momentum": 0.9},
     "simsiam": {"hidden_dim": 7, "embed_dim": 5, "bottleneck_dim": 3},
     "barlow_twins": {"hidden_dim": 7, "embed_dim": 5},
@@ -37,7 +38,10 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 class ToyEncoder(Encoder):
-    """(n, 3, S, S) -> (n, dim), each sample on its own; S a multiple of 2."""
+    """(n, 3, S, S) -> (n, dim), each sample on its own; S a multiple of 2.
+
+    Its features are on a grid of 2 x 2: each cell sees the same numbers in another order; the first one is pooled.
+    """
 
     def __init__(self, dim: int = 6) -> None:
         super().__init__()
@@ -46,6 +50,15 @@ class ToyEncoder(Encoder):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
+
+    def features(self, images: Tensor) -> Tensor:
+        grid, flat, linear, tanh = self.net
+        seen = flat(grid(images))
+        cells = [tanh(linear(seen.roll(cell, dims=1))) for cell in range(4)]
+        return torch.stack(cells, dim=2).unflatten(2, (2, 2))
+
+    def pool(self, features: Tensor) -> Tensor:
+        return features[:, :, 0, 0]
 
 
 def without_norms(module: nn.Module) -> nn.Module:

@@ -90,6 +90,15 @@ class TimmEncoder(Encoder):
         features: Tensor = self.backbone.forward_features(images)  # type: ignore[operator]
         return features
 
+    def pool(self, features: Tensor) -> Tensor:
+        h: Tensor = self.backbone.forward_head(features)  # type: ignore[operator]
+        return h
+
+    def cells(self, features: Tensor) -> Tensor:
+        if features.dim() == 4:
+            return super().cells(features)
+        return features[:, int(getattr(self.backbone, "num_prefix_tokens", 0)) :]
+
 
 def build_encoder(
     config: EncoderConfig, zero_init: ZeroInit = "all", image_size: int | None = None

@@ -81,7 +81,9 @@ def test_state_is_the_same_on_every_rank_and_that_of_one_rank(name: str, single:
     first = several[0][name]["state"]
     for key, value in single[name]["state"].items():
         assert first[key] == pytest.approx(value, abs=1e-9), key
-        frozen = key.startswith(("queue.", "queues.", "memory.", "bank", "teacher.", "center", "labels"))
+        frozen = key.startswith(
+            ("queue.", "queues.", "dense_queue.", "memory.", "bank", "teacher.", "center", "labels")
+        )
         for rank in several[1:]:
             if frozen:
                 assert (rank[name]["state"][key] == first[key]).all(), key

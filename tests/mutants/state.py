@@ -307,6 +307,25 @@ _BANK: Faults = {
     ),
 }
 
+_DENSE_CL: Faults = {
+    "matched-by-projections": (
+        "c_bs = correspondence(full(out.f_bsc), full(targets.f_bsc))",
+        "c_bs = correspondence(full(out.r_bsd), full(targets.r_bsd))",
+        f"{_METHODS}/test_dense_cl.py::test_matching_is_by_features_and_not_by_projections",
+    ),
+    "matched-the-other-way": (
+        ".mT).argmax(dim=2)",
+        ".mT).argmax(dim=1)",
+        f"{_METHODS}/test_dense_cl.py::test_a_cell_is_found_again_wherever_it_went",
+    ),
+    "dense-rows-are-means-of-unit-keys": (
+        "F.normalize(r_bsd.mean(dim=1), dim=-1)",
+        "F.normalize(F.normalize(r_bsd, dim=-1).mean(dim=1), dim=-1)",
+        f"{_METHODS}/test_dense_cl.py::"
+        "test_queues_take_the_keys_after_the_loss_and_the_dense_one_a_mean_per_image",
+    ),
+}
+
 _SIMCLR_V2: Faults = {
     "memory-before-the-loss": (
         "        temperature = self.temperature.at(batch.progress, self.data.epochs)\n        return nt_xent(",
@@ -372,6 +391,7 @@ FAULTS = {
     "methods/inva_spread.py": _INVA_SPREAD,
     "methods/inst_disc.py": _INST_DISC,
     "methods/parts/bank.py": _BANK,
+    "methods/dense_cl.py": _DENSE_CL,
     "methods/simclr_v2.py": _SIMCLR_V2,
     "methods/parts/multi_crop.py": _MULTI_CROP,
     "methods/parts/forwarding.py": _FORWARDING,
