@@ -15,9 +15,10 @@ from vergence.pipelines.filled import filled, shown
 from vergence.pipelines.handover import hand_over
 from vergence.pipelines.recipe import Recipe, build_method, flatten
 from vergence.pipelines.resolve import Resolved, data_facts, need_of, provenance, resolve
+from vergence.pipelines.scale import found_for, with_scale
 from vergence.platform import yaml
 from vergence.platform.cluster import session
-from vergence.platform.cluster.capacity import check_local
+from vergence.platform.cluster.capacity import Found, check_local
 from vergence.platform.cluster.preflight import asked
 from vergence.platform.data.index import Index, open_index
 from vergence.platform.errors import UserError
@@ -42,6 +43,7 @@ class Planned(NamedTuple):
     run: Run
     num_parameters: int  # that are trained
     place: session.Place  # of Ray
+    found: Found | None = None  # on this machine, if it is the one that trains
 
 
 class RunResult(NamedTuple):
@@ -116,11 +118,12 @@ def plan(recipe: Recipe, run: Run) -> Planned:
     decision = decide(past, recipe, Data(index.digest, len(index)))
     if isinstance(decision, Refuse):
         raise UserError(decision.reason)
-    kept, place = past.facts if past.has_begun else RunFacts(), session.place()
+    kept, place, found = past.facts if past.has_begun else RunFacts(), session.place(), found_for(recipe)
+    recipe = with_scale(recipe, found)
     with ExitStack() as ray:
         joined = _joined(recipe, ray)
         resolved, method = _resolved(recipe, run, index, kept, past.start_step, joined)
-        return _planned(resolved, run, method, place)
+        return _planned(resolved, run, method, place, found)
 
 
 def what_exists(recipe: Recipe, run: Run) -> str:
@@ -152,7 +155,8 @@ def _train(
     part: Part,
 ) -> Literal["finished", "paused", "interrupted"]:
     """From a decision to train to the handed-over encoder."""
-    start, says, place = decision.commit, _sayer(observe), session.place()
+    start, says, place, found = decision.commit, _sayer(observe), session.place(), found_for(recipe)
+    recipe = with_scale(recipe, found)
     with ExitStack() as ray:
         joined = _joined(recipe, ray)
         start_step = start.step if start else 0
@@ -167,7 +171,7 @@ def _train(
         run.remember(
             precision=layout.precision, regime=layout.regime, micro=layout.micro, span=layout.norm_span
         )
-        observe(_planned(resolved, run, method, place))
+        observe(_planned(resolved, run, method, place, found))
         cut(run.logs / "metrics.jsonl", start_step, start is not None and start.monitor_due)
         with _Tracked(recipe, run, index, says, part.parent, values) as tracked:
             stages |= {"checks": time.time()}
@@ -279,6 +283,6 @@ def _keep(recipe: Recipe, run: Run, index: Index, text: str) -> None:
     )
 
 
-def _planned(resolved: Resolved, run: Run, method: Method, place: session.Place) -> Planned:
+def _planned(resolved: Resolved, run: Run, method: Method, place: session.Place, found: Found) -> Planned:
     num_parameters = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
-    return Planned(resolved, run, num_parameters, place)
+    return Planned(resolved, run, num_parameters, place, found if place == "own" else None)

@@ -15,7 +15,7 @@ REST = 1.3  # views, optimiser and records cost a third of forward and backward
 
 def cpu_s_per_image(resolved: Resolved, method: Method) -> float | None:
     """CPU-seconds of training on one image; None where this process cannot tell: GPUs train, or images are not all."""
-    if resolved.recipe.scale.gpus_per_worker or method.needs.fields:
+    if resolved.need.scale.gpus_per_worker or method.needs.fields:
         return None
     rows, sides = min(ROWS, resolved.layout.micro), sizes_of(resolved.recipe)
     views = [torch.randn(rows, 3, side, side).to(memory_format=torch.channels_last) for side in sides]

@@ -17,7 +17,7 @@ from vergence.methods.schedule import SCHEDULE_TAG, Schedule
 from vergence.pipelines.shipped import file_of
 from vergence.platform import yaml
 from vergence.platform.augment.presets import ViewSpec
-from vergence.platform.cluster.capacity import ScaleConfig
+from vergence.platform.cluster.capacity import AskedScale
 from vergence.platform.data.config import DataConfig
 from vergence.platform.errors import UserError, nearest
 from vergence.platform.evaluate.config import MonitorConfig
@@ -67,7 +67,7 @@ class Recipe(BaseModel, frozen=True, extra="forbid", strict=True):
     batch: BatchConfig
     optim: OptimConfig
     schedule: ScheduleConfig = ScheduleConfig()
-    scale: ScaleConfig = ScaleConfig()
+    scale: AskedScale = AskedScale()
     monitor: MonitorConfig = MonitorConfig()
     commit: CommitConfig = CommitConfig()
     track: TrackConfig = TrackConfig()

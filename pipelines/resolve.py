@@ -48,7 +48,7 @@ class Resolved:
     @cached_property
     def layout(self) -> Layout:
         """As each rank will find it."""
-        return layout(self.spec, self.recipe.scale.workers, self.machine)
+        return layout(self.spec, self.need.scale.workers, self.machine)
 
     @property
     def steps(self) -> int:
@@ -59,7 +59,7 @@ class Resolved:
         return effective_lr(self.recipe.optim, self.plan.global_batch)
 
     def job(self, run: Run, stages: Mapping[str, float], pause_after: int | None = None) -> Job:
-        recipe = self.recipe
+        recipe, scale = self.recipe, self.need.scale
         return Job(
             run=run.path,
             attempt=run.attempt,
@@ -72,9 +72,9 @@ class Resolved:
             data=recipe.data,
             layout=self.spec,
             machine=self.machine,
-            device="cuda" if recipe.scale.gpus_per_worker else "cpu",
-            threads=recipe.scale.cpus_per_worker,
-            zero=recipe.scale.zero,
+            device="cuda" if scale.gpus_per_worker else "cpu",
+            threads=scale.cpus_per_worker,
+            zero=scale.zero,
             optim=recipe.optim,
             schedule=recipe.schedule,
             monitor=recipe.monitor,
@@ -87,7 +87,7 @@ class Resolved:
 
 
 def need_of(recipe: Recipe) -> Need:
-    return Need(recipe.scale, recipe.data.readers, recipe.data.reader_cpus)
+    return Need(recipe.scale.settled(), recipe.data.readers, recipe.data.reader_cpus)
 
 
 def provenance(recipe: Recipe, index: Index) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def resolve(
     method: the built method, on which memory is estimated; machine: by default this one; kept: facts of earlier
     attempts of the run, whose precision, batch regime, micro-batch and shuffling span stay. Raises UserError.
     """
-    scale, kept = recipe.scale, kept or RunFacts()
+    scale, kept = recipe.scale.settled(), kept or RunFacts()
     _check_lengths(recipe, method)
     plan = plan_of(recipe, index)
     check_support(recipe.optim, scale.zero)

@@ -103,7 +103,7 @@ class Search:
         cpu_s, estimate = cpu_s_per_image(resolved, method), None
         if cpu_s is not None:
             images = self.config.epochs_at_most * resolved.plan.num_training
-            scale = self.recipe.scale
+            scale = self.need.scale
             threads = concurrent * scale.workers * scale.cpus_per_worker
             estimate = hours(cpu_s, images, self._num_starts(), threads)
         return Plan(self, planned, concurrent, self.need._replace(trials=concurrent), estimate)
@@ -192,7 +192,7 @@ class Search:
 
     def _concurrent(self) -> int:
         """Trials at a time on this machine, if not asked for: as many as its CPUs, or GPUs, hold workers of."""
-        scale = self.recipe.scale
+        scale = self.need.scale
         room = physical_cpus() // (scale.workers * scale.cpus_per_worker)
         if scale.gpus_per_worker:
             import torch

@@ -12,6 +12,7 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vergence.pipelines.advance import Planned
+from vergence.pipelines.scale import told
 from vergence.platform.cluster.session import Place
 from vergence.platform.masking import masked
 from vergence.platform.mlflow_store import database, tracking_uri
@@ -34,7 +35,7 @@ def first_screen(planned: Planned) -> None:
     """What runs on what, how many steps, which learning rate, which batch regime, where it is kept."""
     resolved, run = planned.resolved, planned.run
     recipe, plan, layout = resolved.recipe, resolved.plan, resolved.layout
-    encoder, scale = recipe.encoder, recipe.scale
+    encoder, scale = recipe.encoder, resolved.need.scale
     begun = f"goes on at step {resolved.start_step:,}" if resolved.start_step else "new"
     rows = {
         "method": f"{recipe.method.name} on {encoder.name} (stem {encoder.stem}, width {encoder.width:g}), "
@@ -48,6 +49,7 @@ def first_screen(planned: Planned) -> None:
         f"warm-up {recipe.schedule.warmup_epochs:g} epochs, {recipe.schedule.shape}",
         "machine": f"{resolved.need.arithmetic()} on {_machine(resolved.machine, planned.place)}; {layout.precision}, "
         f"ZeRO {scale.zero}",
+        **({} if planned.found is None else {"found": told(planned.found, scale)}),
         "kept in": f"{run.path}",
         "look": f"mlflow ui --backend-store-uri {shlex.quote(tracking_uri())}"
         if database(tracking_uri())

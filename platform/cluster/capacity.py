@@ -1,23 +1,87 @@
 """What a run needs of a machine or cluster, and whether that fits."""
 
 import os
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt
 
 from vergence.platform.errors import UserError
 
+MOST_ON_CPUS = 8  # workers that `auto` takes of a machine without GPUs: each is a process with torch
 DRIVER_CPUS = 0.01  # of each trial of a search
 LOWER = "scale.workers, scale.cpus_per_worker or data.reader_cpus"  # what a run may ask less of
 
 
 class ScaleConfig(BaseModel, frozen=True, extra="forbid", strict=True):
-    workers: PositiveInt = Field(1, description="Ray Train workers (ranks)")
+    """See AskedScale; nothing is left open here."""
+
+    workers: PositiveInt = 1
+    cpus_per_worker: PositiveInt = 1
+    gpus_per_worker: int = Field(0, ge=0, le=1)
+    zero: int = Field(0, ge=0, le=3)
+    max_failures: NonNegativeInt = 3
+
+
+class Found(NamedTuple):
+    """What there is to train on."""
+
+    cpus: int
+    gpus: int  # that torch can use
+    unusable_gpus: int = 0  # that the driver has and this build of torch cannot use
+
+
+class AskedScale(BaseModel, frozen=True, extra="forbid", strict=True):
+    """The recipe's `scale` section."""
+
+    workers: PositiveInt | Literal["auto"] = Field(
+        1,
+        description="Ray Train workers (ranks); auto: one for each GPU, without GPUs one for each of up to "
+        f"{MOST_ON_CPUS} CPUs, as far as the batch divides",
+    )
     cpus_per_worker: PositiveInt = Field(1, description="CPUs, and torch threads, of each worker")
-    gpus_per_worker: int = Field(0, ge=0, le=1, description="GPUs of each worker")
+    gpus_per_worker: Annotated[int, Field(ge=0, le=1)] | Literal["auto"] = Field(
+        0, description="GPUs of each worker; auto: 1 where there is one for each"
+    )
     zero: int = Field(0, ge=0, le=3, description="DeepSpeed ZeRO stage: 0, 1 or 2")
     max_failures: NonNegativeInt = Field(3, description="restarts of the worker group before the run fails")
+
+    @property
+    def is_open(self) -> bool:
+        return "auto" in (self.workers, self.gpus_per_worker)
+
+    def settled(self) -> ScaleConfig:
+        """UserError: something is left to the machine that trains, which is not asked here."""
+        if self.is_open:
+            raise UserError(
+                "scale.workers and scale.gpus_per_worker: auto is what `vergence pretrain` finds where it runs; give "
+                "numbers, such as scale.workers=1 scale.gpus_per_worker=0"
+            )
+        return ScaleConfig.model_validate(self.model_dump())
+
+
+def settle(asked: AskedScale, found: Found, divides: Callable[[int], bool]) -> AskedScale:
+    """With a number in place of every `auto`.
+
+    divides: whether so many workers can share the batch.
+    """
+    workers, gpus = asked.workers, asked.gpus_per_worker
+    if gpus == "auto":
+        gpus = int(found.gpus >= (1 if workers == "auto" else workers))
+    if workers == "auto":
+        most = found.gpus if gpus else min(MOST_ON_CPUS, found.cpus // asked.cpus_per_worker)
+        workers = max((n for n in range(1, most + 1) if divides(n)), default=1)
+    return asked.model_copy(update={"workers": workers, "gpus_per_worker": gpus})
+
+
+def found_here() -> Found:
+    """This machine."""
+    import torch
+
+    from vergence.platform.train.machine import num_cards
+
+    gpus = torch.cuda.device_count()
+    return Found(physical_cpus(), gpus, 0 if gpus else num_cards())
 
 
 class Node(NamedTuple):

@@ -75,5 +75,10 @@ def _cards() -> list[_Card]:
         return []
 
 
+def num_cards() -> int:
+    """GPUs that the driver has, whether or not this build of torch can use them."""
+    return len(_cards())
+
+
 def _have_bf16(cards: list[_Card]) -> bool:
     return bool(cards) and min(card.capability for card in cards) >= 8.0  # Ampere

@@ -1,0 +1,86 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from vergence.pipelines.recipe import Recipe, load_recipe
+from vergence.pipelines.resolve import need_of
+from vergence.pipelines.scale import divides, told, with_scale
+from vergence.platform.cluster.capacity import AskedScale, Found, ScaleConfig, found_here, settle
+from vergence.platform.errors import UserError
+
+AUTO = AskedScale(workers="auto", gpus_per_worker="auto")
+
+
+def settled(asked: AskedScale, found: Found, batch: int = 256) -> tuple[object, object]:
+    scale = settle(asked, found, lambda workers: batch % workers == 0)
+    return scale.workers, scale.gpus_per_worker
+
+
+@pytest.mark.parametrize(
+    ("asked", "found", "expected"),
+    [
+        (AUTO, Found(16, 1), (1, 1)),
+        (AUTO, Found(128, 8), (8, 1)),
+        (AUTO, Found(128, 7), (4, 1)),  # 256 does not divide by 5, 6 or 7
+        (AUTO, Found(2, 0), (2, 0)),
+        (AUTO, Found(64, 0), (8, 0)),
+        (AskedScale(workers="auto", cpus_per_worker=4, gpus_per_worker="auto"), Found(8, 0), (2, 0)),
+        (AskedScale(workers="auto", cpus_per_worker=4), Found(2, 0), (1, 0)),
+        (AskedScale(workers="auto", gpus_per_worker=0), Found(4, 8), (4, 0)),
+        (AskedScale(workers=4, gpus_per_worker="auto"), Found(16, 4), (4, 1)),
+        (AskedScale(workers=4, gpus_per_worker="auto"), Found(16, 2), (4, 0)),
+        (AskedScale(workers=3, gpus_per_worker=0), Found(16, 2), (3, 0)),
+    ],
+)
+def test_auto_takes_a_gpu_a_worker_where_there_is_one_and_cpus_where_there_is_none(
+    asked: AskedScale, found: Found, expected: tuple[int, int]
+) -> None:
+    assert settled(asked, found) == expected
+
+
+def test_with_cuda_there_a_recipe_for_own_images_trains_on_every_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    found = found_here()
+    recipe = with_scale(load_recipe("images"), found)
+    need = need_of(recipe)
+    assert (need.scale.workers, need.scale.gpus_per_worker, need.gpus) == (4, 1, 4)
+    assert told(found, need.scale).startswith("4 GPUs, all used; ")
+    assert recipe.identity() == load_recipe("images").identity()
+
+
+def test_without_a_gpu_one_line_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = found_here()
+    assert told(found, ScaleConfig()) == f"no GPU; {found.cpus} CPUs"
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 80000, 9.0\n")
+    smi.chmod(0o755)
+    assert "1 GPU of the driver, but this torch is a build without CUDA" in told(found_here(), ScaleConfig())
+
+
+def test_what_is_there_and_not_used_is_said_with_the_cure() -> None:
+    assert "1 not used with 3 workers" in told(Found(8, 4), ScaleConfig(workers=3, gpus_per_worker=1))
+    line = told(Found(8, 4), ScaleConfig(workers=2))
+    assert "4 GPUs, not used" in line
+    assert "scale.gpus_per_worker=auto" in line
+
+
+@pytest.mark.parametrize(
+    ("settings", "fits"),
+    [
+        (["batch.global=256", "norm.group=64"], [1, 2, 4, 8, 16]),
+        (["batch.global=96", "norm.group=48"], [1, 2, 4, 6, 8, 12, 16]),
+        (["batch.global=256", "norm.group=64", "batch.micro=128"], [1, 2]),
+        (["batch.global=12", "norm.group=global"], [1, 2, 3, 4, 6, 12]),
+    ],
+)
+def test_workers_share_batch_and_norm_groups(settings: list[str], fits: list[int]) -> None:
+    recipe: Recipe = load_recipe("simclr-cifar10", settings)
+    assert [n for n in range(1, 17) if divides(recipe, n)] == fits
+
+
+def test_where_no_machine_is_asked_numbers_are_wanted() -> None:
+    with pytest.raises(UserError, match=r"auto is what `vergence pretrain` finds .* scale\.workers=1"):
+        need_of(load_recipe("images"))
