@@ -1,5 +1,5 @@
-# make setup | quickstart | test | test-all | bench | lint
-.PHONY: setup quickstart lint test test-all bench clean
+# make setup | quickstart | test | test-all | bench | methods-table | lint
+.PHONY: setup quickstart lint test test-all bench methods-table clean
 export PYTHONUNBUFFERED = 1
 BIN = .venv/bin
 
@@ -28,6 +28,9 @@ test-all: test
 bench: setup
 	@sh benchmarks/setup.sh
 	OMP_NUM_THREADS=1 .venv-bench/bin/python -m benchmarks $(BENCH)
+
+methods-table: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.methods_table $(TABLE)
 
 clean:
 	rm -rf .venv .venv-bench build *.egg-info

@@ -1,6 +1,6 @@
 """Slow quality figures, kept as JSON in benchmarks/results with the commands that made them.
 
-OMP_NUM_THREADS=1 .venv-bench/bin/python -m benchmarks.quality full | lightly | methods
+OMP_NUM_THREADS=1 .venv-bench/bin/python -m benchmarks.quality full | lightly
 
 `lightly --gpu --jobs 6` trains both sides on a GPU, six runs at a time; neither Ray nor MLflow is needed for it.
 """
@@ -66,15 +66,6 @@ def full() -> Iterator[dict[str, Any]]:
     train = data.pack_parquet("train")
     run = pretrain("full", "simclr-cifar10", f"data.train={train}")
     yield {"run": run, "report": evaluate("full", train, "--baselines")}
-
-
-def methods() -> Iterator[dict[str, Any]]:
-    """MoCo v2, BYOL and Barlow Twins on 10,000 images, 20 epochs."""
-    train, found = data.shards_of(NUM_IMAGES), {}
-    for name in ("mocov2", "byol", "barlow_twins"):
-        run = pretrain(name, f"{name}-cifar10", f"data.train={train}", "data.holdout=0.1")
-        found[name] = {"run": run, "report": evaluate(name, train, "--baselines")}
-        yield found
 
 
 class Setting(NamedTuple):
@@ -179,7 +170,7 @@ def lightly_run(
 
 
 def main() -> None:
-    sections = {"full": full, "methods": methods}
+    sections = {"full": full}
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=[*sections, "lightly"])
     parser.add_argument("--gpu", action="store_true", help="lightly: train on a GPU")
