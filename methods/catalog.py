@@ -4,6 +4,7 @@ from pydantic import BaseModel
 
 from .barlow_twins import BarlowTwins, BarlowTwinsConfig
 from .byol import BYOL, BYOLConfig
+from .clip import CLIP, CLIPConfig
 from .deep_cluster import DeepCluster, DeepClusterConfig
 from .deep_cluster_v2 import DeepClusterV2, DeepClusterV2Config
 from .dense_cl import DenseCL, DenseCLConfig
@@ -37,4 +38,5 @@ METHODS: dict[str, tuple[type[BaseModel], type[Method]]] = {
     "dino": (DINOConfig, DINO),
     "mocov3": (MoCoV3Config, MoCoV3),
     "vicreg": (VICRegConfig, VICReg),
+    "clip": (CLIPConfig, CLIP),
 }

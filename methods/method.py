@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import ClassVar, Generic, Literal, NamedTuple, Protocol, Self, TypeVar, cast
+from typing import ClassVar, Generic, Literal, NamedTuple, Protocol, Self, TypeVar, cast, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -139,6 +139,19 @@ class Losses(Protocol):
     @property
     def loss(self) -> Tensor: ...
     def _asdict(self) -> dict[str, Tensor]: ...
+
+
+@runtime_checkable
+class ReadsText(Protocol):
+    """A method that puts images and texts into one space, where classes can be told by their names (zero-shot)."""
+
+    def embed_images(self, h: Tensor) -> Tensor:
+        """The encoder's output (n, dim) -> (n, d), not normalised."""
+        ...
+
+    def embed_text(self, fields: Mapping[str, Tensor]) -> Tensor:
+        """Texts as `Batch.fields` holds them, `text` and `text.length` -> (n, d), not normalised."""
+        ...
 
 
 Config = TypeVar("Config")

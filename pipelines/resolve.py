@@ -11,9 +11,10 @@ import torch
 from vergence.methods.method import Batch, DataFacts, Method, num_large
 from vergence.pipelines.recipe import Recipe, build_method, flatten
 from vergence.platform.cluster.capacity import Need
+from vergence.platform.data.captions import captions_of
 from vergence.platform.data.formats import MEMBER_EXTENSIONS
 from vergence.platform.data.index import Index
-from vergence.platform.data.modality import FIELDS, LABEL
+from vergence.platform.data.modality import FIELDS, LABEL, TEXT
 from vergence.platform.data.plan import HOLDOUT_RULE, Plan
 from vergence.platform.data.stream import Stream
 from vergence.platform.errors import UserError
@@ -189,17 +190,30 @@ def _check_rows(recipe: Recipe, group: int, forwards: Sequence[norm_check.Rows])
 
 def _stream(recipe: Recipe, index: Index, plan: Plan, method: Method) -> Stream:
     """Raises UserError: the shards lack what the method needs."""
-    needs = method.needs
+    needs, captions = method.needs, captions_of(recipe.data, index)
+    if captions is not None and TEXT not in needs.fields:
+        raise UserError(f"data.captions: {recipe.method.name} reads no text; leave data.captions out")
     for name in needs.fields:
+        if name == TEXT and captions is not None:
+            continue
         assert name in FIELDS, f"{recipe.method.name} needs the field {name!r}; there are {', '.join(FIELDS)}"
         there = index.has_labels if name == LABEL else index.extensions_of(name)
         if not there:
             wanted = "cls" if name == LABEL else ", .".join(MEMBER_EXTENSIONS[name])
+            cure = "; data.captions makes text of the names of classes" if name == TEXT else ""
             raise UserError(
                 f"data.train: {recipe.method.name} needs the field {name}, and no sample has a .{wanted}; there are "
-                f".{', .'.join(index.extensions)}"
+                f".{', .'.join(index.extensions)}{cure}"
             )
-    stream = Stream(index.path, plan, recipe.epochs, recipe.views, needs.fields, recipe.data.max_pixels)
+    stream = Stream(
+        index.path,
+        plan,
+        recipe.epochs,
+        recipe.views,
+        needs.fields,
+        recipe.data.max_pixels,
+        captions=captions,
+    )
     return stream.measured()
 
 

@@ -34,6 +34,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "variance_weight": 0.25,
         "covariance_weight": 0.01,
     },
+    "clip": {"embed_dim": 5, "text_width": 8, "text_layers": 2, "text_heads": 2, "context": 12},
 }
 
 
@@ -93,7 +94,17 @@ def two_views(n: int, seed: int = 0, skew: float = 0.0, small: int = 0) -> Batch
     images = torch.randn(2 + small, n, 3, SIDE, SIDE, generator=generator, dtype=torch.float64)
     drift = skew * torch.arange(n, dtype=torch.float64).view(1, n, 1, 1, 1) / n
     views = images * (1 + drift) + drift
-    return Batch([*views[:2], *views[2:, ..., : SIDE // 2, : SIDE // 2]], torch.arange(n))
+    return Batch(
+        [*views[:2], *views[2:, ..., : SIDE // 2, : SIDE // 2]], torch.arange(n), fields=texts(n, seed)
+    )
+
+
+def texts(n: int, seed: int = 0) -> dict[str, Tensor]:
+    """Random texts of 0 to 11 bytes, as a batch has them."""
+    generator = torch.Generator().manual_seed(seed)
+    text = torch.randint(0, 256, (n, 11), generator=generator, dtype=torch.uint8)
+    length = torch.randint(0, 12, (n,), generator=generator)
+    return {"text": text, "text.length": length}
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

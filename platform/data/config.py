@@ -1,10 +1,17 @@
 """The recipe's `data` section."""
 
-from pydantic import BaseModel, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, field_validator
+
+CLASS = "{class}"  # in a template
 
 
 class DataConfig(BaseModel, frozen=True, extra="forbid", strict=True):
     train: str = Field(description="shards: a tar, a folder of tars, a glob or a brace range")
+    captions: tuple[str, ...] = Field(
+        (),
+        description=f"templates that make a sample's text of its class, e.g. a photo of a {CLASS}; one is drawn for "
+        "each sample and epoch; none: the text is the sample's own (.txt)",
+    )
     holdout: float = Field(
         0.02, ge=0, le=0.5, description="share of the samples kept for the monitor; 0 = none"
     )
@@ -16,3 +23,13 @@ class DataConfig(BaseModel, frozen=True, extra="forbid", strict=True):
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field(
         (0.229, 0.224, 0.225), description="pixel standard deviation, RGB in [0, 1]"
     )
+
+    @field_validator("captions")
+    @classmethod
+    def _with_a_class(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        for template in templates:
+            if CLASS not in template:
+                raise ValueError(
+                    f"a template has {CLASS} where the name of the class stands, {template!r} has none"
+                )
+        return templates

@@ -143,10 +143,11 @@ def _sound_file(data: bytes) -> tuple[NDArray[np.float32], int]:
     return wave, rate
 
 
+TEXT = "text"
 LABEL = "label"  # the class by the index, int64 (n,), -1 for a sample without one
 
 MODALITIES: Mapping[str, Modality] = {
-    "text": Modality(decode_text, padded),
+    TEXT: Modality(decode_text, padded),
     "json": Modality(decode_json, padded),
     "audio": Modality(decode_audio, padded),
     "array": Modality(decode_array, stacked),

@@ -14,9 +14,10 @@ import pyarrow.compute as pc
 
 from vergence.platform.augment.crop import cut
 from vergence.platform.augment.presets import ViewSpec
+from vergence.platform.data.captions import Captions
 from vergence.platform.data.decode import BadSample
 from vergence.platform.data.index import Index
-from vergence.platform.data.modality import LABEL
+from vergence.platform.data.modality import LABEL, TEXT
 from vergence.platform.data.plan import Plan
 from vergence.platform.data.ragged import Array, Ragged
 from vergence.platform.data.read import Reader, Sample
@@ -43,10 +44,11 @@ class Stream:
     plan: Plan
     epochs: int
     views: tuple[ViewSpec, ...]  # none: pictures are not read
-    fields: tuple[str, ...]  # what else is read: of modality.FIELDS
+    fields: tuple[str, ...]  # what else is needed: of modality.FIELDS
     max_pixels: int
     decoded_bytes: int = 1 << 20  # of a typical picture
     row_bytes: int = 1 << 20  # of a typical sample as it travels
+    captions: Captions | None = None  # what makes the text, where it is not read
 
     @property
     def steps(self) -> int:
@@ -114,12 +116,17 @@ class Stream:
                 labels = self._reader.index.labels(ids)
                 assert labels is not None, "a set without classes was refused before the run"
                 fields[name] = labels
+            elif name == TEXT and self.captions is not None:
+                labels = self._reader.index.labels(ids)
+                assert labels is not None, "a set without classes was refused before the run"
+                fields[name] = self.captions.drawn(labels, ids, epochs, self.plan.seed)
             else:
                 fields |= rows_of(name, [sample.members[name] for sample in samples])
         return table_of(ids, positions, bad, pieces, fields)
 
     def _read(self, ids: np.ndarray) -> list[Sample | BadSample]:
-        return self._reader.samples(ids, bool(self.views), self.fields)
+        read = [name for name in self.fields if name != TEXT or self.captions is None]
+        return self._reader.samples(ids, bool(self.views), read)
 
     @property
     def _reader(self) -> Reader:

@@ -17,6 +17,7 @@ from vergence.platform.evaluate.config import MonitorConfig
 from vergence.platform.evaluate.knn import knn_predict
 from vergence.platform.evaluate.spread import effective_rank, embedding_std
 from vergence.platform.evaluate.sweep import Sweep
+from vergence.platform.evaluate.zero_shot import ZeroShot
 
 FEW = 10  # samples below which neither spread nor rank says anything
 
@@ -24,16 +25,17 @@ FEW = 10  # samples below which neither spread nor rank says anything
 class Monitor:
     """Evaluates an encoder on the samples of a sweep, the holdout; every rank embeds its part. Collective."""
 
-    def __init__(self, config: MonitorConfig, holdout: Sweep) -> None:
-        self.config, self.holdout = config, holdout
+    def __init__(self, config: MonitorConfig, holdout: Sweep, zero_shot: ZeroShot | None = None) -> None:
+        self.config, self.holdout, self.zero_shot = config, holdout, zero_shot
 
     def __call__(
         self, encoder: nn.Module, autocast: Callable[[], AbstractContextManager[Any]]
     ) -> dict[str, float]:
-        """{h_std, h_effective_rank, holdout, holdout_bad, holdout_unlabelled, knn}. The same on every rank.
+        """{h_std, h_effective_rank, holdout, holdout_bad, holdout_unlabelled, knn, zero_shot}. The same on every rank.
 
-        holdout: samples that were embedded; holdout_bad: those that cannot be read. Empty if none can be. The last two
-        only where the set has classes: knn is measured on the samples that have one, if they are two.
+        holdout: samples that were embedded; holdout_bad: those that cannot be read. Empty if none can be. The last three
+        only where the set has classes: knn is measured on the samples that have one, if they are two; and zero_shot, if
+        the method reads the names of the classes.
         """
         own = [(ids.cpu().numpy(), h.cpu().numpy()) for ids, h in self.holdout(encoder, autocast)]
         everyone = _gather((own, self.holdout.num_bad))
@@ -55,6 +57,8 @@ class Monitor:
             features, labels = features[labels >= 0], labels[labels >= 0]
             if len(labels) > 1:
                 metrics["knn"] = self._knn(features, labels)
+                if self.zero_shot is not None:
+                    metrics["zero_shot"] = self.zero_shot(features, labels, autocast)
         return metrics
 
     def _knn(self, features: np.ndarray, labels: np.ndarray) -> float:

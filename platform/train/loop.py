@@ -15,15 +15,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vergence.methods import collectives
-from vergence.methods.method import Method
+from vergence.methods.method import Method, ReadsText
 from vergence.platform.augment import rng
 from vergence.platform.augment.views import Views
+from vergence.platform.data.captions import captions_of
 from vergence.platform.data.index import Index
 from vergence.platform.data.read import Reader
 from vergence.platform.data.share import Share
 from vergence.platform.evaluate.monitor import Monitor, remarks
 from vergence.platform.evaluate.spread import effective_rank, embedding_std
 from vergence.platform.evaluate.sweep import Sweep
+from vergence.platform.evaluate.zero_shot import ZeroShot
 from vergence.platform.runs import commit as commits
 from vergence.platform.runs.outcome import Outcome
 from vergence.platform.train import norms
@@ -267,7 +269,14 @@ class RankLoop:
         ids = self.job.plan.holdout_ids()
         if len(ids) < 2 or not self.job.views:  # an encoder of images is what is monitored
             return None
-        return Monitor(self.job.monitor, self._sweep(ids, keep=True))
+        return Monitor(self.job.monitor, self._sweep(ids, keep=True), self._zero_shot())
+
+    def _zero_shot(self) -> ZeroShot | None:
+        """Where the text is made of classes, and the method reads it."""
+        captions = captions_of(self.job.data, self.reader.index)
+        if captions is None or not isinstance(self.method, ReadsText):
+            return None
+        return ZeroShot(self.method, captions, self.device)
 
     def _sweep(self, ids: np.ndarray, *, keep: bool) -> Sweep:
         """Passes over these samples as the encoder takes them; keep: held in memory."""

@@ -36,7 +36,10 @@ def train_one(rank: int, world_size: int, name: str, small: int) -> dict[str, An
     for step in range(STEPS):
         batch = two_views(SAMPLES, seed=step, skew=5.0, small=small)._replace(progress=step / STEPS)
         share = slice(rank * SAMPLES // world_size, (rank + 1) * SAMPLES // world_size)
-        batch = batch._replace(views=[view[share] for view in batch.views], ids=batch.ids[share])
+        fields = {key: field[share] for key, field in batch.fields.items()}
+        batch = batch._replace(
+            views=[view[share] for view in batch.views], ids=batch.ids[share], fields=fields
+        )
         out, targets = method(batch), method.targets(batch)
         method.zero_grad()
         loss = method.criterion(out, targets, batch._replace(views=[])).loss

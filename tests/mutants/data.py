@@ -191,7 +191,17 @@ _RNG: Faults = {
     ),
 }
 
+_CAPTIONS: Faults = {
+    "one-template-for-all-epochs": (
+        "rng.mix(_CAPTION, seed, ids, epochs)",
+        "rng.mix(_CAPTION, seed, ids)",
+        "tests/platform/data/test_captions.py::"
+        "test_a_caption_is_of_the_class_and_follows_from_seed_sample_and_epoch",
+    ),
+}
+
 FAULTS = {
+    "platform/data/captions.py": _CAPTIONS,
     "platform/data/plan.py": _PLAN,
     "platform/data/stream.py": _STREAM,
     "platform/augment/crop.py": _CROP,

@@ -95,7 +95,17 @@ _MEASURE: Faults = {
     ),
 }
 
+_ZERO_SHOT: Faults = {
+    "captions-keep-their-length": (
+        "t = F.normalize(self.method.embed_text(fields).float(), dim=1)",
+        "t = self.method.embed_text(fields).float()",
+        "tests/platform/evaluate/test_zero_shot.py::"
+        "test_a_class_stands_where_the_mean_of_its_unit_captions_points_to",
+    ),
+}
+
 FAULTS = {
+    "platform/evaluate/zero_shot.py": _ZERO_SHOT,
     "platform/evaluate/sweep.py": _SWEEP,
     "platform/evaluate/monitor.py": _MONITOR,
     "platform/evaluate/features.py": _FEATURES,

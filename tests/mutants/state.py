@@ -358,6 +358,47 @@ _FORWARDING: Faults = {
     ),
 }
 
+_CLIP: Faults = {
+    "texts-of-this-rank": (
+        "z_Bvd, t_Bd = collectives.gather(z_bvd), collectives.gather(t_bd)",
+        "z_Bvd, t_Bd = collectives.gather(z_bvd), collectives.gather(t_bd).detach()",
+        f"{_METHODS}/test_rank_invariance.py::test_losses_and_gradients_are_those_of_one_rank[2-clip-0-small]",
+    ),
+    "small-crops-found-by-texts": (
+        "z_Bvd[:, :num_large].unbind(dim=1)",
+        "z_Bvd.unbind(dim=1)",
+        f"{_METHODS}/test_clip.py::test_loss_equals_float64_transcription[2-5]",
+    ),
+    "cut-without-gradient": (
+        "cut = t + (t.clamp(0, LARGEST) - t).detach()",
+        "cut = t.clamp(0, LARGEST)",
+        f"{_METHODS}/test_clip.py::test_scale_starts_at_the_published_value_is_cut_and_keeps_its_gradient",
+    ),
+    "scale-that-nobody-learns": (
+        "cut.exp().expand(rows)",
+        "cut.exp().expand(rows).detach()",
+        "tests/methods/test_catalog.py::test_every_trainable_parameter_acts_inside_forward_only[clip]",
+    ),
+}
+
+_TEXT: Faults = {
+    "text-looks-ahead": (
+        "block(x, is_causal=True)",
+        "block(x)",
+        f"{PARTS}/test_text.py::test_what_a_text_says_depends_neither_on_padding_nor_on_the_others",
+    ),
+    "what-stands-last": (
+        "return at(self.norm(x), end)",
+        "return at(self.norm(x), end * 0 + x.shape[1] - 1)",
+        f"{PARTS}/test_text.py::test_what_a_text_says_depends_neither_on_padding_nor_on_the_others",
+    ),
+    "cut-text-without-an-end": (
+        "length.clamp(max=context - 2) + 1",
+        "length.clamp(max=context - 1) + 1",
+        f"{PARTS}/test_text.py::test_a_long_text_is_cut_and_still_has_an_end",
+    ),
+}
+
 _COLLECTIVES: Faults = {
     "gathered-gradient-of-this-rank": (
         "        grad = grads[0].contiguous().clone()\n        dist.all_reduce(grad)\n        return grad[rank()",
@@ -395,5 +436,7 @@ FAULTS = {
     "methods/simclr_v2.py": _SIMCLR_V2,
     "methods/parts/multi_crop.py": _MULTI_CROP,
     "methods/parts/forwarding.py": _FORWARDING,
+    "methods/clip.py": _CLIP,
+    "methods/parts/text.py": _TEXT,
     "methods/collectives.py": _COLLECTIVES,
 }

@@ -40,7 +40,9 @@ LOSSES = {
     "byol_gn_ws-cifar10": [3.84289, 3.95562, 3.79444, 3.56855, 3.04849, 2.70202],
     "simclr_v2-cifar10": [8.54363, 8.98154, 8.71006, 8.43004, 8.62519, 8.5326],
     "simclr-cifar10": [3.89821, 4.06088, 4.61868, 4.32742, 4.12995, 4.65137],
+    "clip-cifar10": [2.90222, 2.82113, 2.83993, 2.80531, 2.80087, 2.83644],
 }
+CAPTIONED = ("clip-cifar10",)  # of classes
 
 
 def losses(rank: int, world_size: int, name: str, folder: Path) -> list[float]:
@@ -53,7 +55,8 @@ def losses(rank: int, world_size: int, name: str, folder: Path) -> list[float]:
     shard = folder / "t-000000.tar"
     pixels = np.random.default_rng(0).integers(0, 256, (80, 8, 8, 3), dtype=np.uint8)
     enlarged = pixels.repeat(4, 1).repeat(4, 2)
-    write_shard(shard, ((f"{i:03d}", {"png": png(image)}) for i, image in enumerate(enlarged)))
+    classes = [{"cls": b"cat" if i % 2 else b"dog"} if name in CAPTIONED else {} for i in range(len(pixels))]
+    write_shard(shard, ((f"{i:03d}", {"png": png(image)} | classes[i]) for i, image in enumerate(enlarged)))
     recipe, index = load_recipe(name, [f"data.train={shard}", *small]), open_index(shard, folder / "index")
     resolved = resolve(recipe, index, build_method(recipe, data_facts(recipe, index)))
     run = Run(name, attempt="test")

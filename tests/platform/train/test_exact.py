@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from ranks import run_ranks
-from small_methods import FACTS, sweep_of
+from small_methods import FACTS, sweep_of, texts
 from torch import Tensor, nn
 
 from vergence.methods import collectives
@@ -35,6 +35,9 @@ WIDTHS = {  # of the methods that have them
     "outputs": 12,
     "clusters": 6,
     "memory_size": 32,
+    "text_width": 16,
+    "text_layers": 2,
+    "text_heads": 2,
 }
 BLANK = range(4, 6)  # a norm group of blank frames, in the batches of toy-blank
 
@@ -103,7 +106,7 @@ def global_batch() -> dict[str, Tensor]:
     noise = torch.randn(2, G, 3, 8, 8, generator=generator, dtype=torch.float64)
     views = base * (1 + position) + position + 0.5 * noise
     shuffle = torch.cat([torch.randperm(SPAN, generator=generator) for _ in range(G // SPAN)])
-    return {"views": views, "weight": 1 + position.flatten(), "shuffle": shuffle}
+    return {"views": views, "weight": 1 + position.flatten(), "shuffle": shuffle, **texts(G)}
 
 
 def micro_batches(
@@ -125,7 +128,7 @@ def micro_batches(
             Batch(
                 views=views,
                 ids=torch.arange(start, start + micro),
-                fields={"weight": whole["weight"][rows]},
+                fields={key: whole[key][rows] for key in ("weight", "text", "text.length")},
                 shuffle=whole["shuffle"][rows] + offsets if shuffles else None,
             )
         )
@@ -228,6 +231,7 @@ SETTINGS: dict[str, list[Any]] = {
     "deep_cluster_v2": [GROUP],
     "mocov3": [GROUP, "global"],
     "vicreg": [GROUP, "global"],
+    "clip": [GROUP],
     "simclr-crops": [GROUP, "global"],
     "mocov2-crops": [GROUP],
     "dense_cl-crops": [GROUP],
@@ -239,6 +243,7 @@ SETTINGS: dict[str, list[Any]] = {
     "deep_cluster_v2-crops": [GROUP],
     "mocov3-crops": [GROUP],
     "vicreg-crops": [GROUP],
+    "clip-crops": [GROUP],
 }
 
 

@@ -1,0 +1,65 @@
+"""Zero-shot: the class of an image is the one whose name, put into words, is nearest to it.
+
+Radford et al. 2021, arXiv:2103.00020, sections 3.1.2 and 3.1.4: a class stands where the mean of its captions' unit
+embeddings points to, one caption a template.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vergence.methods.method import ReadsText
+from vergence.platform.data.captions import Captions, in_bytes
+from vergence.platform.data.modality import MODALITIES, TEXT
+from vergence.platform.evaluate.sweep import evaluating
+
+TEXTS = 512  # embedded at a time, about
+
+
+class ZeroShot:
+    """How many images a method tells by the captions of their classes; it has seen no image of a class then, only words.
+
+    Captions that it was trained with are labels: the figure says then that the method works, not what it makes of
+    classes that it does not know.
+    """
+
+    def __init__(self, method: ReadsText, captions: Captions, device: torch.device) -> None:
+        self.method, self.captions, self.device = method, captions, device
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        features: NDArray[Any],
+        labels: NDArray[Any],
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ) -> float:
+        """Share of images that are nearest to their own class; features: (n, dim) of the encoder, labels: (n,)."""
+        assert isinstance(self.method, nn.Module)
+        with autocast(), evaluating(self.method):
+            z = self.method.embed_images(torch.as_tensor(features, device=self.device))
+            classes = torch.cat([self._directions(texts) for texts in self._texts()])
+        nearest = (z.float() @ classes.T).argmax(dim=1)
+        return float((nearest == torch.as_tensor(labels, device=self.device)).float().mean())
+
+    def _texts(self) -> Iterator[Mapping[str, Tensor]]:
+        """Captions of some classes, those of a class together."""
+        templates, names = self.captions
+        some = max(1, TEXTS // len(templates))
+        for first in range(0, len(names), some):
+            of = [
+                self.captions.of(label, template)
+                for label in range(first, min(first + some, len(names)))
+                for template in range(len(templates))
+            ]
+            parts = MODALITIES[TEXT].collate({"": in_bytes(of)})
+            yield {TEXT + end: torch.from_numpy(part).to(self.device) for end, part in parts.items()}
+
+    def _directions(self, fields: Mapping[str, Tensor]) -> Tensor:
+        """(classes, d) unit vectors."""
+        t = F.normalize(self.method.embed_text(fields).float(), dim=1)
+        return F.normalize(t.unflatten(0, (-1, len(self.captions.templates))).mean(dim=1), dim=1)
