@@ -1,27 +1,28 @@
 """`vergence embed`: the embeddings of shards or of a folder of images, as parquet."""
 
 import argparse
-import hashlib
+import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vergence.platform.cluster.capacity import physical_cpus
 from vergence.platform.errors import UserError, VergenceError
-from vergence.platform.home import home
 from vergence.platform.text import printable
 
 if TYPE_CHECKING:
-    import numpy as np
+    from vergence.platform.encoders.encoder import Embedder, Rows
+    from vergence.platform.encoders.images import Ids
+    from vergence.platform.encoders.sources import Images
 
-    from vergence.platform.encoders.encoder import Embedder
-    from vergence.platform.encoders.images import ImageSource
+    # pieces of ids, and for each its readable ids with their vectors
+    Vectors = Callable[[Sequence[Ids]], Generator[tuple[Ids, Rows]]]
 
 MANIFEST = "_MANIFEST.json"
-FOLDER_PIECE = 5000  # images of a plain folder in one output file
+GPUS = {"auto": None, "cpu": False, "cuda": True}  # --device of workers
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -42,12 +43,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="auto", help="cpu, cuda or cuda:N (default: a GPU if there is one)"
     )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="embed on Ray: N actors, with a GPU each if there are as many; on the cluster of RAY_ADDRESS, or here",
+    )
+    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
     parser.epilog = """\
 columns: key (the sample's key, or the path inside the folder), embedding (list of float32, not normalised)
 
 examples:
   vergence embed models:/simclr-cifar10@champion cifar10/test.tar test.parquet
   vergence embed simclr-cifar10 "photos/train-{000000..000099}.tar" embeddings/
+  vergence embed simclr-cifar10 "photos/train-*.tar" embeddings/ --workers 8
   vergence embed encoder.pt2 ~/Pictures pictures.parquet"""
 
 
@@ -55,9 +64,20 @@ def main(args: argparse.Namespace) -> int:
     from vergence.platform.encoders.encoder import usable
     from vergence.platform.encoders.load import load_encoder
 
-    device = usable(args.device)
-    encoder = load_encoder(args.encoder).to(device)
-    written = embed(encoder, args.source, args.out)
+    encoder, gpus = load_encoder(args.encoder), None
+    if args.workers is None:
+        encoder = encoder.to(usable(args.device))
+    elif args.workers < 1:
+        raise UserError(f"--workers {args.workers}: give the number of actors, at least 1")
+    elif args.device not in GPUS:
+        raise UserError(f"--device {args.device}: workers take auto, cpu or cuda, Ray gives each its GPU")
+    else:
+        gpus = GPUS[args.device]
+    written = embed(encoder, args.source, args.out, workers=args.workers, gpus=gpus)
+    if args.json:
+        about = {"out": str(args.out), "encoder": encoder.name, "dim": encoder.dim, "rows": written.rows}
+        print(json.dumps(about | {"unreadable": written.bad, "existed": written.existed}))
+        return 0
     state = "exists already, nothing to do" if written.existed else "written"
     print(f"{args.out}: {state}: {written.rows:,} embeddings of {encoder.dim} numbers by {encoder.name}")
     if written.bad:
@@ -78,20 +98,31 @@ class Written:
     existed: bool = True  # nothing had to be computed
 
 
-def embed(encoder: "Embedder", source: str, out: Path) -> Written:
-    """Write the embeddings of all readable images in `source` to `out`, atomically, on the encoder's device.
+def embed(
+    encoder: "Embedder", source: str, out: Path, *, workers: int | None = None, gpus: bool | None = None
+) -> Written:
+    """Write the embeddings of all readable images in `source` to `out`, atomically.
 
     A file or folder that this encoder made from these data is kept; what is missing in a folder is added.
+
+    Args:
+        workers: actors of a Ray session that embed; None: this process does, on the encoder's device.
+        gpus: whether each of them takes a GPU; None: if there are as many.
     Raises UserError: no images, or `out` holds something else; VergenceError: no image can be read.
     """
     from vergence.platform.data.progress import Bar
+    from vergence.platform.encoders.sources import open_images
 
     images = open_images(source)
     total = sum(len(ids) for _, ids in images.pieces)
     with Bar("embedding", total, enabled=True) as advance:
-        writer = _Writer(encoder, images, advance)
+        if workers is None:
+            vectors = _here(encoder, images, advance)
+        else:
+            vectors = _on_ray(encoder, images, advance, workers, gpus)
+        writer = _Writer(encoder, images, vectors, advance)
         if out.suffix == ".parquet":
-            writer.file(out, [ids for _, ids in images.pieces])
+            writer.file(out)
         else:
             writer.folder(out)
     if not writer.written.rows:
@@ -103,11 +134,56 @@ def embed(encoder: "Embedder", source: str, out: Path) -> Written:
     return writer.written
 
 
+def _here(encoder: "Embedder", images: "Images", advance: Callable[[int], None]) -> "Vectors":
+    """By this process."""
+    from vergence.platform.encoders.images import stream_images
+
+    def vectors(pieces: "Sequence[Ids]") -> "Generator[tuple[Ids, Rows]]":
+        for ids in pieces:
+            batches = stream_images(images.open, ids, encoder.size, threads=physical_cpus(), progress=advance)
+            yield _joined([(some, encoder(batch)) for some, batch in batches], encoder.dim)
+
+    return vectors
+
+
+def _on_ray(
+    encoder: "Embedder", images: "Images", advance: Callable[[int], None], workers: int, gpus: bool | None
+) -> "Vectors":
+    """By actors."""
+    from vergence.platform.cluster.embed import blocks_of, embedded
+
+    def vectors(pieces: "Sequence[Ids]") -> "Generator[tuple[Ids, Rows]]":
+        split = [blocks_of(ids, encoder.size, images.part) for ids in pieces]
+        flat = [block for blocks in split for block in blocks]
+        with contextlib.closing(embedded(encoder, flat, workers=workers, gpus=gpus)) as found:
+            for blocks in split:
+                parts = []
+                for block in blocks:
+                    parts.append(next(found))
+                    advance(len(block.ids))
+                yield _joined(parts, encoder.dim)
+
+    return vectors
+
+
+def _joined(parts: "list[tuple[Ids, Rows]]", dim: int) -> "tuple[Ids, Rows]":
+    import numpy as np
+
+    ids, rows = [np.empty(0, np.int64)], [np.empty((0, dim), np.float32)]
+    for some, vectors in parts:
+        if len(some):
+            ids.append(some)
+            rows.append(vectors)
+    return np.concatenate(ids), np.concatenate(rows)
+
+
 class _Writer:
     """Writes what is missing in OUT, and counts all that is there in `written`."""
 
-    def __init__(self, encoder: "Embedder", images: "Images", advance: Callable[[int], None]) -> None:
-        self.encoder, self.images, self.advance = encoder, images, advance
+    def __init__(
+        self, encoder: "Embedder", images: "Images", vectors: "Vectors", advance: Callable[[int], None]
+    ) -> None:
+        self.images, self.vectors, self.advance = images, vectors, advance
         self.written = Written(notes=images.notes)
         self.about: dict[str, Any] = {
             "encoder": encoder.name,
@@ -117,33 +193,46 @@ class _Writer:
             "size": encoder.size,
         }
 
+    def file(self, out: Path) -> None:
+        """All pieces in one file."""
+        pieces = [ids for _, ids in self.images.pieces]
+        if out.exists():
+            self._keep(out, pieces)
+        else:
+            with contextlib.closing(self.vectors(pieces)) as found:
+                self._write(out, pieces, found)
+
     def folder(self, out: Path) -> None:
         """One file a piece, then the manifest: its presence says that the folder is whole."""
         if out.exists() and not out.is_dir():
             raise UserError(f"{out}: is a file; OUT is a name that ends in .parquet, or a folder")
         out.mkdir(parents=True, exist_ok=True)
-        for file in sorted(out.glob("*.parquet")):
+        there = set(out.glob("*.parquet"))
+        for file in sorted(there):
             self._refuse_other(file)
+        files = [(out / f"{name}.parquet", ids) for name, ids in self.images.pieces]
         rows = {}
-        for name, ids in self.images.pieces:
-            before = self.written.rows
-            self.file(out / f"{name}.parquet", [ids])
-            rows[printable(f"{name}.parquet")] = self.written.rows - before
+        with contextlib.closing(self.vectors([ids for file, ids in files if file not in there])) as found:
+            for file, ids in files:
+                before = self.written.rows
+                if file in there:
+                    self._keep(file, [ids])
+                else:
+                    self._write(file, [ids], found)
+                rows[printable(file.name)] = self.written.rows - before
         manifest = self.about | {"rows": rows, "unreadable": self.written.bad}
         draft = out / f".{MANIFEST}.{os.getpid()}"
         draft.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         draft.replace(out / MANIFEST)
 
-    def file(self, file: Path, pieces: "list[np.ndarray]") -> None:
-        """Make sure that `file` holds the pieces, one row group each."""
-        if file.exists():
-            found = self._refuse_other(file)
-            self.advance(sum(map(len, pieces)))
-        else:
-            found = self._write(file, pieces)
-            self.written.existed = False
-        self.written.rows += found["rows"]
-        self.written.bad += found["unreadable"]
+    def _keep(self, file: Path, pieces: "Sequence[Ids]") -> None:
+        found = self._refuse_other(file)
+        self.advance(sum(map(len, pieces)))
+        self._count(found)
+
+    def _count(self, about: dict[str, Any]) -> None:
+        self.written.rows += about["rows"]
+        self.written.bad += about["unreadable"]
 
     def _refuse_other(self, file: Path) -> dict[str, Any]:
         """What a file of this encoder and these data says about itself; UserError for any other file."""
@@ -156,15 +245,13 @@ class _Writer:
                 )
         return found
 
-    def _write(self, file: Path, pieces: "list[np.ndarray]") -> dict[str, Any]:
-        """Write a parquet file under another name, then rename it; what it says about itself."""
+    def _write(self, file: Path, pieces: "Sequence[Ids]", found: "Iterator[tuple[Ids, Rows]]") -> None:
+        """Write a parquet file under another name, a row group a piece, then rename it."""
         import numpy as np
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        from vergence.platform.encoders.images import stream_images
-
-        images, dim = self.images, self.encoder.dim
+        images = self.images
         schema = pa.schema([("key", pa.string()), ("embedding", pa.list_(pa.float32()))])
         file.parent.mkdir(parents=True, exist_ok=True)
         draft = file.with_name(f".{file.name}.{os.getpid()}")
@@ -172,14 +259,8 @@ class _Writer:
         try:
             with draft.open("wb") as stream, pq.ParquetWriter(stream, schema) as writer:
                 for ids in pieces:
-                    good, parts = [np.empty(0, np.int64)], [np.empty((0, dim), np.float32)]
-                    for some, batch in stream_images(
-                        images.open, ids, self.encoder.size, threads=physical_cpus(), progress=self.advance
-                    ):
-                        good.append(some)
-                        parts.append(self.encoder(batch))
-                    rows, embeddings = np.concatenate(good), np.concatenate(parts)
-                    offsets = np.arange(len(rows) + 1, dtype=np.int32) * dim
+                    rows, embeddings = next(found)
+                    offsets = np.arange(len(rows) + 1, dtype=np.int32) * self.about["dim"]
                     lists = pa.ListArray.from_arrays(offsets, embeddings.reshape(-1))
                     writer.write_table(pa.table([[images.key(i) for i in rows], lists], schema=schema))
                     about["rows"] += len(rows)
@@ -188,7 +269,8 @@ class _Writer:
             draft.replace(file)
         finally:
             draft.unlink(missing_ok=True)
-        return about
+        self._count(about)
+        self.written.existed = False
 
 
 def _read_about(file: Path) -> dict[str, Any]:
@@ -203,82 +285,3 @@ def _read_about(file: Path) -> dict[str, Any]:
         return found
     except (pa.ArrowInvalid, OSError):
         return {}
-
-
-@dataclass(frozen=True)
-class Images:
-    """Images by id, from shards or from a folder."""
-
-    pieces: "list[tuple[str, np.ndarray]]"  # name -> ids: a shard, or a run of files
-    open: "Callable[[], ImageSource]"  # a reader for one thread
-    key: Callable[[int], str]
-    where: Callable[[int], str]
-    digest: str
-    notes: list[str]  # a line each for what was given and is not used
-
-
-def open_images(source: str) -> Images:
-    """Shards by pattern; a folder without tars is a folder of images. UserError when there are none."""
-    folder = Path(source).expanduser()
-    if folder.is_dir() and not any(path.suffix.lower() == ".tar" for path in folder.iterdir()):
-        return _open_folder(folder)
-    return _open_shards(source)
-
-
-def _open_shards(pattern: str) -> Images:
-    import numpy as np
-
-    from vergence.platform.data.index import open_index
-    from vergence.platform.encoders.images import shard_source
-
-    index = open_index(pattern, home() / "index", progress=True)
-    ids = np.arange(len(index), dtype=np.int64)
-    shards = index.members("image", ids)[0]
-    unique = len({path.stem for path in index.shards}) == len(index.shards)
-    names = [path.stem if unique else f"{i:06d}-{path.stem}" for i, path in enumerate(index.shards)]
-    pieces = [(name, ids[shards == i]) for i, name in enumerate(names)]
-    return Images(pieces, shard_source(index), index.key, index.where, index.digest, index.notes)
-
-
-class _Files:
-    """The ImageSource of a folder."""
-
-    def __init__(self, paths: list[Path]) -> None:
-        self.paths = paths
-
-    def images(self, ids: "np.ndarray") -> list[Any]:
-        from vergence.platform.data.decode import BadSample, decode
-
-        images: list[Any] = []
-        for i in ids:
-            try:
-                images.append(decode(self.paths[i].read_bytes()))
-            except BadSample as bad:
-                images.append(bad)
-        return images
-
-
-def _open_folder(folder: Path) -> Images:
-    import numpy as np
-
-    from vergence.platform.data.formats import IMAGE_EXTENSIONS
-    from vergence.platform.data.walk import image_files
-
-    found, left_out = image_files(folder)
-    if not found:
-        lines = "".join(f"; {line}" for line in left_out.lines())
-        raise UserError(
-            f"{folder}: no shards (*.tar) and no images (.{', .'.join(IMAGE_EXTENSIONS)}) in this folder{lines}"
-        )
-    keys, paths = [printable(image.path) for image in found], [folder / image.path for image in found]
-    ids = np.arange(len(paths), dtype=np.int64)
-    pieces = [
-        (f"part-{i // FOLDER_PIECE:05d}", ids[i : i + FOLDER_PIECE]) for i in range(0, len(ids), FOLDER_PIECE)
-    ]
-    listing = "".join(f"{key}\0{path.stat().st_size}\n" for key, path in zip(keys, paths))
-    digest = hashlib.sha256(listing.encode()).hexdigest()
-
-    def where(i: int) -> str:
-        return printable(str(paths[i]))
-
-    return Images(pieces, lambda: _Files(paths), keys.__getitem__, where, digest, left_out.lines())

@@ -77,11 +77,19 @@ class LoadedEncoder:
         device = usable(device)
         if device == self.device:
             return self
-        copied = io.BytesIO()  # the pass that moves a program changes it
-        torch.export.save(self.program, copied)
-        copied.seek(0)
-        moved = move_to_device_pass(torch.export.load(copied), device)
-        return replace(self, program=moved, device=device)
+        copied = _unpacked(_packed(self.program))  # the pass that moves a program changes it
+        return replace(self, program=move_to_device_pass(copied, device), device=device)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """It travels between processes, and arrives on the CPU: the next machine may have no such device."""
+        about = {
+            "name": self.name,
+            "size": self.size,
+            "dim": self.dim,
+            "digest": self.digest,
+            "card": self.card,
+        }
+        return _arrived, (about, _packed(self.to(CPU).program))
 
     @cached_property
     def module(self) -> Encoder:
@@ -104,6 +112,20 @@ class LoadedEncoder:
     @cached_property
     def _run(self) -> Callable[[Tensor], Tensor]:
         return self.program.module()
+
+
+def _packed(program: torch.export.ExportedProgram) -> bytes:
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    return file.getvalue()
+
+
+def _unpacked(program: bytes) -> torch.export.ExportedProgram:
+    return torch.export.load(io.BytesIO(program))
+
+
+def _arrived(about: dict[str, Any], program: bytes) -> LoadedEncoder:
+    return LoadedEncoder(**about, program=_unpacked(program))
 
 
 @dataclass(frozen=True)
