@@ -141,7 +141,8 @@ def _begun(need: Need, where: Place, metrics_port: int | None) -> Iterator[None]
     import ray
 
     sigterm = signal.getsignal(signal.SIGTERM)
-    with _session_folder() as folder:
+    # what Ray tells, it prints; stdout is for what was asked for, which programs read
+    with _session_folder() as folder, contextlib.redirect_stdout(sys.stderr):
         try:
             if where == "own":
                 _start(need, folder, metrics_port)

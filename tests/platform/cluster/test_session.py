@@ -33,6 +33,7 @@ def imports():
 with opened({NEED.format(workers=1)}) as cluster:
     found = dict(
         place=cluster.place,
+        printed_on_stderr=sys.stdout is sys.stderr,
         cpus=ray.cluster_resources()["CPU"],
         address=ray.get_runtime_context().gcs_address,
         missing=cluster.missing(),
@@ -180,6 +181,10 @@ def test_a_deep_temporary_folder_is_replaced_by_a_short_one_that_goes_again(own:
     assert len(str(own["deep"])) > session.SOCKET_BYTES - session.BELOW_FOLDER
     assert own["folder"].startswith("/tmp/vergence-")
     assert own["gone"]
+
+
+def test_what_ray_prints_does_not_get_among_what_was_asked_for(own: dict[str, Any]) -> None:
+    assert own["printed_on_stderr"]
 
 
 def test_the_process_is_left_as_it_was(own: dict[str, Any]) -> None:
