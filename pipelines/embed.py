@@ -67,12 +67,8 @@ def main(args: argparse.Namespace) -> int:
     encoder, gpus = load_encoder(args.encoder), None
     if args.workers is None:
         encoder = encoder.to(usable(args.device))
-    elif args.workers < 1:
-        raise UserError(f"--workers {args.workers}: give the number of actors, at least 1")
-    elif args.device not in GPUS:
-        raise UserError(f"--device {args.device}: workers take auto, cpu or cuda, Ray gives each its GPU")
     else:
-        gpus = GPUS[args.device]
+        gpus = gpus_of(args.workers, args.device)
     written = embed(encoder, args.source, args.out, workers=args.workers, gpus=gpus)
     if args.json:
         about = {"out": str(args.out), "encoder": encoder.name, "dim": encoder.dim, "rows": written.rows}
@@ -86,6 +82,15 @@ def main(args: argparse.Namespace) -> int:
     for note in written.notes:
         print(note)
     return 0
+
+
+def gpus_of(workers: int, device: str) -> bool | None:
+    """Whether each of `workers` actors takes a GPU; None: if there are as many. UserError: not so with actors."""
+    if workers < 1:
+        raise UserError(f"--workers {workers}: give the number of actors, at least 1")
+    if device not in GPUS:
+        raise UserError(f"--device {device}: workers take auto, cpu or cuda, Ray gives each its GPU")
+    return GPUS[device]
 
 
 @dataclass

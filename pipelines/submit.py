@@ -17,6 +17,7 @@ from vergence.platform.masking import masked
 from vergence.platform.runs.run import valid_name
 
 if TYPE_CHECKING:
+    from vergence.platform.cluster.capacity import Need
     from vergence.platform.jobs.target import Target
 
 VERBS: dict[JobVerb, str] = {
@@ -199,7 +200,20 @@ def _with_paths(verb: JobVerb, options: argparse.Namespace) -> Job:
     for encoder in [options.encoder] if verb == "embed" else options.encoders:
         if encoder.endswith(".pt2"):
             _refuse_relative("encoder", encoder)
-    return Job(valid_name(options.name), verb, options.words(options), home=options.home)
+    name, words = valid_name(options.name), options.words(options)
+    return Job(
+        name, verb, words, home=options.home, need=_need_of_actors(options) if verb == "embed" else None
+    )
+
+
+def _need_of_actors(options: argparse.Namespace) -> "Need | None":
+    """What the actors of `embed --workers` need; None: one process."""
+    if options.workers is None:
+        return None
+    from vergence.pipelines.embed import gpus_of
+    from vergence.platform.cluster.embed import need_of
+
+    return need_of(options.workers, bool(gpus_of(options.workers, options.device)))
 
 
 def _refuse_relative(what: str, path: str) -> None:

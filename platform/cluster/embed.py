@@ -42,6 +42,12 @@ def blocks_of(ids: Ids, size: int, part: Callable[[Ids], Callable[[], ImageSourc
     return [Block(part(piece), piece) for piece in pieces]
 
 
+def need_of(workers: int, gpus: bool) -> Need:
+    """What `workers` actors and their readers need; gpus: whether each takes a GPU."""
+    scale = ScaleConfig(workers=workers, gpus_per_worker=int(gpus))
+    return Need(scale, readers=max(workers, physical_cpus() - workers), reader_cpus=READER_CPUS)
+
+
 def embedded(
     encoder: Embedder, blocks: Sequence[Block], *, workers: int, gpus: bool | None
 ) -> Generator[tuple[Ids, Rows]]:
@@ -53,8 +59,7 @@ def embedded(
     """
     import ray
 
-    scale = ScaleConfig(workers=workers, gpus_per_worker=int(bool(gpus)))
-    need = Need(scale, readers=max(workers, physical_cpus() - workers), reader_cpus=READER_CPUS)
+    need = need_of(workers, bool(gpus))
     if place() == "own":
         check_local(need, LOWER)
     with opened(need, lower=LOWER):

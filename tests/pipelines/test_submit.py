@@ -75,6 +75,23 @@ def test_the_words_of_other_verbs_are_handed_on(job_of: Callable[..., Job]) -> N
     assert (job.name, job.need) == ("figures", None)
     embed = job_of("embed", "first", "/data/test.tar", "/out", "--name", "vectors", "--to", "ray")
     assert embed.arguments == ["first", "/data/test.tar", "/out"]
+    assert embed.need is None
+    actors = job_of(
+        "embed",
+        "first",
+        "/test.tar",
+        "/out",
+        "--workers",
+        "3",
+        "--device",
+        "cuda",
+        "--name",
+        "v",
+        "--to",
+        "ray",
+    )
+    assert actors.need is not None
+    assert (actors.need.num_workers, actors.need.gpus) == (3, 3)
 
 
 @pytest.mark.parametrize(
