@@ -15,6 +15,7 @@ from .method import Method
 from .moco_v1 import MoCoV1, MoCoV1Config
 from .moco_v2 import MoCoV2, MoCoV2Config
 from .moco_v3 import MoCoV3, MoCoV3Config
+from .shared_transformer import SharedTransformer, SharedTransformerConfig
 from .simclr import SimCLR, SimCLRConfig
 from .simclr_v2 import SimCLRV2, SimCLRV2Config
 from .simsiam import SimSiam, SimSiamConfig
@@ -39,4 +40,5 @@ METHODS: dict[str, tuple[type[BaseModel], type[Method]]] = {
     "mocov3": (MoCoV3Config, MoCoV3),
     "vicreg": (VICRegConfig, VICReg),
     "clip": (CLIPConfig, CLIP),
+    "shared_transformer": (SharedTransformerConfig, SharedTransformer),
 }

@@ -28,10 +28,11 @@ def main(options: argparse.Namespace) -> int:
             print(f"{path:<28} {setting}")
         return 0
     if options.name is None:
+        wide = max(map(len, METHODS))
         for name, (_, method) in METHODS.items():
             year, family, needs = method.about
-            print(f"{name:<14} {year}  {family:<21} needs {needs}")
-            print(f"{'':<14} {summary(method)}")
+            print(f"{name:<{wide}} {year}  {family:<21} needs {needs}")
+            print(f"{'':<{wide}} {summary(method)}")
         return 0
     if options.name not in METHODS:
         raise UserError(f"methods: there is no method {options.name!r} ({nearest(options.name, METHODS)})")

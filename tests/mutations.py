@@ -29,6 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("platform", "methods", "pipelines")
 LIMIT_S = 180.0  # a fault may make ranks wait for each other without end
 GREEN, RED = 0, 1  # pytest's exit codes; any other means that the test did not run
+# a plugin of pytest's that what is slow imports before it
+_IMPORTED = ("-W", "ignore::pytest.PytestAssertRewriteWarning")
 
 
 class Mutant(NamedTuple):
@@ -108,7 +110,7 @@ def _run(mutant: Mutant | None, tests: Sequence[str], copy: Path) -> int:
     assert Path(errors.__file__).is_relative_to(copy), (
         f"the tests would import {errors.__file__}, not the copy"
     )
-    return int(pytest.main(["-x", "-m", "", "-p", "no:cacheprovider", "--durations=1", *tests]))
+    return int(pytest.main(["-x", "-m", "", "-p", "no:cacheprovider", *_IMPORTED, "--durations=1", *tests]))
 
 
 class Running(NamedTuple):

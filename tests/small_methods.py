@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from vergence.methods import collectives
 from vergence.methods.catalog import METHODS
 from vergence.methods.method import Batch, DataFacts, Encoder, Sweep
+from vergence.methods.parts.backbones import TimmEncoder
+from vergence.methods.parts.vision_transformer import VisionTransformer, fix_positions
 
 SIDE = 4  # pixels
 FACTS = DataFacts(num_samples=100, num_ids=100, epochs=10)
@@ -34,6 +36,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "variance_weight": 0.25,
         "covariance_weight": 0.01,
     },
+    "shared_transformer": {"embed_dim": 5, "context": 12},
     "clip": {"embed_dim": 5, "text_width": 8, "text_layers": 2, "text_heads": 2, "context": 12},
 }
 
@@ -62,6 +65,21 @@ class ToyEncoder(Encoder):
         return features[:, :, 0, 0]
 
 
+def small_vit() -> TimmEncoder:
+    """For images of SIDE and SIDE / 2 pixels, of two blocks; its positions are fixed: timm's gradient of them is fp32."""
+    vit = VisionTransformer(
+        img_size=SIDE,
+        patch_size=2,
+        embed_dim=8,
+        depth=2,
+        num_heads=2,
+        num_classes=0,
+        dynamic_img_size=True,
+    )
+    fix_positions(vit)
+    return TimmEncoder(vit, vit.embed_dim)
+
+
 def without_norms(module: nn.Module) -> nn.Module:
     """Batch norms of the heads replaced by the identity, so that samples meet in `criterion` only."""
     for parent in list(module.modules()):
@@ -75,7 +93,8 @@ def small_method(name: str, seed: int = 0, unseen: bool = False, **overrides: An
     """Ready for the first step of an epoch; unseen: nothing is done before it yet."""
     torch.manual_seed(seed)
     config, cls = METHODS[name]
-    method = cls.build(config(**{**SMALL[name], **overrides}), ToyEncoder(), FACTS).double()
+    encoder = small_vit() if name == "shared_transformer" else ToyEncoder()
+    method = cls.build(config(**{**SMALL[name], **overrides}), encoder, FACTS).double()
     if not unseen:
         method.before_epoch(0, sweep_of(method))
     return method

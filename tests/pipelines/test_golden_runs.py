@@ -40,15 +40,17 @@ LOSSES = {
     "byol_gn_ws-cifar10": [3.84289, 3.95562, 3.79444, 3.56855, 3.04849, 2.70202],
     "simclr_v2-cifar10": [8.54363, 8.98154, 8.71006, 8.43004, 8.62519, 8.5326],
     "simclr-cifar10": [3.89821, 4.06088, 4.61868, 4.32742, 4.12995, 4.65137],
+    "shared_transformer-cifar10": [2.87222, 2.84077, 2.98502, 2.81217, 2.84796, 2.81173],
     "clip-cifar10": [2.90222, 2.82113, 2.83993, 2.80531, 2.80087, 2.83644],
 }
-CAPTIONED = ("clip-cifar10",)  # of classes
+CAPTIONED = ("clip-cifar10", "shared_transformer-cifar10")  # of classes
 
 
 def losses(rank: int, world_size: int, name: str, folder: Path) -> list[float]:
     small = (
-        "data.holdout=0", "epochs=2", "schedule.warmup_epochs=0.5", "encoder.width=0.0625", "batch.global=16",
+        "data.holdout=0", "epochs=2", "schedule.warmup_epochs=0.5", "batch.global=16",
         "norm.group=8", "precision=fp32", "scale.workers=1", "track.every_steps=1",
+        "encoder.depth=1" if name.startswith("shared") else "encoder.width=0.0625",
         *(["method.clusters=20"] if name.startswith("deep_cluster") else []),
         *(["norm.span=16"] if name.startswith(("mocov1", "mocov2", "dense_cl")) else []),
     )  # fmt: skip

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from ranks import run_ranks
-from small_methods import FACTS, sweep_of, texts
+from small_methods import FACTS, small_vit, sweep_of, texts
 from torch import Tensor, nn
 
 from vergence.methods import collectives
@@ -145,6 +145,8 @@ def build(name: str) -> Any:
     if name == "dino":
         small["projector_norm"] = "batch"
     encoder = build_encoder(EncoderConfig(name="resnet18", stem="cifar", width=0.125))
+    if name == "shared_transformer":
+        encoder = small_vit()
     method = cls.build(config_class(**small), encoder, FACTS).double().train()
     method.before_epoch(0, sweep_of(method))
     return method
@@ -232,6 +234,7 @@ SETTINGS: dict[str, list[Any]] = {
     "mocov3": [GROUP, "global"],
     "vicreg": [GROUP, "global"],
     "clip": [GROUP],
+    "shared_transformer": [GROUP],
     "simclr-crops": [GROUP, "global"],
     "mocov2-crops": [GROUP],
     "dense_cl-crops": [GROUP],
