@@ -2,9 +2,11 @@
 
 from pydantic import BaseModel
 
+from .adco import AdCo, AdCoConfig
 from .barlow_twins import BarlowTwins, BarlowTwinsConfig
 from .byol import BYOL, BYOLConfig
 from .clip import CLIP, CLIPConfig
+from .contrastive_clustering import ContrastiveClustering, ContrastiveClusteringConfig
 from .deep_cluster import DeepCluster, DeepClusterConfig
 from .deep_cluster_v2 import DeepClusterV2, DeepClusterV2Config
 from .dense_cl import DenseCL, DenseCLConfig
@@ -30,6 +32,8 @@ METHODS: dict[str, tuple[type[BaseModel], type[Method]]] = {
     "simclrv2": (SimCLRV2Config, SimCLRV2),
     "mocov2": (MoCoV2Config, MoCoV2),
     "dense_cl": (DenseCLConfig, DenseCL),
+    "adco": (AdCoConfig, AdCo),
+    "contrastive_clustering": (ContrastiveClusteringConfig, ContrastiveClustering),
     "byol": (BYOLConfig, BYOL),
     "simsiam": (SimSiamConfig, SimSiam),
     "barlow_twins": (BarlowTwinsConfig, BarlowTwins),

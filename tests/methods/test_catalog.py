@@ -114,6 +114,7 @@ def test_state_has_every_tensor_that_training_changes(name: str) -> None:
         ("simclr", "joint"),
         ("simclrv2", "joint"),
         ("byol", "per_view"),
+        ("contrastive_clustering", "per_view"),
         ("swav", "joint"),
         ("deep_cluster_v2", "joint"),
         ("dino", "joint"),

@@ -85,7 +85,19 @@ def test_state_is_the_same_on_every_rank_and_that_of_one_rank(name: str, single:
     for key, value in single[name]["state"].items():
         assert first[key] == pytest.approx(value, abs=1e-9), key
         frozen = key.startswith(
-            ("queue.", "queues.", "dense_queue.", "memory.", "bank", "teacher.", "center", "labels")
+            (
+                "queue.",
+                "queues.",
+                "dense_queue.",
+                "negatives",
+                "velocity",
+                "filled",
+                "memory.",
+                "bank",
+                "teacher.",
+                "center",
+                "labels",
+            )
         )
         for rank in several[1:]:
             if frozen:

@@ -326,6 +326,44 @@ _DENSE_CL: Faults = {
     ),
 }
 
+_ADCO: Faults = {
+    "negatives-descend": (
+        "self.config.adversary_decay * self.negatives - gradient",
+        "self.config.adversary_decay * self.negatives + gradient",
+        f"{_METHODS}/test_adco.py::test_negatives_climb_the_loss_that_the_student_descends",
+    ),
+    "negatives-grow-along-themselves": (
+        " - along[:, None] * w)",
+        ")",
+        f"{_METHODS}/test_adco.py::test_negatives_gradient_is_that_of_autograd[False]",
+    ),
+    "negatives-of-this-rank": (
+        "collectives.mean(total / (temperature * lengths))",
+        "total / (temperature * lengths)",
+        f"{_METHODS}/test_rank_invariance.py::"
+        "test_state_is_the_same_on_every_rank_and_that_of_one_rank[2-adco-0-small]",
+    ),
+}
+
+_CONTRASTIVE_CLUSTERING: Faults = {
+    "columns-of-this-rank": (
+        "products = collectives.sum(columns.T @ columns)",
+        "products = columns.T @ columns",
+        f"{_METHODS}/test_rank_invariance.py::"
+        "test_losses_and_gradients_are_those_of_one_rank[2-contrastive_clustering-0-small]",
+    ),
+    "column-itself-among-the-candidates": (
+        '.masked_fill(itself, float("-inf"))',
+        "",
+        f"{_METHODS}/test_contrastive_clustering.py::test_closed_forms_of_the_cluster_terms",
+    ),
+    "log-of-nothing": (
+        "p_vm.clamp(min=1e-12).log()",
+        "p_vm.log()",
+        f"{_METHODS}/test_contrastive_clustering.py::test_closed_forms_of_the_cluster_terms",
+    ),
+}
+
 _SIMCLR_V2: Faults = {
     "memory-before-the-loss": (
         "        temperature = self.temperature.at(batch.progress, self.data.epochs)\n        return nt_xent(",
@@ -458,6 +496,8 @@ FAULTS = {
     "methods/inst_disc.py": _INST_DISC,
     "methods/parts/bank.py": _BANK,
     "methods/dense_cl.py": _DENSE_CL,
+    "methods/adco.py": _ADCO,
+    "methods/contrastive_clustering.py": _CONTRASTIVE_CLUSTERING,
     "methods/simclr_v2.py": _SIMCLR_V2,
     "methods/parts/multi_crop.py": _MULTI_CROP,
     "methods/parts/forwarding.py": _FORWARDING,

@@ -38,6 +38,7 @@ WIDTHS = {  # of the methods that have them
     "text_width": 16,
     "text_layers": 2,
     "text_heads": 2,
+    "num_negatives": 32,
 }
 BLANK = range(4, 6)  # a norm group of blank frames, in the batches of toy-blank
 
@@ -224,6 +225,8 @@ SETTINGS: dict[str, list[Any]] = {
     "simclrv2": [GROUP],
     "mocov2": [GROUP],
     "dense_cl": [GROUP],
+    "adco": [GROUP],
+    "contrastive_clustering": [GROUP, "global"],
     "byol": [GROUP, "global"],
     "simsiam": [GROUP, "global"],
     "barlow_twins": [GROUP, "global"],
@@ -238,6 +241,7 @@ SETTINGS: dict[str, list[Any]] = {
     "simclr-crops": [GROUP, "global"],
     "mocov2-crops": [GROUP],
     "dense_cl-crops": [GROUP],
+    "adco-crops": [GROUP],
     "byol-crops": [GROUP, "global"],
     "simsiam-crops": [GROUP],
     "barlow_twins-crops": [GROUP, "global"],
