@@ -7,6 +7,8 @@ from .barlow_twins import BarlowTwins, BarlowTwinsConfig
 from .byol import BYOL, BYOLConfig
 from .clip import CLIP, CLIPConfig
 from .contrastive_clustering import ContrastiveClustering, ContrastiveClusteringConfig
+from .cpc import CPC, CPCConfig
+from .cpc_v2 import CPCV2, CPCV2Config
 from .deep_cluster import DeepCluster, DeepClusterConfig
 from .deep_cluster_v2 import DeepClusterV2, DeepClusterV2Config
 from .dense_cl import DenseCL, DenseCLConfig
@@ -27,6 +29,8 @@ from .vicreg import VICReg, VICRegConfig
 METHODS: dict[str, tuple[type[BaseModel], type[Method]]] = {
     "inst_disc": (InstDiscConfig, InstDisc),
     "inva_spread": (InvaSpreadConfig, InvaSpread),
+    "cpc": (CPCConfig, CPC),
+    "cpc_v2": (CPCV2Config, CPCV2),
     "mocov1": (MoCoV1Config, MoCoV1),
     "simclr": (SimCLRConfig, SimCLR),
     "simclrv2": (SimCLRV2Config, SimCLRV2),

@@ -105,11 +105,14 @@ class DataFacts(NamedTuple):
     """What a method may know of the run's data before it sees any.
 
     num_samples: for training; num_ids: sample ids are below it (some are held out); epochs: of the run.
+    mean, std: of pixels in [0, 1], RGB; views are normalised by them, and so are images that a method makes itself.
     """
 
     num_samples: int
     num_ids: int
     epochs: int
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
 class Encoder(nn.Module, ABC):

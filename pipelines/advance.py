@@ -128,6 +128,8 @@ def plan(recipe: Recipe, run: Run) -> Planned:
 
 def what_exists(recipe: Recipe, run: Run) -> str:
     """Where the results of a finished run are, and what can be done with them."""
+    if not recipe.size:
+        return f"the encoder's weights in {run.exports}"  # no images: no verb takes it
     facts, name = run.facts(), recipe.track.register_as
     there = f"encoder in {run.exports}"
     encoder = run.name

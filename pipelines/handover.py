@@ -14,7 +14,7 @@ from vergence.platform.augment.views import Views
 from vergence.platform.data.index import Index
 from vergence.platform.data.plan import Plan
 from vergence.platform.data.read import Reader
-from vergence.platform.encoders.export import PROGRAM, EncoderCard, export_encoder
+from vergence.platform.encoders.export import PROGRAM, WEIGHTS, EncoderCard, export_encoder, export_weights
 from vergence.platform.encoders.registry import TrainedOn, register
 from vergence.platform.errors import VergenceError
 from vergence.platform.mlflow_errors import explain
@@ -39,11 +39,13 @@ def hand_over(recipe: Recipe, run: Run, index: Index, method: Method, tracker: T
         raise VergenceError(f"run {run.name}: its last commit is damaged; the same command trains it again")
     _tell_counts(final, run, says)
     card = _card(recipe, run, index, method, final)
-    if not (run.exports / PROGRAM).exists():
-        says("exporting the encoder")
-        export_encoder(trained(method, final), card, run.exports)
+    whole = bool(recipe.size)  # else there is no size of image to export it for
+    if not (run.exports / (PROGRAM if whole else WEIGHTS)).exists():
+        says("exporting the encoder" if whole else "exporting the encoder's weights: it takes no images")
+        (export_encoder if whole else export_weights)(trained(method, final), card, run.exports)
     plots.draw(run.logs)
-    _draw_views(recipe, index, plan, run.logs / "plots" / "views.png")
+    if recipe.views:
+        _draw_views(recipe, index, plan, run.logs / "plots" / "views.png")
     name = recipe.track.register_as
     if name is not None and run.facts().version is None:
         run.remember(version=_register(run, name, card, TrainedOn(recipe.data.train, index), tracker, says))

@@ -148,12 +148,18 @@ def resolve(
 
 
 def _check_lengths(recipe: Recipe, method: Method) -> None:
-    """Of all warm-ups, and of the list of views."""
+    """Of all warm-ups, and of the list of views; that there is something to register."""
     for path, value in flatten(recipe.dump()).items():
         if path.endswith("warmup_epochs") and value > recipe.epochs:
             raise UserError(
                 f"{path}={value:g} is longer than the run of {recipe.epochs} epochs; at most {recipe.epochs}"
             )
+    name = recipe.track.register_as
+    if name is not None and not recipe.size:
+        raise UserError(
+            f"track.register={name}: only encoders of images are registered; leave it out (null), or say at which "
+            "encoder.image_size it is exported"
+        )
     sizes, rule = sizes_of(recipe), method.needs.views
     if rule is None and sizes:
         raise UserError(f"views: {recipe.method.name} takes no views, got {len(sizes)}; leave views out")
@@ -173,7 +179,8 @@ def plan_of(recipe: Recipe, index: Index) -> Plan:
 
 def data_facts(recipe: Recipe, index: Index) -> DataFacts:
     """What the method is built from; UserError: fewer training samples than one global batch."""
-    return DataFacts(plan_of(recipe, index).num_training, len(index), recipe.epochs)
+    data = recipe.data
+    return DataFacts(plan_of(recipe, index).num_training, len(index), recipe.epochs, data.mean, data.std)
 
 
 def _check_rows(recipe: Recipe, group: int, forwards: Sequence[norm_check.Rows]) -> None:
@@ -238,9 +245,14 @@ def _bytes_per_sample(recipe: Recipe, method: Method, precision: Precision, stre
     try:
         return memory.activation_bytes_per_sample(method, example, autocast)
     except (RuntimeError, ValueError, AssertionError) as error:  # whatever timm's models raise
+        shown = (
+            f"views of {', '.join(map(str, sides))} pixels"
+            if sides
+            else f"the field {', '.join(stream.fields)}"
+        )
         raise UserError(
-            f"views: {recipe.method.name} on {recipe.encoder.name} cannot take views of "
-            f"{', '.join(map(str, sides))} pixels: {(str(error).splitlines() or ['no reason given'])[0]}"
+            f"{'views' if sides else 'encoder'}: {recipe.method.name} on {recipe.encoder.name} cannot take {shown}: "
+            f"{(str(error).splitlines() or ['no reason given'])[0]}"
         ) from None
 
 

@@ -1,5 +1,6 @@
 """Small methods in float64 for tests: an encoder without norms, heads of a few units."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from vergence.methods import collectives
 from vergence.methods.catalog import METHODS
 from vergence.methods.method import Batch, DataFacts, Encoder, Sweep
 from vergence.methods.parts.backbones import TimmEncoder
+from vergence.methods.parts.patches import GridConfig, GridEncoder, PatchAugmentation
 from vergence.methods.parts.vision_transformer import VisionTransformer, fix_positions
 
 SIDE = 4  # pixels
@@ -16,6 +18,19 @@ FACTS = DataFacts(num_samples=100, num_ids=100, epochs=10)
 SMALL: dict[str, dict[str, Any]] = {
     "inst_disc": {"embed_dim": 5, "num_negatives": 12, "temperature": 0.5},
     "inva_spread": {"embed_dim": 5},
+    "cpc_v2": {
+        "skipped": 0,
+        "steps": 2,
+        "context_dim": 5,
+        "target_dim": 5,
+        "scale": 1.0,
+        "patches": PatchAugmentation(shift=1, flip=0.5, drop_colours=0.5, brightness=0.5, contrast=0.5),
+    },
+    "cpc": {
+        "steps": 2,
+        "context_dim": 5,
+        "patches": PatchAugmentation(shift=1, flip=0.5, drop_colours=0.5, brightness=0.5, contrast=0.5),
+    },
     "mocov1": {"embed_dim": 5, "queue_size": 16, "momentum": 0.9},
     "simclr": {"hidden_dim": 7, "embed_dim": 5},
     "simclrv2": {"hidden_dim": 7, "embed_dim": 5, "memory_size": 16, "momentum": 0.9},
@@ -67,6 +82,11 @@ class ToyEncoder(Encoder):
         return features[:, :, 0, 0]
 
 
+def patch_encoder() -> GridEncoder:
+    """Patches of 2 pixels of two_views' images, a grid of 3 x 3."""
+    return GridEncoder(ToyEncoder(), 6, GridConfig(patch=2, stride=1))
+
+
 def small_vit() -> TimmEncoder:
     """For images of SIDE and SIDE / 2 pixels, of two blocks; its positions are fixed: timm's gradient of them is fp32."""
     vit = VisionTransformer(
@@ -82,6 +102,13 @@ def small_vit() -> TimmEncoder:
     return TimmEncoder(vit, vit.embed_dim)
 
 
+ENCODERS: dict[str, Callable[[], Encoder]] = {
+    "cpc": patch_encoder,
+    "cpc_v2": patch_encoder,
+    "shared_transformer": small_vit,
+}
+
+
 def without_norms(module: nn.Module) -> nn.Module:
     """Batch norms of the heads replaced by the identity, so that samples meet in `criterion` only."""
     for parent in list(module.modules()):
@@ -95,7 +122,7 @@ def small_method(name: str, seed: int = 0, unseen: bool = False, **overrides: An
     """Ready for the first step of an epoch; unseen: nothing is done before it yet."""
     torch.manual_seed(seed)
     config, cls = METHODS[name]
-    encoder = small_vit() if name == "shared_transformer" else ToyEncoder()
+    encoder = ENCODERS.get(name, ToyEncoder)()
     method = cls.build(config(**{**SMALL[name], **overrides}), encoder, FACTS).double()
     if not unseen:
         method.before_epoch(0, sweep_of(method))

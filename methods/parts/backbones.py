@@ -1,4 +1,7 @@
-"""Encoders: any timm backbone without its classifier; ResNets and ViTs also in the forms that methods want."""
+"""Encoders: any timm backbone without its classifier; ResNets and ViTs also in the forms that methods want.
+
+Of sequences: a backbone on each patch of an image, or convolutions over a signal.
+"""
 
 import difflib
 from typing import Any, Literal
@@ -11,6 +14,8 @@ from ..method import Encoder
 from ..torchvision_shim import timm
 from . import vision_transformer
 from .norms import NORM, NormName, replace_batch_norms
+from .patches import GridConfig, GridEncoder
+from .signals import CHANNELS, SIGNALS, Signal
 from .vision_transformer import VisionTransformer
 
 resnet, sknet = timm.models.resnet, timm.models.sknet
@@ -27,24 +32,34 @@ _ZERO_INIT_BLOCKS: dict[ZeroInit, tuple[Any, ...]] = {
     "none": (),
 }
 _OF_RESNETS = ("stem", "width", "zero_init_residual", "norm")
+_OF_SIGNALS = ("strides", "inputs")
 _OF_VITS = ("patch_size", "depth", "heads", "init", "pool", "positions", "freeze_patches")
+_OF_IMAGES = ("stem", "zero_init_residual", "image_size", "drop_path", "grid", *_OF_VITS)
 
 
 class EncoderConfig(BaseModel, frozen=True, extra="forbid", strict=True):
-    name: str = Field("resnet18", description="timm model name.")
+    name: str = Field(
+        "resnet18",
+        description=f"timm model name; or {', '.join(SIGNALS)}: convolutions over sounds, texts, arrays of vectors.",
+    )
     stem: Literal["default", "cifar"] = Field(
         "default",
         description="cifar: 3x3 convolution of stride 1 and no max-pool, for small images (ResNets).",
     )
     width: PositiveFloat = Field(
-        1.0, description="Factor on all channel counts (ResNets); 0.25 gives 16, 32, 64, 128."
+        1.0,
+        description="Factor on all channel counts (ResNets, of 64 to 512; convolutions over signals, of 512); 0.25 gives "
+        "16, 32, 64, 128.",
     )
     image_size: PositiveInt | None = Field(
         None,
         description="side in pixels at which it is monitored and exported, and of a ViT's grid of positions; "
         "default: that of the largest view",
     )
-    norm: NormName | None = Field(None, description=f"norm (ResNets): {NORM} Default: the model's")
+    norm: NormName | None = Field(
+        None,
+        description=f"norm (ResNets; over signals layer or none): {NORM} Default: the model's",
+    )
     drop_path: float = Field(
         0.0, ge=0, lt=1, description="largest probability of dropping a residual branch; never in a teacher"
     )
@@ -71,6 +86,16 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid", strict=True):
         description="Start every residual branch of a ResNet at zero (gain of its last norm); "
         "default: as the method's authors do.",
     )
+    grid: GridConfig | None = Field(
+        None, description="encode overlapping patches one by one; the representation is their mean"
+    )
+    strides: tuple[PositiveInt, ...] | None = Field(
+        None,
+        min_length=1,
+        description="of the convolutions over a signal, each over two strides; default: "
+        + ", ".join(f"{name} {list(kind.strides)}" for name, kind in SIGNALS.items()),
+    )
+    inputs: PositiveInt | None = Field(None, description="numbers in a vector (vectors)")
 
 
 class TimmEncoder(Encoder):
@@ -112,6 +137,18 @@ def build_encoder(
             `Config.zero_init_residual`.
     Raises ValueError: timm has no such model, or the model cannot take the stem, width or initialisation.
     """
+    if config.name in SIGNALS:
+        return _signal(config)
+    _refuse(config, "is a model of timm", *_OF_SIGNALS)
+    if config.grid is None:
+        backbone = _backbone(config, zero_init, image_size)
+        return TimmEncoder(backbone, int(backbone.head_hidden_size))
+    of_patch = config.model_copy(update={"image_size": None})
+    backbone = _backbone(of_patch, zero_init, config.grid.patch)
+    return GridEncoder(backbone, int(backbone.head_hidden_size), config.grid)
+
+
+def _backbone(config: EncoderConfig, zero_init: ZeroInit, image_size: int | None) -> Any:
     if not timm.is_model(config.name):
         close = difflib.get_close_matches(config.name, timm.list_models(), n=3)
         hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()"
@@ -134,7 +171,23 @@ def build_encoder(
             vision_transformer.fix_positions(backbone)
         if config.freeze_patches:
             vision_transformer.freeze_patches(backbone)
-    return TimmEncoder(backbone, int(backbone.head_hidden_size))
+    return backbone
+
+
+def _signal(config: EncoderConfig) -> Signal:
+    _refuse(config, "takes no images", *_OF_IMAGES)
+    if config.norm not in (None, "none", "layer"):
+        raise ValueError(f"encoder.norm: {config.name} takes layer or none, got {config.norm}")
+    if (config.inputs is None) == (config.name == "vectors"):
+        raise ValueError("encoder.inputs: give the numbers in a vector for vectors, and nothing otherwise")
+    name = next(name for name in SIGNALS if name == config.name)
+    return Signal(
+        name,
+        channels=max(1, round(CHANNELS * config.width)),
+        strides=config.strides or SIGNALS[name].strides,
+        inputs=config.inputs or 1,
+        normed=config.norm == "layer",
+    )
 
 
 def timm_arguments(config: EncoderConfig, image_size: int | None = None) -> dict[str, Any]:

@@ -7,12 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import collectives
-
-_GOLDEN, _MIX_1, _MIX_2 = (
-    -0x61C8864680B583EB,
-    -0x40A7B892E31B1A47,
-    -0x6B2FB644ECCEEE15,
-)  # splitmix64, as int64
+from .draws import words
 
 
 class Bank(nn.Module):
@@ -35,10 +30,7 @@ class Bank(nn.Module):
 
         So that they depend neither on ranks and micro-batches, nor on what was drawn before.
         """
-        moment = int(progress * 2**52)
-        keys = _mix(_mix(self.seed + moment) ^ ids)  # (b,)
-        place = torch.arange(1, count + 1, device=ids.device)
-        return (_mix(keys[:, None] + place * _GOLDEN) & 0x7FFFFFFFFFFFFFFF) % len(self.rows)
+        return words(self.seed, ids, count, progress) % len(self.rows)
 
     @torch.no_grad()
     def update(self, ids: Tensor, vectors: Tensor, momentum: float) -> None:
@@ -51,15 +43,3 @@ class Bank(nn.Module):
         place = torch.arange(len(ids), device=ids.device)
         last = ((ids[:, None] == ids) * place).amax(dim=1)
         self.rows[ids] = rows[last]  # the same row wherever an id comes again
-
-
-def _mix(x: Tensor) -> Tensor:
-    """The finaliser of splitmix64 on int64: each bit of the result depends on every bit of x."""
-    x = (x ^ _shifted(x, 30)) * _MIX_1
-    x = (x ^ _shifted(x, 27)) * _MIX_2
-    return x ^ _shifted(x, 31)
-
-
-def _shifted(x: Tensor, bits: int) -> Tensor:
-    """x >> bits with zeros coming in."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -16,10 +16,14 @@ def info_nce(logits: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
     Returns: mean of -log softmax(logits)[positive]; share of anchors whose positive is ahead of every other
         candidate (a tie is a miss, so that a collapsed encoder scores 0).
     """
-    with torch.no_grad():
-        at_least = logits >= logits.gather(1, positive[:, None])
-        accuracy = (at_least.sum(dim=1) == 1).to(logits.dtype).mean()
-    return F.cross_entropy(logits, positive), accuracy
+    return F.cross_entropy(logits, positive), hits(logits, positive).mean()
+
+
+@torch.no_grad()
+def hits(logits: Tensor, positive: Tensor) -> Tensor:
+    """(a,) 1 where the positive is ahead of every other candidate, else 0, as `info_nce`."""
+    at_least = logits >= logits.gather(1, positive[:, None])
+    return (at_least.sum(dim=1) == 1).to(logits.dtype)
 
 
 def scores(anchors: Tensor, positives: Tensor, negatives: Tensor, temperature: float) -> Tensor:

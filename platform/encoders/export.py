@@ -117,6 +117,26 @@ def export_encoder(encoder: nn.Module, card: EncoderCard, folder: Path) -> Path:
     return folder
 
 
+def export_weights(encoder: nn.Module, card: EncoderCard, folder: Path) -> Path:
+    """Write encoder.safetensors and encoder.json of an encoder that takes no images of one size; else as above."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    try:
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()},
+            draft / WEIGHTS,
+            metadata={"card": card.model_dump_json(exclude={"recipe"}, by_alias=True)},
+        )
+        (draft / CARD).write_text(card.model_dump_json(indent=2, by_alias=True) + "\n", encoding="utf-8")
+        _replace(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
 class Shape(Protocol):
     """What an encoder is called, takes and gives: a card and a loaded encoder say it."""
 

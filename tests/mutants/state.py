@@ -300,6 +300,9 @@ _BANK: Faults = {
         "self.rows[ids] = rows[(ids[:, None] == ids).int().argmax(dim=1)]",
         f"{PARTS}/test_bank.py::test_of_an_id_that_comes_twice_the_later_vector_counts_once",
     ),
+}
+
+_DRAWS: Faults = {
     "draws-ignore-progress": (
         "moment = int(progress * 2**52)",
         "moment = 0",
@@ -496,6 +499,7 @@ FAULTS = {
     "methods/inst_disc.py": _INST_DISC,
     "methods/parts/bank.py": _BANK,
     "methods/dense_cl.py": _DENSE_CL,
+    "methods/parts/draws.py": _DRAWS,
     "methods/adco.py": _ADCO,
     "methods/contrastive_clustering.py": _CONTRASTIVE_CLUSTERING,
     "methods/simclr_v2.py": _SIMCLR_V2,
