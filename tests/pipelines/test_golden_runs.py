@@ -36,6 +36,8 @@ LOSSES = {
     "contrastive_clustering-cifar10": [6.38057, 6.42546, 6.40152, 6.38313, 6.34853, 6.40859],
     "swav-cifar10": [5.88253, 5.93531, 5.96478, 5.95304, 5.7836, 5.96197],
     "mocov3-cifar10": [2.21278, 2.39772, 2.27777, 2.25744, 2.42092, 2.30147],
+    "mocov3_vit-cifar10": [2.27384, 2.28551, 2.15098, 2.28211, 2.3649, 2.27011],
+    "dino_vit-cifar10": [7.18849, 7.02485, 7.66501, 7.33896, 7.23514, 7.33305],
     "barlow_twins_mean-cifar10": [570.995, 711.772, 465.139, 432.9, 518.297, 306.112],
     "simsiam-cifar10": [-0.00889479, -0.00824505, -0.00999938, 6.28927e-05, -0.00440533, -0.0111994],
     "vicreg-cifar10": [23.5439, 24.0852, 24.2601, 23.3683, 22.5318, 22.5524],
@@ -52,7 +54,7 @@ def losses(rank: int, world_size: int, name: str, folder: Path) -> list[float]:
     small = (
         "data.holdout=0", "epochs=2", "schedule.warmup_epochs=0.5", "batch.global=16",
         "norm.group=8", "precision=fp32", "scale.workers=1", "track.every_steps=1",
-        "encoder.depth=1" if name.startswith("shared") else "encoder.width=0.0625",
+        "encoder.depth=1" if name.startswith("shared") or "_vit" in name else "encoder.width=0.0625",
         *(["method.clusters=20"] if name.startswith("deep_cluster") else []),
         *(["norm.span=16"] if name.startswith(("mocov1", "mocov2", "dense_cl", "adco")) else []),
     )  # fmt: skip
