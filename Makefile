@@ -1,5 +1,5 @@
-# make setup | quickstart | test | test-all | bench | methods-table | lint
-.PHONY: setup quickstart lint test test-all bench methods-table clean
+# make setup | quickstart | test | test-all | bench | methods-table | ablations | lint
+.PHONY: setup quickstart lint test test-all bench methods-table ablations clean
 export PYTHONUNBUFFERED = 1
 BIN = .venv/bin
 
@@ -31,6 +31,9 @@ bench: setup
 
 methods-table: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.methods_table $(TABLE)
+
+ablations: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ablations $(ABLATIONS)
 
 clean:
 	rm -rf .venv .venv-bench build *.egg-info

@@ -33,7 +33,7 @@ from vergence.platform.evaluate.labelled import in_one_numbering, open_labelled
 from vergence.platform.evaluate.measure import measure
 from vergence.platform.evaluate.pixels import Pixels
 from vergence.platform.evaluate.protocols import PROTOCOLS
-from vergence.platform.evaluate.spread import effective_rank
+from vergence.platform.evaluate.spread import effective_rank, embedding_std
 from vergence.platform.home import home
 from vergence.platform.runs import commit as commits
 from vergence.platform.runs import records
@@ -124,25 +124,28 @@ def trained(recipe: Recipe, index: Index) -> tuple[Encoder, dict[str, Any]]:
         found: dict[str, Any] = {"failed": outcome.message}
         if outcome.status == "finished":
             images = resolved.steps * resolved.plan.global_batch
+            metrics = _last_metrics(run.logs)
             found = {
                 "score": commits.newest(run.commits).score,
-                "loss": _last_loss(run.logs),
+                "loss": metrics.get("loss"),
                 "images_per_cpu_s": images / cpu_s,
+                "metrics": metrics,
             }
     shutil.rmtree(run.path)
     return loop.method.encoder, {name: value for name, value in found.items() if value is not None}
 
 
-def _last_loss(logs: Path) -> float | None:
+def _last_metrics(logs: Path) -> dict[str, float]:
+    """What the loss and the method told at the last record."""
     told = [records.parse(line) for line in (logs / "metrics.jsonl").read_bytes().splitlines()]
-    losses = [
-        each.values["loss"] for each in told if isinstance(each, records.Metrics) and "loss" in each.values
-    ]
-    return losses[-1] if losses else None
+    return dict([each.values for each in told if isinstance(each, records.Metrics)][-1])
 
 
 def measured(encoder: Embedder, sets: Sets) -> dict[str, Any]:
-    """Top-1 by version of protocol, and the effective rank of the test set's representations."""
+    """Top-1 by version of protocol; effective rank and spread of the test set's representations.
+
+    h_std: of unit vectors, times sqrt(dim): 0 when all are alike, at most 1.
+    """
     bank, test = (open_labelled(pattern, home() / "index") for pattern in sets)
     pair = in_one_numbering(bank, test)
     with tempfile.TemporaryDirectory() as folder:
@@ -150,7 +153,12 @@ def measured(encoder: Embedder, sets: Sets) -> dict[str, Any]:
         found = measure([encoder], pair, [*PROTOCOLS.values()], threads=1, cache=cache)
         [asked] = features([encoder], pair.test.index, pair.test.ids, threads=1, cache=cache)
     top1 = {version: scores.top1 for version, scores in found.scores[0].items()}
-    return {**top1, "effective_rank": effective_rank(asked.rows)}
+    rows = asked.rows
+    return {
+        **top1,
+        "effective_rank": effective_rank(rows),
+        "h_std": embedding_std(rows) * rows.shape[1] ** 0.5,
+    }
 
 
 class Ledger:

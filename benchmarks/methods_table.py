@@ -238,7 +238,8 @@ def table(report: Mapping[str, Any]) -> str:
         f"images, the other {budget['holdout']:.0%} choose by kNN (`benchmarks/methods_table.yaml`); the test set is used "
         f"once. Top-1 by `{KNN}` and `{LINEAR}`: mean of three untrained initialisations (least to most) → after "
         "training, with as much for three seeds. ✗: not above the untrained ones by more than their spread. Rank: "
-        f"effective rank of h on the test set. `make methods-table`, {report['date']}.",
+        "effective rank of h on the test set. Methods that need captions are left out. "
+        f"`make methods-table`, {report['date']}.",
         "",
         "| method | year | kNN | linear | rank | images per CPU-second |",
         "|---|---|---|---|---|---|",

@@ -38,6 +38,7 @@ class BYOLConfig(BaseModel, frozen=True, extra="forbid", strict=True):
     momentum: Share = Field(0.996, description=ema.MOMENTUM)
     projector_norm: NormName = Field("batch", description=NORM)
     predictor_norm: NormName = Field("batch", description=NORM)
+    predictor: bool = Field(True, description="False: p = z, which collapses (ablation of table 5b).")
     view_forward: ViewForward = Field("per_view", description=VIEW_FORWARD)
 
 
@@ -69,7 +70,8 @@ class BYOL(Method[BYOLConfig, Embeddings, Targets]):
         hidden, d = config.hidden_dim, config.embed_dim
         dims = (encoder.dim, hidden, d)
         self.projector = mlp(dims, norm=config.projector_norm, hidden_bias=True, last_bias=False)
-        self.predictor = mlp((d, hidden, d), norm=config.predictor_norm, hidden_bias=True, last_bias=False)
+        predictor = mlp((d, hidden, d), norm=config.predictor_norm, hidden_bias=True, last_bias=False)
+        self.predictor = predictor if config.predictor else nn.Identity()
         self.teacher = ema.teacher_of(nn.Sequential(encoder, self.projector))
 
     def forward(self, batch: Batch) -> Embeddings:

@@ -43,6 +43,9 @@ class SimCLRConfig(BaseModel, frozen=True, extra="forbid", strict=True):
         0.1, description="T; cosine similarities are divided by it; a number or a schedule."
     )
     projector_norm: NormName = Field("batch", description=NORM)
+    head: Literal["mlp", "linear", "none"] = Field(
+        "mlp", description="The projector; linear and none are the ablation of figure 8."
+    )
     view_forward: ViewForward = Field("joint", description=VIEW_FORWARD)
 
 
@@ -65,11 +68,13 @@ class SimCLR(Method[SimCLRConfig, Embeddings, tuple[()]]):
     def __init__(self, config: SimCLRConfig, encoder: Encoder, data: DataFacts) -> None:
         super().__init__(config, encoder, data)
         self.temperature = scheduled(config.temperature)
-        dims = (encoder.dim, config.hidden_dim, config.embed_dim)
-        self.projector = nn.Sequential(
+        hidden = (config.hidden_dim,) if config.head == "mlp" else ()
+        dims = (encoder.dim, *hidden, config.embed_dim)
+        projector = nn.Sequential(
             mlp(dims, norm=config.projector_norm, hidden_bias=False, last_bias=False),
             scale_norm(config.projector_norm, config.embed_dim),
         )
+        self.projector = nn.Identity() if config.head == "none" else projector
 
     def forward(self, batch: Batch) -> Embeddings:
         """Embed the views, each (b, 3, H, W)."""

@@ -35,12 +35,16 @@ class SimSiamConfig(BaseModel, frozen=True, extra="forbid", strict=True):
     bottleneck_dim: PositiveInt = Field(512, description="Hidden width of the predictor.")
     projector_norm: NormName = Field("batch", description=NORM)
     predictor_norm: NormName = Field("batch", description=NORM)
+    predictor: bool = Field(True, description="False: p = z, which collapses (ablation of section 4.2).")
+    stop_gradient: bool = Field(
+        True, description="False: z has a gradient too, and collapses (ablation of section 4.1)."
+    )
     view_forward: ViewForward = Field("per_view", description=VIEW_FORWARD)
 
 
 class Embeddings(NamedTuple):
     p_bvd: Tensor  # predictor output, not normalised
-    z_bvd: Tensor  # projector output, not normalised, without gradient: sg(z)
+    z_bvd: Tensor  # projector output, not normalised, without gradient if `stop_gradient`: sg(z)
 
 
 class Losses(NamedTuple):
@@ -68,25 +72,29 @@ class SimSiam(Method[SimSiamConfig, Embeddings, tuple[()]]):
             ),
             bare_norm(config.projector_norm, d),
         )
-        self.predictor = mlp(
-            (d, config.bottleneck_dim, d), norm=config.predictor_norm, hidden_bias=False, last_bias=True
-        )
+        dims = (d, config.bottleneck_dim, d)
+        predictor = mlp(dims, norm=config.predictor_norm, hidden_bias=False, last_bias=True)
+        self.predictor = predictor if config.predictor else nn.Identity()
 
     def forward(self, batch: Batch) -> Embeddings:
         """Predictions and projections of the views, each (b, 3, H, W)."""
         pz = embed_views(self.encoder, self._predict_and_project, batch.views, self.config.view_forward)
         p, z = pz.chunk(2, dim=-1)
-        return Embeddings(p, z.detach())
+        return Embeddings(p, self._sg(z))
 
     def _predict_and_project(self, h: Tensor) -> Tensor:
         """(n, dim) -> (n, 2 d): p beside z."""
         z = self.projector(h)
         return torch.cat([self.predictor(z), z], dim=-1)
 
+    def _sg(self, z: Tensor) -> Tensor:
+        """The stop-gradient of eq. 3."""
+        return z.detach() if self.config.stop_gradient else z
+
     def criterion(self, out: Embeddings, targets: tuple[()], batch: Batch) -> Losses:
         """Mean over this rank's images and the terms (eq. 4)."""
         p_bvd = F.normalize(full(out.p_bvd), dim=-1)
-        z_bvd = F.normalize(full(out.z_bvd.detach()), dim=-1)
+        z_bvd = F.normalize(full(self._sg(out.z_bvd)), dim=-1)
         t, s = (list(views) for views in zip(*directed(batch.num_large, p_bvd.shape[1])))
         cosine = (p_bvd[:, s] * z_bvd[:, t]).sum(dim=-1)  # (b, terms): p^s with z^t
-        return Losses(-cosine.mean(), z_bvd.std(dim=0, correction=0).mean())
+        return Losses(-cosine.mean(), z_bvd.detach().std(dim=0, correction=0).mean())

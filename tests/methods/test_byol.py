@@ -144,3 +144,9 @@ def test_published_heads_and_defaults() -> None:
         assert (head[0].bias is not None, head[3].bias is None) == (True, True)
     config = BYOLConfig()
     assert (config.hidden_dim, config.embed_dim, config.momentum) == (4096, 256, 0.996)
+
+
+def test_without_a_predictor_the_projection_is_compared() -> None:
+    method, batch = small_method("byol", predictor=False), two_views(6)
+    z = torch.stack([method.projector(method.encoder(view)) for view in batch.views], dim=1)
+    torch.testing.assert_close(method(batch).p_bvd, z)

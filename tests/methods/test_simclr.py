@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
-from small_methods import normal, small_method, whole
-from torch import Tensor
+from small_methods import normal, small_method, two_views, whole
+from torch import Tensor, nn
 
 from vergence.methods import simclr
 from vergence.methods.simclr import Embeddings, SimCLRConfig
@@ -123,3 +123,12 @@ def test_projector_is_the_published_one() -> None:
     assert names == ["0.0.weight", "0.1.weight", "0.1.bias", "0.3.weight", "1.weight"]  # last norm: no offset
     config = SimCLRConfig()
     assert (config.hidden_dim, config.embed_dim, config.temperature) == (2048, 128, 0.1)
+
+
+def test_head_is_an_mlp_a_linear_map_or_none() -> None:
+    batch = two_views(6)
+    h = torch.stack([*small_method("simclr").encoder(torch.cat([*batch.views])).chunk(2)], dim=1)
+    torch.testing.assert_close(small_method("simclr", head="none")(batch).z_bvd, h)
+    linear = small_method("simclr", head="linear").projector
+    assert [module for module in linear.modules() if isinstance(module, nn.ReLU)] == []
+    assert sum(isinstance(module, nn.Linear) for module in linear.modules()) == 1

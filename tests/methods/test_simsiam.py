@@ -100,3 +100,16 @@ def test_published_heads_and_defaults() -> None:
     assert (method.predictor[0].bias is None, method.predictor[3].bias is None) == (True, False)
     config = SimSiamConfig()
     assert (config.hidden_dim, config.embed_dim, config.bottleneck_dim) == (2048, 2048, 512)
+
+
+def test_ablations_leave_out_predictor_and_stop_gradient() -> None:
+    method, batch = small_method("simsiam", predictor=False, stop_gradient=False), two_views(6)
+    out = method(batch)
+    assert torch.equal(out.p_bvd, out.z_bvd)
+    loss = method.criterion(out, (), whole(6)).loss
+    gradients = torch.autograd.grad(loss, list(method.parameters()), retain_graph=True)
+    p = out.p_bvd
+    expected = -F.cosine_similarity(p[:, 0], p[:, 1]).mean()  # both terms, and gradient through both sides
+    torch.testing.assert_close(loss, expected)
+    for one, other in zip(gradients, torch.autograd.grad(expected, list(method.parameters())), strict=True):
+        torch.testing.assert_close(one, other)

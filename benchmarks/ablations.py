@@ -1,0 +1,228 @@
+"""The papers' ablations at a small budget, ours beside theirs, as one page.
+
+make ablations                                  all of ablations.yaml; the same command goes on
+make ablations ABLATIONS="--only simsiam dino --jobs 2"
+OMP_NUM_THREADS=1 python -m benchmarks.ablations --small         minutes: proves only that everything works
+
+Results go to benchmarks/results/ablations.json, and from there to docs/ablations.md and its pictures. Nothing is tuned for
+a published outcome: the settings are those of the table of methods, one seed, the test set of CIFAR-10.
+"""
+
+import argparse
+import json
+import math
+import os
+import shlex
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from benchmarks import data
+from benchmarks.__main__ import machine
+from benchmarks.methods_table import KNN, LINEAR, SUFFIX, Row, assignments, rows
+from benchmarks.methods_table import PLAN as TABLE
+
+PLAN = Path(__file__).with_name("ablations.yaml")
+SMALL = {"images": 640, "epochs": 1}
+FIGURES = (KNN, LINEAR, "h_std", "effective_rank")
+
+
+class Bench:
+    """One use of this script."""
+
+    def __init__(self, plan: Mapping[str, Any], small: bool, jobs: int) -> None:
+        from benchmarks.experiments import Ledger, Sets
+        from vergence.platform import yaml
+
+        self.plan, self.budget = plan["ablations"], SMALL if small else plan["budget"]
+        self.table = yaml.read(TABLE)
+        self.rows = rows(self.table)
+        folder = data.CACHE / ("ablations-small" if small else "ablations")
+        self.json = folder / "ablations.json" if small else Path("benchmarks/results/ablations.json")
+        self.page = folder / "ablations.md" if small else Path("docs/ablations.md")
+        os.environ["VERGENCE_HOME"] = str(folder / "home")
+        test = data.shards_of(256, first=20_000) if small else data.pack_parquet("test")
+        self.sets = Sets(data.shards_of(self.budget["images"]), test)
+        self.ledger = Ledger(folder / "ledger.jsonl", jobs, lambda text: print(text, flush=True))
+        self._lock = threading.Lock()
+
+    def ablation(self, name: str) -> dict[str, Any]:
+        """Its plan with what was found: each variant, and three encoders before their first step."""
+        asked = self.plan[name]
+        row = self.rows[asked["recipe"]]
+        base = [
+            *self.table["common"],
+            *row.settings,
+            *best(row),
+            f"epochs={self.budget['epochs']}",
+            "data.holdout=0",
+        ]
+        variants = {
+            label: {**variant, **self._figures("final", row, [*base, *variant.get("settings", ())])}
+            for label, variant in asked["variants"].items()
+        }
+        began = [
+            self._figures("untrained", row, [*base, f"seed={seed}"])
+            for seed in range(self.table["untrained"])
+        ]
+        return {**asked, "base": base, "variants": variants, "untrained": began}
+
+    def _figures(self, kind: Any, row: Row, settings: Sequence[str]) -> dict[str, Any]:
+        from benchmarks.experiments import Work
+
+        line = self.ledger.result(Work(kind, row.recipe, tuple(settings), self.sets))
+        return {
+            name: value
+            for name, value in line.items()
+            if name in (*FIGURES, "metrics", "failed", "jobs", "code")
+        }
+
+    def keep(self, name: str, found: Mapping[str, Any]) -> None:
+        """Into the JSON, the page and its picture."""
+        with self._lock:
+            report = json.loads(self.json.read_text()) if self.json.exists() else {}
+            if report.get("budget") != self.budget:
+                report = {}
+            done = report.get("ablations", {}) | {name: found}
+            report |= {
+                "date": f"{date.today()}",
+                "machine": machine(),
+                "command": shlex.join(["python", "-m", "benchmarks.ablations", *sys.argv[1:]]),
+                "budget": self.budget,
+                "ablations": {each: done[each] for each in self.plan if each in done},
+            }
+            self.json.parent.mkdir(parents=True, exist_ok=True)
+            self.json.write_text(json.dumps(report, indent=1) + "\n")
+            draw(found, self.page.parent / "ablations" / f"{name}.png")
+            self.page.write_text(page(report))
+
+
+def best(row: Row) -> list[str]:
+    """The settings that the table of methods has chosen for a recipe, if it has been made."""
+    results = Path("benchmarks/results/methods.json")
+    there = json.loads(results.read_text())["methods"] if results.exists() else {}
+    return assignments(there.get(row.name, {}).get("best", {}))
+
+
+def page(report: Mapping[str, Any]) -> str:
+    """The page in Markdown."""
+    budget = report["budget"]
+    lines = [
+        "# Ablations",
+        "",
+        f"The papers' ablations on CIFAR-10, ours beside theirs: {budget['images']:,} images, {budget['epochs']} epochs, "
+        "ResNet-18 of width 0.25, one seed, settings of the table of methods (README). A paper's figure is top-1 in "
+        "percent of a linear classifier on ImageNet unless its source says otherwise: orders and collapses compare, "
+        f"numbers do not. Nothing is tuned for an outcome. Columns: top-1 by `{KNN}` and `{LINEAR}` on the test set; std "
+        "of unit h times √d (0: all alike) and effective rank of h there; what the method told at its last step. "
+        f"Written by `make ablations` from `benchmarks/results/ablations.json`, {report['date']}; plan in "
+        "`benchmarks/ablations.yaml`.",
+    ]
+    for name, found in report["ablations"].items():
+        lines += ["", f"## {found['title']}", "", f"{found['recipe']}{SUFFIX}; {found['source']}.", ""]
+        lines += [f"![{found['title']}](ablations/{name}.png)", "", *section(found)]
+    return "\n".join(lines) + "\n"
+
+
+def section(found: Mapping[str, Any]) -> list[str]:
+    """The table of one ablation."""
+    metrics = found.get("metrics", ())
+    lines = [
+        f"| variant | kNN | linear | std | rank | {''.join(f'{name} | ' for name in metrics)}paper |",
+        "|---|---|---|---|---|" + "---|" * (len(metrics) + 1),
+    ]
+    untrained = {figure: mean(each[figure] for each in found["untrained"]) for figure in FIGURES}
+    lines.append(
+        f"| untrained, mean of {len(found['untrained'])} | {_cells(untrained)} | {'| ' * (len(metrics) + 1)}".rstrip()
+    )
+    for label, variant in found["variants"].items():
+        told = (
+            [variant["metrics"][metric] for metric in metrics]
+            if "metrics" in variant
+            else [math.nan] * len(metrics)
+        )
+        own = "not finite | | | |" if "failed" in variant else f"{_cells(variant)} |"
+        paper = "—" if variant["paper"] is None else variant["paper"]
+        lines.append(f"| {label} | {own} {''.join(f'{value:.3g} | ' for value in told)}{paper} |")
+    if "ln_k" in found:
+        outputs = next(
+            int(setting.partition("=")[2])
+            for setting in reversed(found["base"])
+            if setting.startswith(f"method.{found['ln_k']}=")
+        )
+        lines += ["", f"ln K = {math.log(outputs):.3g}."]
+    return lines
+
+
+def _cells(figures: Mapping[str, float]) -> str:
+    knn, linear, std, rank = (figures[name] for name in FIGURES)
+    return f"{knn:.3f} | {linear:.3f} | {std:.2f} | {rank:.0f}"
+
+
+def draw(found: Mapping[str, Any], path: Path) -> None:
+    """kNN and linear of each variant, the untrained encoders as lines, and beside them the paper's figures, if numbers."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    variants = {label: each for label, each in found["variants"].items() if "failed" not in each}
+    theirs = {
+        label: each["paper"] for label, each in variants.items() if isinstance(each["paper"], int | float)
+    }
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 0.8 + 0.5 * len(variants)), layout="constrained")
+    for i, (protocol, colour) in enumerate(((KNN, "C0"), (LINEAR, "C1"))):
+        places = [place + 0.4 * i for place in range(len(variants))]
+        axes[0].barh(
+            places, [100 * each[protocol] for each in variants.values()], 0.4, color=colour, label=protocol
+        )
+        axes[0].axvline(
+            100 * mean(each[protocol] for each in found["untrained"]), color=colour, linestyle="--"
+        )
+    axes[0].set_yticks([place + 0.2 for place in range(len(variants))], list(variants))
+    axes[0].set_title("ours (dashed: untrained)")
+    axes[0].legend(fontsize="small")
+    axes[1].barh(list(theirs), list(theirs.values()), 0.6, color="C7")
+    axes[1].set_title("paper")
+    for axis in axes:
+        axis.invert_yaxis()
+        axis.set_xlabel("top-1, percent")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+
+
+def main() -> int:
+    from vergence.platform import yaml
+
+    parser = argparse.ArgumentParser(prog="make ablations", description=(__doc__ or "").splitlines()[0])
+    plan = yaml.read(PLAN)
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", choices=[*plan["ablations"]], help="default: all"
+    )
+    parser.add_argument("--jobs", type=int, choices=(1, 2), default=1, help="runs at a time, a core each")
+    parser.add_argument("--small", action="store_true", help="minutes: proves only that everything works")
+    options = parser.parse_args()
+    bench = Bench(plan, options.small, options.jobs)
+    failed: dict[str, Exception] = {}
+
+    def fill(name: str) -> None:
+        try:
+            bench.keep(name, bench.ablation(name))
+            print(f"{name} is done", flush=True)
+        except Exception as error:  # the others do not need this one
+            failed[name] = error
+            print(f"{name} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+
+    with bench.ledger, ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(fill, options.only or plan["ablations"]))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

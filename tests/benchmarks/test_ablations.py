@@ -1,0 +1,77 @@
+"""The plan of the ablations fits the recipes, and the page tells what was found; nothing is trained here."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from benchmarks import ablations, methods_table
+from benchmarks.ablations import draw, page, section
+from benchmarks.methods_table import KNN, LINEAR, rows
+from vergence.methods.catalog import METHODS
+from vergence.methods.method import DataFacts
+from vergence.pipelines.recipe import build_method, load_recipe
+from vergence.platform import yaml
+from vergence.platform.train.optim.groups import parameter_groups
+
+PLAN = yaml.read(ablations.PLAN)["ablations"]
+
+
+def figures(knn: float) -> dict[str, Any]:
+    return {KNN: knn, LINEAR: knn + 0.1, "h_std": 0.5, "effective_rank": 20.0}
+
+
+FOUND: dict[str, Any] = {
+    "title": "DINO without its parts",
+    "recipe": "dino",
+    "source": "a paper",
+    "metrics": ["kl"],
+    "ln_k": "outputs",
+    "base": ["method.outputs=2048", "method.outputs=512"],
+    "untrained": [figures(0.28), figures(0.30)],
+    "variants": {
+        "whole": {"paper": 70.2, **figures(0.4), "metrics": {"kl": 0.25}},
+        "no centring": {"paper": "collapse", "failed": "loss is not finite"},
+        "by nobody": {"paper": None, **figures(0.2), "metrics": {"kl": 0.0}},
+    },
+}
+
+
+def test_every_variant_is_a_recipe_of_its_own_that_can_be_built() -> None:
+    table = yaml.read(methods_table.PLAN)
+    there = rows(table)
+    for name, asked in PLAN.items():
+        row, digests = there[asked["recipe"]], set()
+        for variant in asked["variants"].values():
+            settings = [*table["common"], *row.settings, *variant.get("settings", ())]
+            recipe = load_recipe(row.recipe, settings)
+            method = build_method(recipe, DataFacts(1024, 1024, recipe.epochs))
+            assert parameter_groups(method, recipe.optim, 0.1, recipe.schedule), (
+                name
+            )  # each group matches something
+            digests.add(recipe.digest())
+        assert len(digests) == len(asked["variants"]), name
+
+
+def test_metrics_that_the_page_tells_are_told_by_the_methods() -> None:
+    for asked in PLAN.values():
+        name = load_recipe(asked["recipe"] + methods_table.SUFFIX).method.name
+        module = __import__(METHODS[name][1].__module__, fromlist=["Losses"])
+        assert set(asked.get("metrics", ())) <= set(module.Losses._fields)
+
+
+def test_section_tells_ours_beside_the_paper() -> None:
+    lines = section(FOUND)
+    assert lines[0] == "| variant | kNN | linear | std | rank | kl | paper |"
+    assert lines[2].startswith("| untrained, mean of 2 | 0.290 | 0.390 | 0.50 | 20 |")
+    assert lines[3] == "| whole | 0.400 | 0.500 | 0.50 | 20 | 0.25 | 70.2 |"
+    assert lines[4] == "| no centring | not finite | | | | nan | collapse |"
+    assert lines[5].endswith("| 0 | — |")
+    assert lines[-1] == f"ln K = {math.log(512):.3g}."
+    assert {line.count("|") for line in lines[:-2]} == {8}
+
+
+def test_page_shows_each_ablation_with_its_picture(tmp_path: Path) -> None:
+    report = {"date": "2026-11-26", "budget": {"images": 10_000, "epochs": 5}, "ablations": {"dino": FOUND}}
+    assert "![DINO without its parts](ablations/dino.png)" in page(report)
+    draw(FOUND, tmp_path / "ablations" / "dino.png")
+    assert (tmp_path / "ablations" / "dino.png").read_bytes().startswith(b"\x89PNG")
