@@ -147,7 +147,9 @@ class ProgressLine:
         rank = f"{record.values['h_effective_rank']:.1f}"
         knn = record.values.get("knn")
         self.facts["knn"] = f"rank of h {rank}" if knn is None else f"kNN {knn:.3f}"
-        say(f"epoch {record.epoch} · {self.facts['knn']} · effective rank of h {rank}")
+        zero_shot = record.values.get("zero_shot")
+        named = "" if zero_shot is None else f" · zero-shot {zero_shot:.3f}"
+        say(f"epoch {record.epoch} · {self.facts['knn']}{named} · effective rank of h {rank}")
 
 
 def start_up(stages: Mapping[str, float]) -> str:

@@ -44,7 +44,7 @@ class ZeroShot:
             z = self.method.embed_images(torch.as_tensor(features, device=self.device))
             classes = torch.cat([self._directions(texts) for texts in self._texts()])
         nearest = (z.float() @ classes.T).argmax(dim=1)
-        return float((nearest == torch.as_tensor(labels, device=self.device)).float().mean())
+        return float((nearest == torch.as_tensor(labels, device=self.device)).double().mean())
 
     def _texts(self) -> Iterator[Mapping[str, Tensor]]:
         """Captions of some classes, those of a class together."""
