@@ -13,13 +13,14 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from ranks import run_ranks
-from small_methods import FACTS, small_vit, sweep_of, texts
+from small_methods import FACTS, patch_encoder, small_vit, sweep_of, texts
 from torch import Tensor, nn
 
 from vergence.methods import collectives
 from vergence.methods.catalog import METHODS
 from vergence.methods.method import Batch, Method
 from vergence.methods.parts.backbones import EncoderConfig, build_encoder
+from vergence.methods.parts.patches import PatchAugmentation
 from vergence.platform.train.exact import Regime, accumulate
 from vergence.platform.train.norms import install
 
@@ -146,6 +147,10 @@ def build(name: str) -> Any:
     if name == "dino":
         small["projector_norm"] = "batch"
     encoder = build_encoder(EncoderConfig(name="resnet18", stem="cifar", width=0.125))
+    if name in ("cpc", "cpc_v2"):
+        small |= {"steps": 2, "context_dim": 8, "patches": PatchAugmentation(shift=1, flip=0.5)}
+        small |= {"skipped": 0} if name == "cpc_v2" else {}
+        encoder = patch_encoder()
     if name == "shared_transformer":
         encoder = small_vit()
     method = cls.build(config_class(**small), encoder, FACTS).double().train()
@@ -234,6 +239,8 @@ SETTINGS: dict[str, list[Any]] = {
     "dino": [GROUP, "global"],
     "deep_cluster": [GROUP],
     "deep_cluster_v2": [GROUP],
+    "cpc": [GROUP],
+    "cpc_v2": [GROUP],
     "mocov3": [GROUP, "global"],
     "vicreg": [GROUP, "global"],
     "clip": [GROUP],
