@@ -6,6 +6,7 @@ from .adco import AdCo, AdCoConfig
 from .barlow_twins import BarlowTwins, BarlowTwinsConfig
 from .byol import BYOL, BYOLConfig
 from .clip import CLIP, CLIPConfig
+from .cmc import CMC, CMCConfig
 from .contrastive_clustering import ContrastiveClustering, ContrastiveClusteringConfig
 from .cpc import CPC, CPCConfig
 from .cpc_v2 import CPCV2, CPCV2Config
@@ -31,6 +32,7 @@ METHODS: dict[str, tuple[type[BaseModel], type[Method]]] = {
     "inva_spread": (InvaSpreadConfig, InvaSpread),
     "cpc": (CPCConfig, CPC),
     "cpc_v2": (CPCV2Config, CPCV2),
+    "cmc": (CMCConfig, CMC),
     "mocov1": (MoCoV1Config, MoCoV1),
     "simclr": (SimCLRConfig, SimCLR),
     "simclrv2": (SimCLRV2Config, SimCLRV2),

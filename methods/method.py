@@ -119,9 +119,19 @@ class Encoder(nn.Module, ABC):
     """Images (n, 3, H, W) -> representations (n, dim): what is exported."""
 
     dim: int
+    part_dims: tuple[
+        int, ...
+    ] = ()  # widths of the representations of an image's parts, if it sees them apart
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor: ...
+
+    def parts(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Representations (n, part_dims[m]) of each part, and (n, parts) whether an image has it.
+
+        TypeError: it sees the image as a whole.
+        """
+        raise TypeError(f"{type(self).__name__} sees the image as a whole")
 
     def features(self, images: Tensor) -> Tensor:
         """What is before pooling: the map (n, C, H', W') or the tokens (n, T, C); TypeError: it pools nothing."""

@@ -265,6 +265,12 @@ def initial_encoder(recipe: Recipe, seed: int) -> Encoder:
 
 
 def _encoder(recipe: Recipe) -> Encoder:
+    mean, std = recipe.data.mean, recipe.data.std
+    if recipe.encoder.split and (any(mean) or any(x != 1 for x in std)):
+        raise UserError(
+            f"encoder.split={recipe.encoder.split} takes pixels in [0, 1], got data.mean={list(mean)} "
+            f"data.std={list(std)}; use data.mean=[0.0,0.0,0.0] data.std=[1.0,1.0,1.0]"
+        )
     return build_encoder(recipe.encoder, recipe.method.zero_init_residual, recipe.size or None)
 
 

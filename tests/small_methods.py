@@ -17,6 +17,7 @@ SIDE = 4  # pixels
 FACTS = DataFacts(num_samples=100, num_ids=100, epochs=10)
 SMALL: dict[str, dict[str, Any]] = {
     "inst_disc": {"embed_dim": 5, "num_negatives": 12, "temperature": 0.5},
+    "cmc": {"embed_dim": 5, "num_negatives": 12, "temperature": 0.5},
     "inva_spread": {"embed_dim": 5},
     "cpc_v2": {
         "skipped": 0,
@@ -64,6 +65,8 @@ class ToyEncoder(Encoder):
     Its features are on a grid of 2 x 2: each cell sees the same numbers in another order; the first one is pooled.
     """
 
+    part_dims: tuple[int, ...] = (2, 4)
+
     def __init__(self, dim: int = 6) -> None:
         super().__init__()
         self.dim = dim
@@ -71,6 +74,9 @@ class ToyEncoder(Encoder):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
+
+    def parts(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        return list(self.net(images).split(self.part_dims, dim=1)), torch.ones(len(images), 2)
 
     def features(self, images: Tensor) -> Tensor:
         grid, flat, linear, tanh = self.net

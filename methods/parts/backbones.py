@@ -4,6 +4,7 @@ Of sequences: a backbone on each patch of an image, or convolutions over a signa
 """
 
 import difflib
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 
 from ..method import Encoder
 from ..torchvision_shim import timm
-from . import vision_transformer
+from . import colour, vision_transformer
 from .norms import NORM, NormName, replace_batch_norms
 from .patches import GridConfig, GridEncoder
+from .precision import full
 from .signals import CHANNELS, SIGNALS, Signal
 from .vision_transformer import VisionTransformer
 
@@ -31,10 +33,10 @@ _ZERO_INIT_BLOCKS: dict[ZeroInit, tuple[Any, ...]] = {
     "bottleneck": (resnet.Bottleneck, sknet.SelectiveKernelBottleneck),
     "none": (),
 }
-_OF_RESNETS = ("stem", "width", "zero_init_residual", "norm")
 _OF_SIGNALS = ("strides", "inputs")
+_OF_RESNETS = ("stem", "width", "zero_init_residual", "norm", "split")
 _OF_VITS = ("patch_size", "depth", "heads", "init", "pool", "positions", "freeze_patches")
-_OF_IMAGES = ("stem", "zero_init_residual", "image_size", "drop_path", "grid", *_OF_VITS)
+_OF_IMAGES = ("stem", "zero_init_residual", "image_size", "drop_path", "grid", "split", *_OF_VITS)
 
 
 class EncoderConfig(BaseModel, frozen=True, extra="forbid", strict=True):
@@ -81,6 +83,11 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid", strict=True):
         "learned", description="position embeddings (ViTs): learned, or fixed; other sizes interpolate them"
     )
     freeze_patches: bool = Field(False, description="leave the projection of patches at random (ViTs)")
+    split: Literal["lab", "ydbdr", "rgb"] | None = Field(
+        None,
+        description="a backbone for each part of the colours (ResNets): L and ab, Y and DbDr, or red, green and blue; "
+        "their representations side by side; pixels in [0, 1] (data.mean 0, data.std 1)",
+    )
     zero_init_residual: bool | None = Field(
         None,
         description="Start every residual branch of a ResNet at zero (gain of its last norm); "
@@ -125,6 +132,37 @@ class TimmEncoder(Encoder):
         return features[:, int(getattr(self.backbone, "num_prefix_tokens", 0)) :]
 
 
+Colours = Callable[[Tensor], Tensor]
+SPLITS: dict[str, tuple[Colours, tuple[int, ...]]] = {  # colour space, channels of each part
+    "lab": (colour.lab, (1, 2)),
+    "ydbdr": (colour.ydbdr, (1, 2)),
+    "rgb": (colour.rgb, (1, 1, 1)),
+}
+
+
+class SplitEncoder(Encoder):
+    """A backbone for each part of the colours of pixels in [0, 1]; h is their representations side by side."""
+
+    def __init__(self, split: str, backbones: Sequence[Any]) -> None:
+        super().__init__()
+        self.colours, self.channels = SPLITS[split]
+        self.backbone = nn.ModuleList(backbones)
+        self.part_dims = tuple(int(backbone.head_hidden_size) for backbone in backbones)
+        self.dim = sum(self.part_dims)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat(self._representations(images), dim=1)
+
+    def parts(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        """As `Encoder.parts`: a picture has all of its colours."""
+        present = torch.ones(len(images), len(self.part_dims), device=images.device)
+        return self._representations(images), present
+
+    def _representations(self, images: Tensor) -> list[Tensor]:
+        channels = self.colours(full(images)).split(self.channels, dim=1)
+        return [backbone(part) for backbone, part in zip(self.backbone, channels, strict=True)]
+
+
 def build_encoder(
     config: EncoderConfig, zero_init: ZeroInit = "all", image_size: int | None = None
 ) -> Encoder:
@@ -140,6 +178,13 @@ def build_encoder(
     if config.name in SIGNALS:
         return _signal(config)
     _refuse(config, "is a model of timm", *_OF_SIGNALS)
+    if config.split is not None:
+        if config.grid is not None:
+            raise ValueError(
+                "encoder.split: an encoder of patches (encoder.grid) sees all colours; leave one out"
+            )
+        channels = SPLITS[config.split][1]
+        return SplitEncoder(config.split, [_backbone(config, zero_init, image_size, k) for k in channels])
     if config.grid is None:
         backbone = _backbone(config, zero_init, image_size)
         return TimmEncoder(backbone, int(backbone.head_hidden_size))
@@ -148,7 +193,7 @@ def build_encoder(
     return GridEncoder(backbone, int(backbone.head_hidden_size), config.grid)
 
 
-def _backbone(config: EncoderConfig, zero_init: ZeroInit, image_size: int | None) -> Any:
+def _backbone(config: EncoderConfig, zero_init: ZeroInit, image_size: int | None, channels: int = 3) -> Any:
     if not timm.is_model(config.name):
         close = difflib.get_close_matches(config.name, timm.list_models(), n=3)
         hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()"
@@ -158,7 +203,7 @@ def _backbone(config: EncoderConfig, zero_init: ZeroInit, image_size: int | None
         _refuse(config, "is not a ResNet of timm", *_OF_RESNETS)
     if not isinstance(sketch, VisionTransformer):
         _refuse(config, "is no vision transformer of timm", *_OF_VITS)
-    arguments = {"num_classes": 0, **timm_arguments(config, image_size)}
+    arguments = {"num_classes": 0, "in_chans": channels, **timm_arguments(config, image_size)}
     if isinstance(sketch, resnet.ResNet):
         backbone = _resnet(config, sketch, arguments, zero_init)
     else:
@@ -232,7 +277,9 @@ def _resnet(config: EncoderConfig, sketch: Any, arguments: dict[str, Any], zero_
     backbone = timm.create_model(config.name, **kwargs)
     if not plain:
         size, stride = (3, 1) if config.stem == "cifar" else (7, 2)
-        backbone.conv1 = nn.Conv2d(3, 2 * half[0], size, stride, padding=size // 2, bias=False)
+        backbone.conv1 = nn.Conv2d(
+            arguments["in_chans"], 2 * half[0], size, stride, padding=size // 2, bias=False
+        )
         nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
     if config.stem == "cifar":
         backbone.maxpool = nn.Identity()

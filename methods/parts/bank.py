@@ -33,13 +33,19 @@ class Bank(nn.Module):
         return words(self.seed, ids, count, progress) % len(self.rows)
 
     @torch.no_grad()
-    def update(self, ids: Tensor, vectors: Tensor, momentum: float) -> None:
+    def update(self, ids: Tensor, vectors: Tensor, momentum: float, present: Tensor | None = None) -> None:
         """row <- hat(momentum * row + (1 - momentum) * vector), for this rank's ids (b,) and vectors (b, d) and all others'.
 
-        Of an id that comes twice in the global batch the later vector counts. Collective.
+        Of an id that comes twice in the global batch the later vector counts. present: (b,) bool, which rows to
+        change; default: all. Collective.
         """
+        if present is not None:
+            present = collectives.gather(present.to(torch.int64)).bool()
         ids, vectors = collectives.gather(ids), collectives.gather(vectors)
         rows = F.normalize(momentum * self.rows[ids] + (1 - momentum) * vectors.to(self.rows.dtype), dim=1)
-        place = torch.arange(len(ids), device=ids.device)
-        last = ((ids[:, None] == ids) * place).amax(dim=1)
+        place = torch.arange(1, len(ids) + 1, device=ids.device)
+        if present is not None:
+            rows = torch.where(present[:, None], rows, self.rows[ids])
+            place = torch.where(present, place + len(ids), place)
+        last = ((ids[:, None] == ids) * place).argmax(dim=1)
         self.rows[ids] = rows[last]  # the same row wherever an id comes again

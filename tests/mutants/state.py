@@ -329,6 +329,24 @@ _DENSE_CL: Faults = {
     ),
 }
 
+_CMC: Faults = {
+    "rows-of-the-own-bank": (
+        "bank, own = self.banks[c], batch.ids",
+        "bank, own = self.banks[a], batch.ids",
+        f"{_METHODS}/test_cmc.py::test_loss_equals_float64_transcription[2-full-nce]",
+    ),
+    "absent-parts-are-written": (
+        "momentum, out.present_bvm[:, 0, c] > 0)",
+        "momentum)",
+        f"{_METHODS}/test_cmc.py::test_images_without_a_part_have_no_say_in_it_and_leave_its_row_alone",
+    ),
+    "missing-parts-count": (
+        "(present[:, :, a] * present[:, :, c]).flatten()",
+        "present[:, :, c].flatten()",
+        f"{_METHODS}/test_cmc.py::test_images_without_a_part_have_no_say_in_it_and_leave_its_row_alone",
+    ),
+}
+
 _ADCO: Faults = {
     "negatives-descend": (
         "self.config.adversary_decay * self.negatives - gradient",
@@ -500,6 +518,7 @@ FAULTS = {
     "methods/parts/bank.py": _BANK,
     "methods/dense_cl.py": _DENSE_CL,
     "methods/parts/draws.py": _DRAWS,
+    "methods/cmc.py": _CMC,
     "methods/adco.py": _ADCO,
     "methods/contrastive_clustering.py": _CONTRASTIVE_CLUSTERING,
     "methods/simclr_v2.py": _SIMCLR_V2,

@@ -151,6 +151,9 @@ def build(name: str) -> Any:
         small |= {"steps": 2, "context_dim": 8, "patches": PatchAugmentation(shift=1, flip=0.5)}
         small |= {"skipped": 0} if name == "cpc_v2" else {}
         encoder = patch_encoder()
+    encoder = build_encoder(
+        EncoderConfig(name="resnet18", stem="cifar", width=0.125, split="rgb" if name == "cmc" else None)
+    )
     if name == "shared_transformer":
         encoder = small_vit()
     method = cls.build(config_class(**small), encoder, FACTS).double().train()
@@ -169,16 +172,19 @@ def step(rank: int, world_size: int, name: str, group: Any, micro: int, regime: 
         calls.append(last)
         scalar.backward()
 
+    micros = micro_batches(
+        rank,
+        world_size,
+        micro,
+        shuffles=method.needs.shuffle,
+        blank=name == "toy-blank",
+        crops="-crops" in name,
+    )
+    if name == "cmc":  # pixels in [0, 1]
+        micros = [batch._replace(views=[view.sigmoid() for view in batch.views]) for batch in micros]
     result = accumulate(
         method,
-        micro_batches(
-            rank,
-            world_size,
-            micro,
-            shuffles=method.needs.shuffle,
-            blank=name == "toy-blank",
-            crops="-crops" in name,
-        ),
+        micros,
         seeds=range(rank * share, (rank + 1) * share, micro),
         regime=regime,
         norms=norms,
@@ -224,6 +230,7 @@ SETTINGS: dict[str, list[Any]] = {
     "toy": [GROUP, "global"],
     "toy-blank": [GROUP, "global"],
     "inst_disc": [GROUP],
+    "cmc": [GROUP],
     "inva_spread": [GROUP, "global"],
     "mocov1": [GROUP],
     "simclr": [GROUP, "global"],
