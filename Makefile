@@ -1,5 +1,5 @@
-# make setup | quickstart | test | test-all | bench | methods-table | ablations | lint
-.PHONY: setup quickstart lint test test-all bench methods-table ablations clean
+# make setup | quickstart | test | test-all | bench | methods-table | ablations | lint | wheel
+.PHONY: setup quickstart lint test test-all bench methods-table ablations wheel clean
 export PYTHONUNBUFFERED = 1
 BIN = .venv/bin
 
@@ -35,5 +35,9 @@ methods-table: setup
 ablations: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ablations $(ABLATIONS)
 
+wheel: setup
+	rm -rf build/lib build/bdist.* && $(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
 clean:
-	rm -rf .venv .venv-bench build *.egg-info
+	rm -rf .venv .venv-bench build dist *.egg-info

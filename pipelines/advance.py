@@ -56,7 +56,7 @@ class RunResult(NamedTuple):
 
     @property
     def score(self) -> float | None:
-        """The monitor's score at the newest commit: kNN top-1 on the holdout, or its effective rank without labels."""
+        """The monitor's score at the newest commit: kNN top-1 on the holdout or, as `commit.score_name` says, its rank."""
         return self.commit.score if self.commit else None
 
 
@@ -136,13 +136,12 @@ def what_exists(recipe: Recipe, run: Run) -> str:
     if name is not None and facts.version is not None:
         encoder = f"models:/{name}/{facts.version}"  # @champion may be another run's
         there += f", registered as {encoder}"
+    shards = shlex.quote(recipe.data.train)
+    following = f"vergence look {encoder} {shards}"
     if facts.labelled is False:
-        shards = shlex.quote(recipe.data.train)
-        following = (
-            f"vergence embed {encoder} {shards} vectors.parquet; curves in {run.logs}/plots/training.png"
-        )
+        following += f"; vergence embed {encoder} {shards} vectors.parquet"
     else:
-        following = f"vergence evaluate {encoder} --train SHARDS --test SHARDS"
+        following += f"; vergence evaluate {encoder} --train SHARDS --test SHARDS"
     return f"{there}; next: {following}"
 
 
@@ -165,10 +164,12 @@ def _train(
         resolved, method = _resolved(recipe, run, index, decision.kept, start_step, joined)
         if start is not None:
             _refuse_other_state(recipe, run, start, method)
+        if decision.prolongs:
+            run.remember(finished=False, tracked=False, version=None)  # what is there is of the shorter run
         if decision.forgets:
             run.forget()  # the MLflow run of an attempt that was a mistake, too
         layout = resolved.layout
-        values = filled(recipe, layout)
+        values = filled(recipe, layout, len(index))
         _keep(recipe, run, index, shown(recipe, values))
         run.remember(
             precision=layout.precision, regime=layout.regime, micro=layout.micro, span=layout.norm_span

@@ -28,12 +28,13 @@ VERBS = {
     "tune": ("tune", "search settings of a recipe; each trial is a run"),
     "evaluate": ("evaluate", "measure frozen encoders by kNN and by a linear classifier"),
     "embed": ("embed", "write the embeddings of shards or a folder of images to parquet"),
+    "look": ("look", "draw what an encoder sees in images: a map, and nearest neighbours"),
     "export": ("export", "write an encoder as torch program, safetensors, ONNX or a folder of timm's"),
     "promote": ("promote", "make a candidate of the registry champion if it is better; or go back"),
     "serve": ("serve", "answer requests for embeddings over HTTP, in batches"),
     "submit": ("submit", "run a verb on a cluster and follow it; the same command goes on after any stop"),
     "jobs": ("jobs", "list, follow and stop what was submitted"),
-    "runs": ("runs", "list and show runs"),
+    "runs": ("runs", "list, show, rename and delete runs"),
     "methods": ("methods", "list the methods and their settings"),
 }
 
@@ -57,9 +58,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog="vergence",
         description="Pretrain image encoders without labels, from a laptop to a cluster.",
-        epilog="A first run: make quickstart. Then: vergence VERB --help.",
+        epilog="Images of your own: vergence shards pack, then vergence pretrain images-small. More: vergence VERB --help.",
     )
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    if "--version" in arguments[:1]:  # before any module that takes time is asked
+        from vergence.platform.version import code_version
+
+        print(f"vergence {code_version()}")
+        return 0
+    parser.add_argument("--version", action="store_true", help="print the version")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
     for name, (module, line) in VERBS.items():
         subparser = verbs.add_parser(
             name,
@@ -70,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name == verb:
             importlib.import_module(f"vergence.pipelines.{module}").configure(subparser)
     options, rest = parser.parse_known_args(arguments)
+    if options.verb is None:
+        parser.print_help()
+        return 0
     if rest and not (hasattr(options, "overrides") and all("=" in word and word[0] != "-" for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:

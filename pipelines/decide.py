@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from vergence.pipelines.recipe import Recipe
-from vergence.platform.data.plan import HOLDOUT_RULE, Plan
+from vergence.pipelines.recipe import Recipe, flatten
+from vergence.pipelines.scale import plan_for
+from vergence.platform.data.plan import HOLDOUT_RULE
 from vergence.platform.runs.commit import Commit
 from vergence.platform.runs.facts import RunFacts
 from vergence.platform.runs.past import Past
@@ -19,11 +20,12 @@ class Data(NamedTuple):
 
 
 class Train(NamedTuple):
-    """Train what is left."""
+    """Train what is left, or what was added."""
 
     commit: Commit | None  # to go on from
     kept: RunFacts  # of earlier attempts, which bind this one
     forgets: bool  # an earlier attempt was a mistake that left no commit: nothing of it counts
+    prolongs: bool = False  # a run that was finished gets more epochs
 
 
 class HandOver(NamedTuple):
@@ -65,12 +67,12 @@ def decide(past: Past, recipe: Recipe, data: Data | None = None) -> Decision:
         return Done()
     if data is None:
         return LookAtData()
-    plan = Plan(data.num_samples, recipe.data.holdout, recipe.seed, recipe.batch.global_batch)
+    plan = plan_for(recipe, data.num_samples)
     commit = past.commit
     if commit and not commit.monitor_due and commit.step >= recipe.epochs * plan.batches_per_epoch:
         return HandOver(commit)
     if past.has_begun:
-        return Train(commit, kept=past.facts, forgets=False)
+        return Train(commit, kept=past.facts, forgets=False, prolongs=bool(changes))
     return Train(commit, kept=RunFacts(), forgets=bool(changes) or not same_data)
 
 
@@ -96,6 +98,14 @@ def _refusal(past: Past, recipe: Recipe, changes: list[str], data: Data | None) 
     if other is not None:
         return f"run {past.name} was begun by {other}; {anew}"
     if past.has_begun and changes:
+        prolonged = _only_longer(past, recipe, changes)
+        if prolonged and (reason := _why_not_longer(recipe)):
+            return (
+                f"run {past.name} was begun for fewer epochs ({changes[0]}) and cannot be prolonged: {reason}; go on from "
+                "its state with --fork NEW, or start a new run with --name NEW"
+            )
+        if prolonged:
+            return None
         return (
             f"run {past.name} was started with another recipe: {', '.join(changes)}; give the old values, "
             f"or start a new run with --name NEW, or go on from its state with --fork NEW"
@@ -112,6 +122,27 @@ def _refusal(past: Past, recipe: Recipe, changes: list[str], data: Data | None) 
             f"run {past.name} was begun by another version of Vergence, which chose other samples for the holdout "
             f"(rule {rule}, now {HOLDOUT_RULE}); {anew}"
         )
+    return None
+
+
+def _only_longer(past: Past, recipe: Recipe, changes: list[str]) -> bool:
+    before = (past.recipe or {}).get("epochs", recipe.epochs)
+    return len(changes) == 1 and changes[0].startswith("epochs ") and before < recipe.epochs
+
+
+def _why_not_longer(recipe: Recipe) -> str | None:
+    """What is a function of the share of the run that is done, and would have been another one in a longer run."""
+    if recipe.schedule.shape != "constant":
+        return f"schedule.shape={recipe.schedule.shape} is spread over all epochs (constant is not)"
+    settings = recipe.dump()
+    for path, value in {
+        **flatten(settings["method"], "method"),
+        **flatten(settings["optim"], "optim"),
+    }.items():
+        if path.endswith(".shape") and value != "constant":
+            return f"{path}={value} is spread over all epochs"
+    if "momentum" in settings["method"]:
+        return "method.momentum of the teacher is a function of the whole run"
     return None
 
 

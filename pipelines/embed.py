@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     Vectors = Callable[[Sequence[Ids]], Generator[tuple[Ids, Rows]]]
 
 MANIFEST = "_MANIFEST.json"
+FILE_ENDINGS = (".csv", ".txt", ".tsv", ".json", ".npy", ".npz", ".pt", ".pq", ".h5", ".tar", ".zip")
 GPUS = {"auto": None, "cpu": False, "cuda": True}  # --device of workers
 
 
@@ -64,6 +65,7 @@ def main(args: argparse.Namespace) -> int:
     from vergence.platform.encoders.encoder import usable
     from vergence.platform.encoders.load import load_encoder
 
+    _check_ending(args.out)
     encoder, gpus = load_encoder(args.encoder), None
     if args.workers is None:
         encoder = encoder.to(usable(args.device))
@@ -118,6 +120,7 @@ def embed(
     from vergence.platform.data.progress import Bar
     from vergence.platform.encoders.sources import open_images
 
+    _check_ending(out)
     images = open_images(source)
     total = sum(len(ids) for _, ids in images.pieces)
     with Bar("embedding", total, enabled=True) as advance:
@@ -180,6 +183,13 @@ def _joined(parts: "list[tuple[Ids, Rows]]", dim: int) -> "tuple[Ids, Rows]":
             ids.append(some)
             rows.append(vectors)
     return np.concatenate(ids), np.concatenate(rows)
+
+
+def _check_ending(out: Path) -> None:
+    if out.suffix.lower() in FILE_ENDINGS:
+        raise UserError(
+            f"{out}: embeddings are written as parquet; OUT ends in .parquet, or is a folder's name"
+        )
 
 
 class _Writer:

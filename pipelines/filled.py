@@ -11,13 +11,14 @@ from vergence.platform.train.layout import Layout
 OPEN = (None, "auto")  # values that leave something to be filled
 
 
-def filled(recipe: Recipe, layout: Layout) -> dict[str, Any]:
+def filled(recipe: Recipe, layout: Layout, num_samples: int) -> dict[str, Any]:
     """Dotted path -> the value that holds, of the settings that the recipe leaves open.
 
     Views of a preset that differ have a list of values, one a view.
     """
     decay_1d = recipe.optim.name == "sgd"
     values = {
+        "data.holdout": recipe.data.holdout_share(num_samples),
         "precision": layout.precision,
         "encoder.image_size": recipe.size or None,
         "norm.group": layout.norm_group,

@@ -14,7 +14,15 @@ from vergence.platform.augment.views import Views
 from vergence.platform.data.index import Index
 from vergence.platform.data.plan import Plan
 from vergence.platform.data.read import Reader
-from vergence.platform.encoders.export import PROGRAM, WEIGHTS, EncoderCard, export_encoder, export_weights
+from vergence.platform.encoders.export import (
+    CARD,
+    PROGRAM,
+    WEIGHTS,
+    EncoderCard,
+    export_encoder,
+    export_weights,
+    read_card,
+)
 from vergence.platform.encoders.registry import TrainedOn, register
 from vergence.platform.errors import VergenceError
 from vergence.platform.mlflow_errors import explain
@@ -40,7 +48,7 @@ def hand_over(recipe: Recipe, run: Run, index: Index, method: Method, tracker: T
     _tell_counts(final, run, says)
     card = _card(recipe, run, index, method, final)
     whole = bool(recipe.size)  # else there is no size of image to export it for
-    if not (run.exports / (PROGRAM if whole else WEIGHTS)).exists():
+    if not _is_exported(run, PROGRAM if whole else WEIGHTS, card):
         says("exporting the encoder" if whole else "exporting the encoder's weights: it takes no images")
         (export_encoder if whole else export_weights)(trained(method, final), card, run.exports)
     plots.draw(run.logs)
@@ -50,6 +58,16 @@ def hand_over(recipe: Recipe, run: Run, index: Index, method: Method, tracker: T
     if name is not None and run.facts().version is None:
         run.remember(version=_register(run, name, card, TrainedOn(recipe.data.train, index), tracker, says))
     run.remember(finished=True)
+
+
+def _is_exported(run: Run, name: str, card: EncoderCard) -> bool:
+    """Whether the export is there, and not that of fewer epochs."""
+    if not (run.exports / name).exists():
+        return False
+    try:
+        return read_card(run.exports / CARD).images_seen == card.images_seen
+    except (OSError, ValueError):
+        return False
 
 
 def trained(method: Method, final: commits.Commit) -> nn.Module:
@@ -99,7 +117,7 @@ def _card(recipe: Recipe, run: Run, index: Index, method: Method, final: commits
         recipe_digest=source["recipe_digest"],
         data_digest=source["data_digest"],
         code_version=source["code_version"],
-        metrics={} if final.score is None else {"monitor": final.score},
+        metrics={} if final.score is None else {final.score_name: final.score},
         recipe=source["recipe"],
     )
 

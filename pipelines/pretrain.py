@@ -102,12 +102,16 @@ def _pretrain(
 ) -> "RunResult":
     """source: the run to fork from, if any."""
     from vergence.pipelines.advance import advance
-    from vergence.platform.runs.fork import fork
+    from vergence.platform.runs.fork import fork, unfork
 
-    if source is not None:
-        fork(source, run)
-    with locked(run):
-        return advance(recipe, run, stop=stop, observe=observe, entered_s=entered_s)
+    is_new = source is not None and fork(source, run)
+    try:
+        with locked(run):
+            return advance(recipe, run, stop=stop, observe=observe, entered_s=entered_s)
+    except UserError:
+        if is_new:
+            unfork(run)
+        raise
 
 
 def _asked(
@@ -143,7 +147,7 @@ def _dry_run(options: argparse.Namespace) -> int:
     planned = plan(parsed, run)
     show.first_screen(planned)
     recipe = planned.resolved.recipe
-    print(shown(recipe, filled(recipe, planned.resolved.layout)), end="")
+    print(shown(recipe, filled(recipe, planned.resolved.layout, planned.resolved.plan.num_samples)), end="")
     return 0
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vergence.pipelines import cli
+from vergence.pipelines.look import MAP
 from vergence.platform.home import home
 from vergence.platform.masking import masked
 from vergence.platform.mlflow_store import tracking_uri
@@ -28,7 +29,7 @@ def main() -> int:
     folder = home() / "digits"
     shards = {part: f"{folder}/{part}-*.tar" for part in PARTS}
     reports = {part: home() / RUN / f"report-{part}.json" for part in ("test", "moved")}
-    picture = home() / RUN / "map.png"
+    pictures = home() / RUN / "look"
     for part, options in PARTS.items():
         _say(f"shards: {part} digits")
         if code := cli.main(["shards", "pack", DIGITS + options, str(folder), "--name", part]):
@@ -42,46 +43,12 @@ def main() -> int:
             command = ["evaluate", MODEL, "--train", shards["train"], "--test", shards[part], "--baselines"]
             if code := cli.main([*command, "--json", str(report)]):
                 return code
-    if not picture.exists():
+    if not (pictures / MAP).exists():
         _say("draw: the test digits as the encoder sees them, before and after")
-        draw_map(shards["test"], picture)
-    _summary(reports, picture, time.monotonic() - started_s)
+        if code := cli.main(["look", MODEL, shards["test"], "--out", str(pictures)]):
+            return code
+    _summary(reports, pictures / MAP, time.monotonic() - started_s)
     return 0
-
-
-def draw_map(test: str, path: Path) -> None:
-    """Two t-SNE maps of the test embeddings, as initialised and trained; coloured by the (unused) label."""
-    import matplotlib
-    import numpy as np
-    from sklearn.manifold import TSNE
-
-    from vergence.pipelines.evaluate import initialised
-    from vergence.platform.data.index import open_index
-    from vergence.platform.data.read import Reader
-    from vergence.platform.encoders.load import load_encoder
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    index = open_index(test, home() / "index")
-    reader, ids = Reader(index), np.arange(len(index))
-    images, labels = np.stack([np.asarray(image) for image in reader.images(ids)]), index.labels(ids)
-    encoder = load_encoder(MODEL)
-    untrained = initialised(encoder, seed=0)
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 5.2), layout="constrained")
-    for axis, title, embed in (
-        (axes[0], "as initialised", untrained),
-        (axes[1], "after pretraining", encoder),
-    ):
-        z = embed(images)
-        z = z / np.linalg.norm(z, axis=1, keepdims=True)
-        points = TSNE(random_state=0, init="pca", perplexity=20).fit_transform(z)
-        dots = axis.scatter(*points.T, c=labels, cmap="tab10", s=14, linewidths=0)
-        axis.set(title=title, xticks=[], yticks=[])
-    figure.colorbar(dots, ax=axes, ticks=range(10), label="digit (never seen in training)")
-    figure.savefig(path.with_suffix(".tmp.png"), dpi=110)
-    pyplot.close(figure)
-    path.with_suffix(".tmp.png").replace(path)
 
 
 def _summary(reports: Mapping[str, Path], picture: Path, seconds: float) -> None:

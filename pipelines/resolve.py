@@ -10,6 +10,7 @@ import torch
 
 from vergence.methods.method import Batch, DataFacts, Method, num_large
 from vergence.pipelines.recipe import Recipe, build_method, flatten
+from vergence.pipelines.scale import plan_for
 from vergence.platform.cluster.capacity import Need
 from vergence.platform.data.captions import captions_of
 from vergence.platform.data.formats import MEMBER_EXTENSIONS
@@ -174,7 +175,7 @@ def sizes_of(recipe: Recipe) -> list[int]:
 
 
 def plan_of(recipe: Recipe, index: Index) -> Plan:
-    return Plan(len(index), recipe.data.holdout, recipe.seed, recipe.batch.global_batch)
+    return plan_for(recipe, len(index))
 
 
 def data_facts(recipe: Recipe, index: Index) -> DataFacts:

@@ -1,10 +1,13 @@
-"""`vergence runs`: list and show runs."""
+"""`vergence runs`: list, show, rename and delete runs."""
 
 import argparse
 import json
+import shutil
+import sys
 from typing import Any
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
 from vergence.platform import yaml
@@ -12,22 +15,89 @@ from vergence.platform.errors import UserError, VergenceError, nearest
 from vergence.platform.files import read_mapping
 from vergence.platform.runs import commit as commits
 from vergence.platform.runs.past import Past, kept_recipe
-from vergence.platform.runs.run import Run, is_live, run_names
+from vergence.platform.runs.run import Run, is_live, run_names, valid_name
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    verbs = parser.add_subparsers(dest="what", metavar="list|show", required=True)
+    verbs = parser.add_subparsers(dest="what", metavar="list|show|rename|rm", required=True)
     listing = verbs.add_parser("list", help="all runs of the state folder (VERGENCE_HOME, default ./runs)")
     listing.add_argument("--json", action="store_true", help="as JSON")
     show = verbs.add_parser("show", help="one run: state, commits, counts, recipe")
     show.add_argument("name", metavar="NAME")
     show.add_argument("--json", action="store_true", help="as JSON")
 
+    renaming = verbs.add_parser(
+        "rename", help="give a run another name; its MLflow run and versions stay its own"
+    )
+    renaming.add_argument("name", metavar="NAME")
+    renaming.add_argument("new", metavar="NEW")
+    removing = verbs.add_parser("rm", help="delete a run's folder: commits, logs, exports")
+    removing.add_argument("name", metavar="NAME")
+    removing.add_argument("--yes", action="store_true", help="do not ask")
+    parser.epilog = """\
+examples:
+  vergence runs list
+  vergence runs show mine --json
+  vergence runs rename mine cats
+  vergence runs rm cats --yes"""
+
 
 def main(options: argparse.Namespace) -> int:
-    if options.what == "list":
-        return _print_list(list_runs(), options.json)
-    return _print_run(show_run(options.name), options.json)
+    match options.what:
+        case "list":
+            return _print_list(list_runs(), options.json)
+        case "show":
+            return _print_run(show_run(options.name), options.json)
+        case "rename":
+            print(
+                f"{rename(options.name, options.new).path}: was {options.name}; go on with --name {options.new}"
+            )
+            return 0
+        case _:
+            return _remove(options.name, options.yes)
+
+
+def rename(name: str, new: str) -> Run:
+    """Give a run that nobody works on another name. UserError: there is none, it is at work, or the name is taken."""
+    run = _idle("rename", name)
+    target = Run(valid_name(new, "runs rename"))
+    if target.path.exists():
+        raise UserError(f"runs rename: {target.path} is there already; choose another name")
+    run.path.rename(target.path)
+    return target
+
+
+def remove(name: str) -> None:
+    """Delete the folder of a run that nobody works on; what MLflow has of it stays. UserError as for `rename`."""
+    shutil.rmtree(_idle("rm", name).path)
+
+
+def _remove(name: str, sure: bool) -> int:
+    run = _idle("rm", name)
+    num_bytes = sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file())
+    if not sure:
+        if not sys.stdin.isatty():
+            raise UserError(f"runs rm {name}: deletes {decimal(num_bytes)} for good; give --yes")
+        if input(f"delete {run.path}, {decimal(num_bytes)}, for good? [y/N] ").strip().lower() not in (
+            "y",
+            "yes",
+        ):
+            print("nothing was deleted")
+            return 0
+    version = run.facts().version
+    remove(name)
+    stays = f"; version {version} stays in the registry" if version is not None else ""
+    print(f"{run.path}: deleted, {decimal(num_bytes)}{stays}")
+    return 0
+
+
+def _idle(verb: str, name: str) -> Run:
+    if name not in run_names():
+        raise UserError(f"runs {verb}: there is no run {name!r} ({nearest(name, run_names())})")
+    run = Run(name)
+    if is_live(run.path):
+        raise UserError(f"runs {verb}: a process is working on run {name}; stop it first")
+    return run
 
 
 def list_runs() -> list[dict[str, Any]]:
@@ -66,6 +136,7 @@ def _facts(name: str) -> dict[str, Any]:
         "method": past.recipe["method"]["name"] if past.recipe else None,
         "step": past.start_step,
         "score": commit.score if commit else None,
+        "score_name": commit.score_name if commit and commit.score is not None else None,
         "counts": dict(commit.manifest["counts"]) if commit else {},
         "registered": facts.version,
         "failure": outcome.message if outcome and rest == "failed" else None,
@@ -88,19 +159,25 @@ def _print_list(runs: list[dict[str, Any]], as_json: bool) -> int:
         print(json.dumps(runs, indent=1))
         return 0
 
-    table = Table("run", "state", "method", "step", "monitor", "version", box=None)
+    table = Table("run", "state", "method", "step", "kNN", "rank", "version", box=None)
     for run in runs:
-        score = "" if run["score"] is None else f"{run['score']:.3f}"
+        knn, rank = (_score(run, name) for name in ("knn", "h_effective_rank"))
         table.add_row(
             run["name"],
             run["state"],
             run["method"] or "",
             f"{run['step']:,}",
-            score,
+            knn,
+            rank,
             str(run["registered"] or ""),
         )
     Console().print(table if runs else "no runs yet; start one with `vergence pretrain RECIPE`")
     return 0
+
+
+def _score(run: dict[str, Any], name: str) -> str:
+    """A run's score if it is this figure."""
+    return f"{run['score']:.3f}" if run["score"] is not None and run["score_name"] == name else ""
 
 
 def _print_run(run: dict[str, Any], as_json: bool) -> int:

@@ -1,8 +1,10 @@
-"""What `scale.workers: auto` and `scale.gpus_per_worker: auto` come to, and what the machine has that is not used."""
+"""What `auto` in `scale` comes to, what of the machine is not used, and how workers and samples fit the batch."""
 
 from vergence.pipelines.recipe import Recipe
 from vergence.platform.cluster import session
 from vergence.platform.cluster.capacity import Found, Need, ScaleConfig, found_here, settle
+from vergence.platform.data.plan import Plan
+from vergence.platform.errors import UserError
 
 
 def found_for(recipe: Recipe) -> Found:
@@ -31,7 +33,29 @@ def divides(recipe: Recipe, workers: int) -> bool:
     if rest or share % (recipe.batch.micro or share):
         return False
     group = recipe.norm.for_method(False).group
-    return not isinstance(group, int) or share % group == 0 or group % share == 0
+    return (
+        not isinstance(group, int)
+        or share % group == 0
+        or (group % share == 0 and (share * workers) % group == 0)
+    )
+
+
+def plan_for(recipe: Recipe, num_samples: int) -> Plan:
+    """The order of the run's samples. UserError naming the nearest batch that divides: there are too few samples."""
+    share, size = recipe.data.holdout_share(num_samples), recipe.batch.global_batch
+    left = Plan(num_samples, share, recipe.seed, 0).num_training
+    if left >= size:
+        return Plan(num_samples, share, recipe.seed, size)
+    workers = 1 if recipe.scale.workers == "auto" else recipe.scale.workers
+    smaller = (n for n in range(left, 0, -1) if divides(_with_batch(recipe, n), workers))
+    cure = next((f"batch.global={n} fits" for n in smaller), "pack more images, or set a smaller norm.group")
+    raise UserError(
+        f"batch.global={size} is more than the {left} training samples (of {num_samples}, holdout {share:g}); {cure}"
+    )
+
+
+def _with_batch(recipe: Recipe, size: int) -> Recipe:
+    return recipe.model_copy(update={"batch": recipe.batch.model_copy(update={"global_batch": size})})
 
 
 def told(found: Found, scale: ScaleConfig) -> str:

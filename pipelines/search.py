@@ -227,7 +227,7 @@ class Search:
         if held < FEW:
             raise UserError(
                 f"search: objective {self.config.objective} is measured on held-out images, and data.holdout="
-                f"{self.recipe.data.holdout:g} leaves {held}; set data.holdout=0.1, say"
+                f"{self.recipe.data.holdout} leaves {held}; set data.holdout=0.1, say"
             )
         if objective.labels and not resolved.index.has_labels:
             raise UserError(

@@ -41,6 +41,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     preview.add_argument("shards", metavar="SHARDS", help=SHARDS_HELP)
     preview.add_argument("--recipe", required=True, metavar="RECIPE", help="a shipped name or a path")
+    preview.add_argument(
+        "overrides", metavar="KEY=VALUE", nargs="*", default=[], help="settings, e.g. views.0.size=128"
+    )
     preview.add_argument("--out", required=True, type=Path, metavar="PNG", help="the picture to write")
     preview.add_argument("--count", type=int, default=8, metavar="N", help="number of images (default 8)")
     preview.add_argument(
@@ -106,7 +109,8 @@ example:
 
 PREVIEW_EPILOG = """\
 example:
-  vergence shards preview cifar10/ --recipe simclr-cifar10 --out views.png"""
+  vergence shards preview cifar10/ --recipe simclr-cifar10 --out views.png
+  vergence shards preview shards/ --recipe images --out views.png 'views.0.crop_scale=[0.4, 1.0]'"""
 
 
 def main(args: argparse.Namespace) -> int:
@@ -168,12 +172,14 @@ def check(shards: str, max_pixels: int | None = None) -> "Checked":
 
 
 def _preview(args: argparse.Namespace) -> int:
-    count = preview(args.shards, args.recipe, args.out, args.count, args.epoch)
+    count = preview(args.shards, args.recipe, args.out, args.count, args.epoch, args.overrides)
     print(f"{args.out}: {count} images of {args.shards} and their views by {args.recipe}")
     return 0
 
 
-def preview(shards: str, recipe_name: str, out: Path, count: int = 8, epoch: int = 0) -> int:
+def preview(
+    shards: str, recipe_name: str, out: Path, count: int = 8, epoch: int = 0, overrides: Sequence[str] = ()
+) -> int:
     """Draw a contact sheet of `count` images, evenly spaced in the set, as PNG; the number drawn.
 
     Raises UserError: unknown recipe, nothing matches, or none of these images can be read.
@@ -189,7 +195,7 @@ def preview(shards: str, recipe_name: str, out: Path, count: int = 8, epoch: int
 
     if count < 1 or out.suffix.lower() != ".png":
         raise UserError(f"--count {count} --out {out}: at least 1 image, and a file that ends in .png")
-    recipe = load_recipe(recipe_name)
+    recipe = load_recipe(recipe_name, overrides)
     if not recipe.views:
         raise UserError(f"--recipe {recipe_name}: its method takes no views, there is nothing to draw")
     index = open_index(shards, home() / "index", progress=True)

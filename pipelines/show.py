@@ -2,30 +2,33 @@
 
 import os
 import shlex
-import sys
 import time
 from collections.abc import Mapping
 from itertools import pairwise
 
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from vergence.pipelines.advance import Planned
 from vergence.pipelines.scale import told
 from vergence.platform.cluster.session import Place
+from vergence.platform.data.plan import Plan
 from vergence.platform.masking import masked
 from vergence.platform.mlflow_store import database, tracking_uri
-from vergence.platform.runs.records import Event, FirstStep, Metrics, Monitored, Note, Record
+from vergence.platform.runs.records import Event, FirstStep, Metrics, Monitored, Note, Record, Stepped
 from vergence.platform.train.machine import Machine
 from vergence.platform.version import code_version
 
 PLAIN_EVERY_S = 10.0
+WIDE = 100  # columns from which the bar is long
+TOLD = ("loss", "speed", "ETA", "quality", "wait")  # in this order
+FEW = 100  # held-out images below which kNN and rank say little
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def say(line: str) -> None:
+def say(line: str, console: Console = console) -> None:
     """One line for the user, on stderr; paths below the current folder are relative to it, secrets are masked."""
     here = os.path.join(os.getcwd(), "")
     console.print(masked(line if here == os.sep else line.replace(here, "")), markup=False)
@@ -40,8 +43,7 @@ def first_screen(planned: Planned) -> None:
     rows = {
         "method": f"{recipe.method.name} on {encoder.name} (stem {encoder.stem}, width {encoder.width:g}), "
         f"{planned.num_parameters / 1e6:.2f} M parameters",
-        "data": f"{plan.num_training:,} of {plan.num_samples:,} samples train, the rest is held out for the "
-        f"monitor; digest {resolved.index.digest[:12]}",
+        "data": f"{_held_out(plan)}; digest {resolved.index.digest[:12]}",
         "batch": f"{plan.global_batch} = {scale.workers} workers x {layout.share}, micro {layout.micro} "
         f"({layout.regime}), batch norm over {layout.norm_group}; about {decimal(layout.num_bytes)} a worker",
         "steps": f"{resolved.steps:,} = {recipe.epochs} epochs x {plan.batches_per_epoch:,}; {recipe.optim.name}, "
@@ -56,8 +58,24 @@ def first_screen(planned: Planned) -> None:
         else tracking_uri(),
     }
     say(f"vergence {code_version()} · run {run.name} ({begun})")
-    for name, text in [*rows.items(), *(("note", note) for note in resolved.index.notes)]:
+    notes = list(resolved.index.notes)
+    if 0 < plan.num_holdout < FEW:
+        notes.append(
+            f"{plan.num_holdout} held-out samples are too few for a kNN or a rank that means anything; data.holdout="
+            f"{min(0.5, max(0.1, round(FEW / plan.num_samples, 2))):g} holds out more"
+        )
+    for name, text in [*rows.items(), *(("note", note) for note in notes)]:
         say(f"  {name:<8} {text}")
+
+
+def _held_out(plan: Plan) -> str:
+    if not plan.num_holdout:
+        return (
+            f"all {plan.num_samples:,} samples train; data.holdout=0 keeps none for the monitor, which is off"
+        )
+    return (
+        f"{plan.num_training:,} of {plan.num_samples:,} samples train, the rest is held out for the monitor"
+    )
 
 
 def _machine(machine: Machine, place: Place) -> str:
@@ -86,7 +104,7 @@ class Screen:
             case Planned():
                 first_screen(event)
                 resolved = event.resolved
-                self._line = ProgressLine(resolved.steps, resolved.start_step, resolved.plan.global_batch)
+                self._line = ProgressLine(resolved.steps, resolved.start_step)
             case Note(text):
                 say(text)
             case _:
@@ -95,61 +113,92 @@ class Screen:
 
 
 class ProgressLine:
-    """One line that tells step, loss, kNN, speed, waiting and time left; plain lines without a terminal."""
+    """One line that tells step, loss, speed, time left, what the monitor says; plain lines without a terminal."""
 
-    def __init__(self, steps: int, start_step: int, global_batch: int) -> None:
-        self.steps, self.global_batch, self.facts = steps, global_batch, dict[str, str]()
+    def __init__(self, steps: int, start_step: int, console: Console = console) -> None:
+        self.steps, self.done, self.console = steps, start_step, console
+        self.facts = dict[str, str]()
         self._printed_s = 0.0
+        self._first: tuple[float, int] | None = None  # monotonic time and steps when the first one was done
+        self._explained = False
+        wide = console.width >= WIDE
         self._bar = Progress(
             TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=24 if wide else 12),
             TextColumn("{task.fields[facts]}"),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
             console=console,
-            disable=not sys.stderr.isatty(),
+            disable=not console.is_terminal,
         )
+        self._room = console.width - len(f"step {steps:,}/{steps:,}") - (24 if wide else 12) - 3
         self._task = self._bar.add_task("train", total=steps, completed=start_step, facts="starting ...")
         self._bar.start()
 
     def stop(self) -> None:
         self._bar.stop()
 
-    def update(self, record: Record) -> None:
-        """Show a new record."""
+    def update(self, record: Record | Stepped) -> None:
+        """Show a new record, or that steps were done."""
         match record:
+            case Stepped(steps):
+                self._moved(steps)
             case FirstStep():
-                say(start_up(record.stages))
+                self._say(start_up(record.stages))
             case Monitored():
                 self._monitored(record)
             case Metrics() if "loss" in record.values:
                 self._stepped(record)
-        if not isinstance(record, FirstStep) and record.warning:
-            say(f"  {record.warning}")
+        if isinstance(record, Metrics | Monitored) and record.warning:
+            self._say(f"  {record.warning}")
+
+    def _moved(self, steps: int) -> None:
+        """What the start took is no part of the time that is left."""
+        now = time.monotonic()
+        self.done = max(self.done, steps)
+        if self._first is None:
+            self._first = (now, self.done)
+        began_s, before = self._first
+        if self.done > before:
+            left_s = (now - began_s) / (self.done - before) * (self.steps - self.done)
+            self.facts["ETA"] = f"ETA {_clock(left_s)}"
+        self._bar.update(self._task, completed=self.done, facts=fitting(self.facts, self._room))
 
     def _stepped(self, record: Metrics) -> None:
         values = record.values
-        self.facts |= {
-            "loss": f"loss {values['loss']:.4f}",
-            "speed": f"{values['images_per_s']:.0f} images/s",
-            "wait": f"waiting for data {values['data_wait_share']:.1%}",
-        }
-        done = record.step + 1
-        text = " · ".join(self.facts.values())
-        self._bar.update(self._task, completed=done, facts=text)
-        due = time.monotonic() - self._printed_s > PLAIN_EVERY_S
+        self.facts["loss"] = f"loss {values['loss']:.4f}"
+        if "images_per_s" in values:
+            self.facts["speed"] = f"{values['images_per_s']:.0f} images/s"
+            self.facts["wait"] = f"waiting for data {values['data_wait_share']:.1%}"
+        self._moved(record.step + 1)
+        due = time.monotonic() - self._printed_s > PLAIN_EVERY_S or self.done == self.steps
         if self._bar.disable and due:
             self._printed_s = time.monotonic()
-            left = (self.steps - done) * self.global_batch / values["images_per_s"]
-            say(f"step {done:,}/{self.steps:,} · {text} · ETA {_clock(left)}")
+            self._say(f"step {self.done:,}/{self.steps:,} · {fitting(self.facts)}")
 
     def _monitored(self, record: Monitored) -> None:
-        rank = f"{record.values['h_effective_rank']:.1f}"
-        knn = record.values.get("knn")
-        self.facts["knn"] = f"rank of h {rank}" if knn is None else f"kNN {knn:.3f}"
-        zero_shot = record.values.get("zero_shot")
-        named = "" if zero_shot is None else f" · zero-shot {zero_shot:.3f}"
-        say(f"epoch {record.epoch} · {self.facts['knn']}{named} · effective rank of h {rank}")
+        rank = f"effective rank of h {record.values['h_effective_rank']:.1f}"
+        knn = f"kNN {record.values['knn']:.3f}" if "knn" in record.values else None
+        self.facts["quality"] = knn or rank
+        zero_shot = f"zero-shot {record.values['zero_shot']:.3f}" if "zero_shot" in record.values else None
+        self._say(f"epoch {record.epoch} · {' · '.join(filter(None, [knn, zero_shot, rank]))}")
+        if knn is None and not self._explained:
+            self._explained = True
+            self._say(
+                f"  no kNN: it needs classes. The rank says how many directions the {record.values['holdout']:,.0f} "
+                "held-out images use: it should grow well above 2, at which all has collapsed; compare it within this run"
+            )
+
+    def _say(self, line: str) -> None:
+        say(line, self.console)
+
+
+def fitting(facts: Mapping[str, str], room: int = 10**6) -> str:
+    """The facts that there is room for, the most telling first; `room` in characters."""
+    told = ""
+    for text in (facts[name] for name in TOLD if name in facts):
+        longer = f"{told} · {text}" if told else text
+        if len(longer) <= room:
+            told = longer
+    return told or "starting ..."[:room]
 
 
 def start_up(stages: Mapping[str, float]) -> str:

@@ -13,7 +13,7 @@ from vergence.platform.cluster.waiting import Waiting
 from vergence.platform.cluster.worker import work
 from vergence.platform.data.stream import Stream
 from vergence.platform.runs.outcome import Outcome, read_outcome, reserve_outcome
-from vergence.platform.runs.records import Event, Note, Tail
+from vergence.platform.runs.records import Event, Note, StepMark, Tail
 from vergence.platform.runs.stop import Stop
 from vergence.platform.train.job import Job
 
@@ -37,7 +37,8 @@ def fit(
     A stop before the first step, or while ranks wait for a lost node, does not wait: there is nothing to commit.
     """
     waiting = Waiting(lambda reason: observe(Note(reason)))
-    has_stepped, failed = False, None
+    has_stepped, failed, mark = False, None, StepMark(job.run / "logs")
+    mark.read()  # of an earlier attempt
     with _heard(stop, job), Tail(job.run / "logs", after=float(start_step)) as tail:
         while not stop.is_asked and session.missing():
             waiting.look(session.missing)
@@ -49,7 +50,7 @@ def fit(
         fitting.start()
         while fitting.is_alive() and failed is None:
             fitting.join(0.5)
-            has_stepped = _pass_on(tail, observe) or has_stepped
+            has_stepped = _pass_on(tail, mark, observe) or has_stepped
             waiting.look(partial(_delay, job, session, has_stepped))
             # in the caller's session the ranks would go on without us: there they stop themselves
             if stop.is_asked and session.place != "caller" and (not has_stepped or session.pending()):
@@ -57,7 +58,7 @@ def fit(
             failed = _failure(job)  # Ray would start the ranks anew
         # Ray ends a process, without a word, in which a thread still waits for it when its session is closed
         fitting.join(FAREWELL_S)
-        _pass_on(tail, observe)
+        _pass_on(tail, mark, observe)
     return failed or read_outcome(job.outcome_file) or Outcome("failed", fitting.failure)
 
 
@@ -82,11 +83,13 @@ class _Fitting(threading.Thread):
         self.failure = _fit(*self.arguments)
 
 
-def _pass_on(tail: Tail, observe: Callable[[Event], None]) -> bool:
+def _pass_on(tail: Tail, mark: StepMark, observe: Callable[[Event], None]) -> bool:
     """Whether there were new records."""
     records = tail.read()
     for record in records:
         observe(record)
+    if (stepped := mark.read()) is not None:
+        observe(stepped)
     return bool(records)
 
 

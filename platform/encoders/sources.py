@@ -36,6 +36,8 @@ class Images:
     where: Callable[[int], str]
     digest: str
     notes: list[str]  # a line each for what was given and is not used
+    classes: Callable[[Ids], tuple[Ids | None, Sequence[str]]] = lambda ids: (None, ())
+    """Ids -> their labels, -1 for none, and the classes' names; (None, ()) without classes."""
 
 
 def open_images(source: str) -> Images:
@@ -60,7 +62,15 @@ def _open_shards(pattern: str) -> Images:
         where=index.where,
         digest=index.digest,
         notes=index.notes,
+        classes=partial(_classes, index),
     )
+
+
+def _classes(index: Index, ids: Ids) -> tuple[Ids | None, Sequence[str]]:
+    labels = index.labels(ids)
+    if labels is None:
+        return None, ()
+    return labels, index.classes or [str(number) for number in range(int(labels.max(initial=-1)) + 1)]
 
 
 @lru_cache(maxsize=1)

@@ -55,6 +55,12 @@ class Commit(NamedTuple):
         return score if score is not None and math.isfinite(score) else None
 
     @property
+    def score_name(self) -> str:
+        """Which figure the score is, knn or h_effective_rank. Older commits do not say; a rank is above 1."""
+        told: str | None = self.manifest.get("score_name")
+        return told or ("knn" if (self.score or 0) <= 1 else "h_effective_rank")
+
+    @property
     def monitor_due(self) -> bool:
         """Whether the epoch that ends here has still to be evaluated: a stop came first."""
         return bool(self.manifest.get("monitor_due"))

@@ -1,5 +1,6 @@
 """What a run tells while it goes on: records of metrics.jsonl, as types and as lines, and remarks in words."""
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -39,8 +40,14 @@ class Note(NamedTuple):
     text: str
 
 
+class Stepped(NamedTuple):
+    """So many steps are done, whether or not the last one has a record. Not in metrics.jsonl."""
+
+    steps: int
+
+
 Record = FirstStep | Metrics | Monitored
-Event = Record | Note
+Event = Record | Note | Stepped
 
 _WITHIN_A_STEP = {FirstStep: 0.1, Metrics: 0.2, Monitored: 0.3}
 
@@ -79,6 +86,30 @@ def parse(text: bytes) -> Record | None:
     return (
         Monitored(step, time_s, epoch, values, warning) if event else Metrics(step, time_s, values, warning)
     )
+
+
+class StepMark:
+    """The number of steps that are done, beside metrics.jsonl: rank 0 writes it at every step, the command reads it."""
+
+    def __init__(self, logs: Path) -> None:
+        self.path = logs / "step"
+        self._seen: bytes | None = None
+
+    def write(self, steps: int) -> None:
+        """No more than a hint: a full disk, or a folder that is gone, stops nothing."""
+        with contextlib.suppress(OSError):
+            self.path.write_bytes(b"%d\n" % steps)
+
+    def read(self) -> Stepped | None:
+        """What was written since the last call."""
+        try:
+            text = self.path.read_bytes()
+        except OSError:
+            return None
+        if text == self._seen or not text.endswith(b"\n"):
+            return None
+        self._seen = text
+        return Stepped(int(text))
 
 
 class Tail:

@@ -78,10 +78,17 @@ def run_names() -> list[str]:
     return sorted({path.parent.name for sign in signs for path in home().glob(f"*/{sign}")})
 
 
-def valid_name(name: str) -> str:
-    """The name if it can be a folder of the state folder, else UserError."""
-    if not name or name.startswith(".") or "/" in name or name in ("index", "features", "artifacts", "ray"):
-        raise UserError(f"--name {name!r}: a run name is one folder name, not starting with a dot")
+RESERVED = ("artifacts", "features", "index", "ray")  # folders of the state folder that are no runs
+
+
+def valid_name(name: str, asked: str = "--name") -> str:
+    """The name if it can be a folder of the state folder, else UserError, which begins with `asked`."""
+    if name in RESERVED:
+        raise UserError(
+            f"{asked} {name}: is reserved, Vergence keeps its own files there; reserved are {', '.join(RESERVED)}"
+        )
+    if not name or name.startswith(".") or "/" in name:
+        raise UserError(f"{asked} {name!r}: a run name is one folder name, not starting with a dot")
     return name
 
 

@@ -84,6 +84,7 @@ class RankLoop:
             self.engine.load_state(commits.load_state(commit))
             self.counts = dict(commit.manifest["counts"])
         self.score: float | None = None
+        self.score_name: str | None = None  # which of the monitor's figures it is
         self.skipped_in_a_row = 0
         self.num_alike = 0  # samples of this rank without a gradient since the last record
         self.views = Views(
@@ -183,7 +184,7 @@ class RankLoop:
             proceed=proceed,
         )
         _, stop, num_bad, loss = agreed
-        due = (step + 1) % job.metrics_every == 0 or step == 0
+        due = (step + 1) % job.metrics_every == 0 or step == 0 or step + 1 == job.steps
         grad_norms = self.engine.grad_norms() if due and result is not None else None
         taken = result is not None and self.engine.step()
         self._report_alike(share)  # waits for the device, like the step
@@ -299,7 +300,8 @@ class RankLoop:
         metrics = self.monitor(self.method.encoder, self.engine.autocast)
         if not metrics:
             return
-        self.score = metrics.get("knn", metrics["h_effective_rank"])
+        self.score_name = "knn" if "knn" in metrics else "h_effective_rank"
+        self.score = metrics[self.score_name]
         warning = remarks(metrics, self.method.encoder.dim)
         if warning:
             log.warning("epoch %d: %s", epoch, warning)
@@ -309,7 +311,7 @@ class RankLoop:
         """The evaluation that a stop at the end of an epoch has put off."""
         self._evaluate(self.step // self.job.plan.batches_per_epoch)
         if self.rank == 0:
-            commits.amend(commit, score=self.score, monitor_due=False)
+            commits.amend(commit, score=self.score, score_name=self.score_name, monitor_due=False)
         self.score = None
 
     def _commit(self, monitor_due: bool) -> str | None:
@@ -322,6 +324,7 @@ class RankLoop:
             "step": self.step,
             "counts": self.counts,
             "score": self.score,
+            "score_name": self.score_name if self.score is not None else None,
             "monitor_due": monitor_due,
         }
         failure = committed(self.job, self.engine, facts)

@@ -15,7 +15,7 @@ from vergence.methods import collectives
 from vergence.platform.errors import VergenceError
 from vergence.platform.files import sync, write_atomic
 from vergence.platform.runs import commit as commits
-from vergence.platform.runs.records import FirstStep, Metrics, Monitored, Record, line, parse
+from vergence.platform.runs.records import FirstStep, Metrics, Monitored, Record, StepMark, line, parse
 from vergence.platform.runs.run import facts_of, owns
 from vergence.platform.train.engine import Engine, cpu_copy
 from vergence.platform.train.job import Job
@@ -31,6 +31,7 @@ class Recorder:
         self.path = job.run / "logs" / "metrics.jsonl"
         self.window_start, self.window_steps, self.waited_s = time.perf_counter(), 0, 0.0
         self.stages: dict[str, float] | None = dict(job.stages)  # of the start; None once told
+        self.mark = StepMark(job.run / "logs")
         if speaks:
             cut(self.path, commit.step if commit else 0, commit is not None and commit.monitor_due)
 
@@ -50,22 +51,30 @@ class Recorder:
 
     def stepped(self, step: int) -> None:
         self.window_steps += 1
+        if self.speaks:
+            self.mark.write(step + 1)
         if self.stages is not None:
             self.stage("first step")
             self._append(FirstStep(step, self.stages))
             self.stages = None
+            self._begin_window()  # the start is no part of the speed
 
     def metrics(self, step: int, metrics: Mapping[str, float], warning: str | None = None) -> None:
-        """A record of the metrics after `step`, with the speed since the last one."""
+        """A record of the metrics after `step`, with the speed since the last one; the first step has none."""
         elapsed = time.perf_counter() - self.window_start
         images = self.window_steps * self.job.plan.global_batch
-        speed = {"images_per_s": images / elapsed, "data_wait_share": self.waited_s / elapsed}
+        speed = (
+            {"images_per_s": images / elapsed, "data_wait_share": self.waited_s / elapsed} if images else {}
+        )
         self._append(Metrics(step, time.time(), {**metrics, **speed}, warning))
-        self.window_start, self.window_steps, self.waited_s = time.perf_counter(), 0, 0.0
+        self._begin_window()
 
     def monitored(self, step: int, epoch: int, metrics: Mapping[str, float], warning: str | None) -> None:
         """A record of the monitor, made after `step` steps; its time does not count as training."""
         self._append(Monitored(step - 1, time.time(), epoch, metrics, warning))
+        self._begin_window()
+
+    def _begin_window(self) -> None:
         self.window_start, self.window_steps, self.waited_s = time.perf_counter(), 0, 0.0
 
     def _append(self, record: Record) -> None:

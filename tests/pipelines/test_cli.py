@@ -1,8 +1,10 @@
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -147,11 +149,11 @@ def test_a_full_disk_and_our_own_errors_have_their_exit_codes(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "required: VERB"),
         (["pretrain"], "required: RECIPE;"),
         (["runs", "shw"], "invalid choice: 'shw'"),
         (["pretrain", "digits", "--dry"], "digits"),
         (["embed", "junk.pt2", "images", "out.parquet"], "junk.pt2: not an exported encoder"),
+        (["embed", "junk.pt2", "images", "out.txt"], "out.txt: embeddings are written as parquet"),
         (["shards", "index", "fold*"], "matches no file, only"),
         (["shards", "pack", "junk.pt2", "out"], "neither a folder of images nor a .parquet file"),
         (["shards", "pack", "images", "junk.pt2"], "junk.pt2"),
@@ -203,6 +205,60 @@ def test_settings_may_stand_behind_an_option(home: Path, capsys: pytest.CaptureF
     pattern = "data.train=nowhere/*.tar"
     assert cli.main(["pretrain", "simclr-cifar10", "--name", "second", pattern, "--dry-run"]) == 2
     assert "nowhere/*.tar: matches no shard" in capsys.readouterr().err
+
+
+def test_the_bare_command_is_its_help_and_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    assert "pretrain" in capsys.readouterr().out
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("vergence 0.")
+
+
+def test_runs_are_renamed_and_deleted_but_not_while_they_work(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vergence.platform.runs.run import Run, locked
+
+    Run("a").path.mkdir()
+    Run("a").remember(id="x", version=4)
+    assert cli.main(["runs", "rename", "a", "index"]) == 2
+    assert "runs rename index: is reserved" in capsys.readouterr().err
+    assert cli.main(["runs", "rename", "a", "b"]) == 0
+    assert Run("b").facts().id == "x"
+    assert not Run("a").path.exists()
+    Run("a").path.mkdir()
+    assert cli.main(["runs", "rename", "b", "a"]) == 2
+    capsys.readouterr()
+    with locked(Run("b")):
+        assert cli.main(["runs", "rm", "b", "--yes"]) == 2
+        assert "a process is working on run b" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    assert cli.main(["runs", "rm", "b"]) == 2  # nobody can be asked
+    assert "give --yes" in capsys.readouterr().err
+    assert Run("b").path.exists()
+    assert cli.main(["runs", "rm", "b", "--yes"]) == 0
+    assert "version 4 stays in the registry" in capsys.readouterr().out
+    assert not Run("b").path.exists()
+    assert cli.main(["runs", "rm", "b", "--yes"]) == 2
+
+
+def test_deleting_asks(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vergence.platform.runs.run import Run
+
+    Run("a").path.mkdir()
+    Run("a").remember(id="x")
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    for answer, there in (("", True), ("n", True), ("y", False)):
+        monkeypatch.setattr("builtins.input", lambda question, answer=answer: answer)
+        assert cli.main(["runs", "rm", "a"]) == 0
+        assert Run("a").path.exists() == there
+
+
+def test_reserved_names_say_so(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["pretrain", "digits", "--name", "features"]) == 2
+    assert "--name features: is reserved" in capsys.readouterr().err
 
 
 def test_nearest_lists_what_is_valid() -> None:

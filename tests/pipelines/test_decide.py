@@ -57,6 +57,24 @@ CASES = {
         Refuse(f"method.temperature {RECIPE.method.temperature} -> 0.5, optim.lr {RECIPE.optim.lr} -> 0.3"),
     ),
     "other data": (past(9), RECIPE, OTHER_DATA, Refuse("was started on other data (digest dddddddddddd, a/*.tar")),
+    "longer, by a schedule that does not end": (
+        past(27, recipe=recipe("schedule.shape=constant"), facts=FINISHED),
+        recipe("schedule.shape=constant", "epochs=5"), DATA,
+        Train(commit(27), past(facts=FINISHED).facts, forgets=False, prolongs=True),
+    ),
+    "longer, by one that does": (
+        past(27, facts=FINISHED), recipe("epochs=5"), DATA,
+        Refuse("was begun for fewer epochs (epochs 3 -> 5) and cannot be prolonged: schedule.shape=cosine is"),
+    ),
+    "longer, with another schedule in the method": (
+        past(27, recipe=recipe("schedule.shape=constant", "method.temperature={peak: 0.5, end: 0.1}"), facts=FINISHED),
+        recipe("schedule.shape=constant", "method.temperature={peak: 0.5, end: 0.1}", "epochs=5"), DATA,
+        Refuse("method.temperature.shape=cosine is spread over all epochs"),
+    ),
+    "shorter": (
+        past(27, recipe=recipe("schedule.shape=constant"), facts=FINISHED),
+        recipe("schedule.shape=constant", "epochs=2"), DATA, Refuse("another recipe: epochs 3 -> 2"),
+    ),
     "all steps are done": (past(27), RECIPE, DATA, HandOver(commit(27))),
     "the last epoch is not evaluated": (
         past(27, monitor_due=True), RECIPE, DATA,

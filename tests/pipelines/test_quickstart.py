@@ -30,7 +30,7 @@ def test_quickstart_survives_a_kill_and_is_quick_when_done(tmp_path: Path) -> No
         knn = {who: figures["knn-v1"] for who, figures in results.items()}
         assert knn["encoder"]["top1"] > knn["as initialised"]["max"]
     assert knn["encoder"]["top1"] > knn["raw pixels"]["top1"] + 0.1  # moved
-    with Image.open(home / "quickstart" / "map.png") as drawn:
+    with Image.open(home / "quickstart" / "look" / "map.png") as drawn:
         assert drawn.width > 800
 
     begin = time.monotonic()

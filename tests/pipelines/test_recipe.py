@@ -100,7 +100,7 @@ def test_initial_weights_follow_the_seed_and_leave_the_global_generator_alone() 
         ("optm.lr=1", "optm is not a setting (did you mean optim?"),
         ("optim.name=sdg", "optim.name: got 'sdg' (did you mean sgd?"),
         ("method.name=byool", "method.name: got 'byool' (did you mean byol?"),
-        ("data.holdout=0.7", "data.holdout: input should be less than or equal to 0.5, got 0.7"),
+        ("data.holdout=0.7", "data.holdout: input should be less than or equal to 0.5 or 'auto', got 0.7"),
         ("precision=fp16", "precision: got 'fp16'"),
         ("batch=3", "batch: "),
         ("norm.group=0", "norm.group: input should be greater than or equal to 2 or 'global', got 0"),

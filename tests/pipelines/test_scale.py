@@ -5,7 +5,7 @@ import torch
 
 from vergence.pipelines.recipe import Recipe, load_recipe
 from vergence.pipelines.resolve import need_of
-from vergence.pipelines.scale import divides, told, with_scale
+from vergence.pipelines.scale import divides, plan_for, told, with_scale
 from vergence.platform.cluster.capacity import AskedScale, Found, ScaleConfig, found_here, settle
 from vergence.platform.errors import UserError
 
@@ -79,6 +79,36 @@ def test_what_is_there_and_not_used_is_said_with_the_cure() -> None:
 def test_workers_share_batch_and_norm_groups(settings: list[str], fits: list[int]) -> None:
     recipe: Recipe = load_recipe("simclr-cifar10", settings)
     assert [n for n in range(1, 17) if divides(recipe, n)] == fits
+
+
+@pytest.mark.parametrize(
+    ("settings", "cure"),
+    [
+        (["scale.workers=1", "norm.group=32"], "batch.global=64 fits"),
+        (["scale.workers=2", "norm.group=64"], "batch.global=64 fits"),
+        (["scale.workers=3", "norm.group=global"], "batch.global=90 fits"),
+        (["scale.workers=1", "norm.group=128"], "pack more images, or set a smaller norm.group"),
+    ],
+)
+def test_a_batch_that_is_too_large_is_answered_by_one_that_divides(settings: list[str], cure: str) -> None:
+    recipe = load_recipe("simclr-cifar10", ["data.holdout=0.02", "batch.global=256", *settings])
+    with pytest.raises(
+        UserError, match=r"more than the 91 training samples \(of 92, holdout 0\.02\)"
+    ) as caught:
+        plan_for(recipe, 92)
+    assert cure in str(caught.value)
+    if "fits" in cure:
+        assert plan_for(load_recipe("simclr-cifar10", [*settings, cure.split()[0]]), 92)
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "held"), [(100, 10), (576, 57), (5000, 500), (20_000, 500), (25_000, 500), (50_000, 1000)]
+)
+def test_the_holdout_means_something_also_for_few_images(num_samples: int, held: int) -> None:
+    recipe = load_recipe("images-small")
+    assert abs(plan_for(recipe, num_samples).num_holdout - held) <= 1
+    explicit = load_recipe("images-small", ["data.holdout=0.02"])
+    assert plan_for(explicit, 50_000).num_holdout == 1000
 
 
 def test_where_no_machine_is_asked_numbers_are_wanted() -> None:

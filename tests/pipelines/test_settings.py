@@ -11,7 +11,7 @@ from vergence.platform import yaml
     [
         ("optim.name", "sgd | adamw | lars", "sgd"),
         ("batch.global", "int > 0", ""),
-        ("data.holdout", "float >= 0, <= 0.5", "0.02"),
+        ("data.holdout", "float >= 0, <= 0.5 | auto", "auto"),
         ("data.mean", "[float, float, float]", "[0.485, 0.456, 0.406]"),
         ("seed", "int >= 0", "0"),
         ("encoder.freeze_patches", "true | false", "false"),

@@ -1,26 +1,127 @@
-"""What a run tells while it trains."""
+import io
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from rich.console import Console
 
-from vergence.pipelines.show import ProgressLine
-from vergence.platform.runs.records import Monitored
+from vergence.pipelines import show
+from vergence.pipelines.show import ProgressLine, fitting
+from vergence.platform.data.plan import Plan
+from vergence.platform.runs.records import Metrics, Monitored, Stepped
+
+SPEED = {"loss": 2.9729, "images_per_s": 932.4, "data_wait_share": 0.007}
+
+
+def metrics(step: int, **more: float) -> Metrics:
+    return Metrics(step, 0.0, {**SPEED, **more})
+
+
+def rendered(line: ProgressLine) -> list[str]:
+    """The bar as it stands on the terminal."""
+    rows = line.console.render_lines(line._bar.get_renderable())
+    return ["".join(segment.text for segment in row).rstrip() for row in rows]
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes a progress line on a terminal of so many columns; `clock` holds what time it is."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
+    lines: list[ProgressLine] = []
+
+    def on(columns: int, steps: int, *, terminal: bool = True) -> tuple[ProgressLine, io.StringIO, Any]:
+        file = io.StringIO()
+        console = Console(
+            file=file, width=columns, force_terminal=terminal, color_system=None, legacy_windows=False
+        )
+        lines.append(ProgressLine(steps, 0, console))
+        return lines[-1], file, clock
+
+    yield on
+    for line in lines:
+        line.stop()
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120, 200])
+def test_the_bar_is_one_line_with_loss_speed_and_time_left_at_any_width(screen: Any, columns: int) -> None:
+    line, _, clock = screen(columns, 1_234_567)
+    line.update(Monitored(0, 0.0, 1, {"h_effective_rank": 33.8, "knn": 0.86, "holdout": 200}))
+    for step in (0, 100):
+        clock.now += 50.0
+        line.update(metrics(step))
+    (text,) = rendered(line)
+    assert len(text) <= columns
+    assert "step 101/1,234,567" in text
+    for part in ["loss 2.9729", "932 images/s", "ETA 171:27:13", "kNN 0.860", "waiting"][: columns // 20 - 2]:
+        assert part in text
+
+
+def test_the_bar_moves_with_every_step_and_the_start_is_no_part_of_the_time_left(screen: Any) -> None:
+    line, _, clock = screen(80, 100)
+    clock.now = 500.0  # of starting
+    for step in range(1, 5):
+        clock.now += 2.0
+        line.update(Stepped(step))
+        assert f"step {step}/100" in rendered(line)[0]
+    assert "ETA 3:12" in rendered(line)[0]  # 96 steps of 2 s
+
+
+def test_a_log_file_has_the_last_step_whatever_the_time(screen: Any) -> None:
+    line, file, clock = screen(80, 16, terminal=False)
+    clock.now = 100.0
+    for step in (0, 9, 15):
+        clock.now += 1.0
+        line.update(metrics(step))
+    told = file.getvalue().splitlines()
+    assert [text.split(" · ")[0] for text in told] == ["step 1/16", "step 16/16"]
+    assert told[-1].endswith("ETA 0:00 · waiting for data 0.7%")
+
+
+def test_without_classes_it_is_said_once_why_there_is_no_knn(screen: Any) -> None:
+    line, file, _ = screen(200, 16, terminal=False)
+    for epoch in (1, 2):
+        line.update(Monitored(epoch, 0.0, epoch, {"h_effective_rank": 33.8, "holdout": 58}))
+    told = file.getvalue()
+    assert told.count("no kNN: it needs classes") == 1
+    assert "the 58 held-out images" in told
+    assert "epoch 2 · effective rank of h 33.8\n" in told
 
 
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ({"h_effective_rank": 7.0}, "epoch 2 · rank of h 7.0 · effective rank of h 7.0"),
-        ({"h_effective_rank": 7.0, "knn": 0.5}, "epoch 2 · kNN 0.500 · effective rank of h 7.0"),
-        (
-            {"h_effective_rank": 7.0, "knn": 0.5, "zero_shot": 0.25},
-            "epoch 2 · kNN 0.500 · zero-shot 0.250 · effective rank of h 7.0",
-        ),
+        ({"knn": 0.5}, "epoch 2 · kNN 0.500 · effective rank of h 7.0"),
+        ({"knn": 0.5, "zero_shot": 0.25}, "epoch 2 · kNN 0.500 · zero-shot 0.250 · effective rank of h 7.0"),
     ],
 )
-def test_scores_of_an_epoch_are_one_line(
-    values: dict[str, float], told: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    line = ProgressLine(10, 0, 8)
-    line.update(Monitored(5, 0.0, 2, values))
-    line.stop()
-    assert capsys.readouterr().err.strip() == told
+def test_scores_of_an_epoch_are_one_line(screen: Any, values: dict[str, float], told: str) -> None:
+    line, file, _ = screen(200, 10, terminal=False)
+    line.update(Monitored(5, 0.0, 2, {"h_effective_rank": 7.0, "holdout": 58, **values}))
+    assert file.getvalue().strip() == told
+
+
+def test_what_does_not_fit_is_left_out_the_least_telling_first() -> None:
+    facts = {"wait": "waiting", "loss": "loss 1", "speed": "9 images/s", "ETA": "ETA 1:00"}
+    assert fitting(facts) == "loss 1 · 9 images/s · ETA 1:00 · waiting"
+    assert fitting(facts, 30) == "loss 1 · 9 images/s · ETA 1:00"
+    assert fitting({}, 80) == "starting ..."
+
+
+def test_nothing_held_out_is_said() -> None:
+    assert "all 40 samples train; data.holdout=0" in show._held_out(Plan(40, 0, 0, 8))
+    assert "36 of 40 samples train" in show._held_out(Plan(40, 0.1, 0, 8))
+
+
+def test_the_plot_shows_what_was_measured(tmp_path: Path) -> None:
+    from vergence.platform.runs.plots import curves_of, draw
+    from vergence.platform.runs.records import line
+
+    step = Metrics(3, 0.0, {"loss": 1.0, "lr": 0.1})
+    rank = Monitored(3, 0.0, 1, {"h_effective_rank": 3.0})
+    assert list(curves_of([step, rank]).values()) == ["loss", "h_effective_rank", "lr"]
+    assert "knn" in curves_of([Monitored(3, 0.0, 1, {"h_effective_rank": 3.0, "knn": 0.5})]).values()
+    (tmp_path / "metrics.jsonl").write_text(line(step) + line(rank))
+    assert draw(tmp_path).stat().st_size > 5000

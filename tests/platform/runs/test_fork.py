@@ -8,7 +8,7 @@ import torch
 
 from vergence.platform.errors import UserError
 from vergence.platform.runs import commit as commits
-from vergence.platform.runs.fork import fork
+from vergence.platform.runs.fork import fork, unfork
 from vergence.platform.runs.past import Past
 from vergence.platform.runs.run import Run
 from vergence.platform.schema import SCHEMA
@@ -32,6 +32,19 @@ def test_a_fork_takes_the_state_and_nothing_of_the_old_runs_past() -> None:
     assert new.facts().dump().keys() == {"schema", "id"}
     assert new.facts().id not in (None, "", "a1")
     assert not Past.read(new).has_begun
+
+
+def test_a_fork_that_has_trained_nothing_is_taken_back_and_one_that_has_is_not() -> None:
+    old, new = Run("old"), Run("new")
+    commits.write(old.commits, {"w": torch.ones(1)}, {"step": 9, "counts": {}}, "a", owned=lambda: True)
+    assert fork(old, new)
+    assert not fork(old, new)
+    unfork(new)
+    assert not new.path.exists()
+    fork(old, new)
+    commits.write(new.commits, {"w": torch.ones(1)}, {"step": 3, "counts": {}}, "a", owned=lambda: True)
+    unfork(new)
+    assert commits.newest(new.commits).step == 3
 
 
 def test_the_state_of_an_older_schema_may_be_forked() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vergence.platform.runs.records import FirstStep, Metrics, Monitored, Tail, line, parse
+from vergence.platform.runs.records import FirstStep, Metrics, Monitored, StepMark, Stepped, Tail, line, parse
 from vergence.platform.train.record import cut
 
 
@@ -136,3 +136,16 @@ def test_what_comes_late_in_a_step_is_handed_out_too(tmp_path: Path) -> None:
 def test_a_record_is_read_back_from_its_line(record: FirstStep | Metrics | Monitored) -> None:
     assert parse(line(record).encode()) == record
     assert isinstance(json.loads(line(record)), dict)
+
+
+def test_a_step_mark_is_told_once_and_a_half_one_not_at_all(tmp_path: Path) -> None:
+    ours, theirs = StepMark(tmp_path), StepMark(tmp_path)
+    assert ours.read() is None
+    theirs.write(7)
+    assert ours.read() == Stepped(7)
+    assert ours.read() is None
+    (tmp_path / "step").write_text("12")
+    assert ours.read() is None
+    theirs.write(123)
+    assert ours.read() == Stepped(123)
+    StepMark(tmp_path / "gone").write(1)  # no more than a hint
