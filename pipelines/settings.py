@@ -30,6 +30,8 @@ def settings_of(model: type[BaseModel], path: str = "") -> dict[str, Setting]:
         key = field.alias or name
         inner, kinds = section(field.annotation), _kinds(properties[key])
         if inner is not None and set(kinds) <= {"mapping", "list", "null"}:
+            if "null" in kinds:
+                found[f"{path}{key}"] = Setting("section | null", "null", field.description or "")
             items = "0." if kinds == ["list"] else ""
             found |= settings_of(inner, f"{path}{key}.{items}")
         else:
