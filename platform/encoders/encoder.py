@@ -102,6 +102,16 @@ class LoadedEncoder:
 
         return trainable(self.name, self.card, self.backbone_weights).to(self.device)
 
+    def trainable(self, num_classes: int = 0) -> nn.Module:
+        """A model to fine-tune: the backbone with these weights, all of them, and a fresh classifier; 0: none.
+
+        (n, 3, H, W) float32, normalised by the card's mean and std -> (n, num_classes or dim), in training mode, a new one
+        each time. Raises UserError as `module`; `timm_backbone` takes more arguments.
+        """
+        from vergence.platform.encoders.rebuild import timm_backbone
+
+        return timm_backbone(self, num_classes)
+
     @property
     def backbone_weights(self) -> dict[str, Tensor]:
         """Weights of the backbone under timm's names, those of the program itself."""

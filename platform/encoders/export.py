@@ -211,8 +211,15 @@ embeddings = torch.export.load("{PROGRAM}").module()(torch.from_numpy(images))
 Other sizes: {RULE} (S = {card.size}).
 Embeddings are not normalised: divide by the L2 norm for cosine similarity.
 
-For fine-tuning, `{WEIGHTS}` holds the backbone's weights under timm's names; feed it
-(pixels / 255 - mean) / std with mean {list(card.mean)}, std {list(card.std)}.
+To fine-tune, with Vergence: all weights, and a fresh classifier; it trains on (pixels / 255 - mean) / std with
+mean {list(card.mean)}, std {list(card.std)}.
+
+```python
+from vergence.pipelines import load_encoder
+model = load_encoder("{PROGRAM}").trainable(num_classes=10)
+```
+
+`{WEIGHTS}` holds the same weights under timm's names.
 
 ## Training
 

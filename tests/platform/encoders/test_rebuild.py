@@ -54,6 +54,10 @@ def test_a_backbone_of_ours_gets_a_classifier_too(narrow: LoadedEncoder) -> None
     first, trained = model.get_parameter("conv1.weight"), narrow.module.get_parameter("backbone.conv1.weight")
     assert model(X).shape == (4, 5)
     assert timm_backbone(narrow)(X).shape == (4, 128)
+    own = narrow.trainable(num_classes=5)
+    assert own.training
+    assert own(X).shape == (4, 5)
+    assert torch.equal(own.get_parameter("conv1.weight"), narrow.backbone_weights["conv1.weight"])
     assert first.shape == (16, 3, 3, 3)
     assert torch.equal(first, trained)
     trained.data.zero_()  # trained on, say
