@@ -14,6 +14,7 @@ from .deep_cluster import DeepCluster, DeepClusterConfig
 from .deep_cluster_v2 import DeepClusterV2, DeepClusterV2Config
 from .dense_cl import DenseCL, DenseCLConfig
 from .dino import DINO, DINOConfig
+from .infomin import InfoMin, InfoMinConfig
 from .inst_disc import InstDisc, InstDiscConfig
 from .inva_spread import InvaSpread, InvaSpreadConfig
 from .method import Method
@@ -37,6 +38,7 @@ METHODS: dict[str, tuple[type[BaseModel], type[Method]]] = {
     "simclr": (SimCLRConfig, SimCLR),
     "simclrv2": (SimCLRV2Config, SimCLRV2),
     "mocov2": (MoCoV2Config, MoCoV2),
+    "infomin": (InfoMinConfig, InfoMin),
     "dense_cl": (DenseCLConfig, DenseCL),
     "adco": (AdCoConfig, AdCo),
     "contrastive_clustering": (ContrastiveClusteringConfig, ContrastiveClustering),

@@ -36,6 +36,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "simclr": {"hidden_dim": 7, "embed_dim": 5},
     "simclrv2": {"hidden_dim": 7, "embed_dim": 5, "memory_size": 16, "momentum": 0.9},
     "mocov2": {"hidden_dim": 7, "embed_dim": 5, "queue_size": 16, "momentum": 0.9},
+    "infomin": {"hidden_dim": 16, "embed_dim": 5, "queue_size": 16, "momentum": 0.9},
     "dense_cl": {"hidden_dim": 16, "embed_dim": 5, "queue_size": 16, "momentum": 0.9},
     "adco": {"hidden_dim": 7, "embed_dim": 5, "num_negatives": 16, "momentum": 0.9, "adversary_lr": 0.1},
     "contrastive_clustering": {"hidden_dim": 7, "embed_dim": 5, "clusters": 4},

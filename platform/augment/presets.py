@@ -52,6 +52,8 @@ PRESETS: dict[str, tuple[Augmentation, ...]] = {
     "instdisc": (_colour(0.4, 0.4, 0.4, 0.4)._replace(crop_scale=(0.2, 1.0), jitter=1.0),),
     # Chen et al. 2020, arXiv:2003.04297, section 3
     "mocov2": (_WEAK._replace(crop_scale=(0.2, 1.0), blur=0.5),),
+    # Tian et al. 2020, arXiv:2005.10243, section 4.2, but for its RandAugment
+    "infomin": (_STRONG._replace(crop_scale=(0.2, 1.0), blur=0.5),),
     # Grill et al. 2020, arXiv:2006.07733, table 6; Barlow Twins and VICReg use it too
     "byol": (_BYOL._replace(blur=1.0), _BYOL._replace(blur=0.1, solarize=0.2)),
     # 32 px: SimCLR's appendix B.9 (strength 0.5, no blur), and its counterpart for BYOL

@@ -347,6 +347,22 @@ _CMC: Faults = {
     ),
 }
 
+_INFOMIN: Faults = {
+    "jigsaw-weighs-the-views": (
+        "weight * jigsaw.loss + (1 - weight) * views.loss",
+        "(1 - weight) * jigsaw.loss + weight * views.loss",
+        f"{_METHODS}/test_infomin.py::test_loss_is_both_of_moco_s_by_their_weight[0.2]",
+    ),
+}
+
+_JIGSAW: Faults = {
+    "pieces-in-one-order": (
+        "z = z.gather(1, order[..., None].expand_as(z)).flatten(1)",
+        "z = z.flatten(1)",
+        f"{_METHODS}/test_infomin.py::test_order_and_places_are_of_each_sample_and_moment",
+    ),
+}
+
 _ADCO: Faults = {
     "negatives-descend": (
         "self.config.adversary_decay * self.negatives - gradient",
@@ -519,6 +535,8 @@ FAULTS = {
     "methods/dense_cl.py": _DENSE_CL,
     "methods/parts/draws.py": _DRAWS,
     "methods/cmc.py": _CMC,
+    "methods/infomin.py": _INFOMIN,
+    "methods/parts/jigsaw.py": _JIGSAW,
     "methods/adco.py": _ADCO,
     "methods/contrastive_clustering.py": _CONTRASTIVE_CLUSTERING,
     "methods/simclr_v2.py": _SIMCLR_V2,

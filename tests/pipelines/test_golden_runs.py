@@ -31,6 +31,7 @@ LOSSES = {
     "inva_spread-cifar10": [4.36137, 4.55599, 4.92962, 4.78763, 4.38747, 4.5649],
     "mocov1-cifar10": [0.542558, 2.99694, 3.93491, 4.10345, 4.25959, 4.37259],
     "mocov2-cifar10": [0.434419, 2.99364, 3.68706, 3.89449, 4.1175, 4.4887],
+    "infomin-cifar10": [2.41782, 3.28171, 3.87416, 4.06026, 4.35585, 4.57344],
     "dense_cl-cifar10": [3.88751, 4.3671, 4.63727, 4.75493, 4.93639, 5.13081],
     "adco-cifar10": [0.443301, 2.96537, 3.65057, 3.88363, 4.10916, 4.46768],
     "contrastive_clustering-cifar10": [6.38057, 6.42546, 6.40152, 6.38313, 6.34853, 6.40859],
@@ -59,7 +60,7 @@ def losses(rank: int, world_size: int, name: str, folder: Path) -> list[float]:
         "norm.group=8", "precision=fp32", "scale.workers=1", "track.every_steps=1",
         "encoder.depth=1" if name.startswith("shared") or "_vit" in name else "encoder.width=0.0625",
         *(["method.clusters=20"] if name.startswith("deep_cluster") else []),
-        *(["norm.span=16"] if name.startswith(("mocov1", "mocov2", "dense_cl", "adco")) else []),
+        *(["norm.span=16"] if name.startswith(("mocov1", "mocov2", "dense_cl", "adco", "infomin")) else []),
     )  # fmt: skip
     shard = folder / "t-000000.tar"
     pixels = np.random.default_rng(0).integers(0, 256, (80, 8, 8, 3), dtype=np.uint8)
