@@ -30,7 +30,7 @@ from .method import About, Batch, DataFacts, Encoder, Method, Needs, at_least
 from .parts.backbones import ZeroInit
 from .parts.observations import Observations, needs_of
 from .parts.patches import PatchAugmentation
-from .parts.sequences import POLICY, Counter, Masked, Policy, Recurrent, Rules, score
+from .parts.sequences import POLICY, Counter, Masked, Policy, Recurrent, Rules, check_length, score
 
 
 class CPCConfig(BaseModel, frozen=True, extra="forbid", strict=True):
@@ -97,6 +97,7 @@ class CPC(Method[CPCConfig, Codes, tuple[()]]):
     def forward(self, batch: Batch) -> Codes:
         """Codes, and what is expected of them."""
         z_bvltd = self.observations.codes(self.encoder, batch, self._counter(batch))
+        check_length(z_bvltd.shape[3], self.rules, self.config.steps)
         p_bvltkd = self.predictions(self.summary(z_bvltd)).unflatten(-1, (self.config.steps, -1))
         return Codes(z_bvltd.flatten(1, 2), p_bvltkd.flatten(1, 2))
 

@@ -23,7 +23,7 @@ from .method import About, Batch, DataFacts, Encoder, Method, Needs, at_least
 from .parts.backbones import ZeroInit
 from .parts.observations import Observations, needs_of
 from .parts.patches import GridEncoder, PatchAugmentation
-from .parts.sequences import POLICY, Counter, Masked, Policy, Rules, score
+from .parts.sequences import POLICY, Counter, Masked, Policy, Rules, check_length, score
 
 Direction = Literal["down", "up", "right", "left"]
 
@@ -86,6 +86,7 @@ class CPCV2(Method[CPCV2Config, Codes, tuple[()]]):
     def forward(self, batch: Batch) -> Codes:
         """Targets of all patches, and what each direction expects."""
         z_bvltd = self.observations.codes(self.encoder, batch, self._counter(batch))
+        check_length(z_bvltd.shape[3], self.rules, self.config.steps)
         expected = []
         for direction, context, predictions in zip(self.config.directions, self.contexts, self.predictions):
             c_bvltd = context(turned(z_bvltd, direction).flatten(0, 1)).unflatten(0, z_bvltd.shape[:2])

@@ -98,6 +98,15 @@ class Scored(NamedTuple):
     information: Tensor
 
 
+def check_length(num_steps: int, rules: Rules, distances: int) -> None:
+    """Raises ValueError: sequences are too short for the distances."""
+    last = rules.first + distances - 1
+    if num_steps <= last:
+        raise ValueError(
+            f"a sequence of {num_steps} steps holds no prediction over {last}; lower method.steps or show more of it"
+        )
+
+
 def score(z_bltd: Tensor, p_bltkd: Tensor, steps_b: Tensor | None, rules: Rules, counter: Counter) -> Scored:
     """InfoNCE (eq. 4) of all predictions over each distance, whose mean is over those of all ranks. Collective.
 
@@ -108,11 +117,7 @@ def score(z_bltd: Tensor, p_bltkd: Tensor, steps_b: Tensor | None, rules: Rules,
         rules, counter: which candidates there are, and how they are drawn.
     Raises ValueError: the sequences are too short for the distances.
     """
-    num_steps, last = z_bltd.shape[2], rules.first + p_bltkd.shape[3] - 1
-    if num_steps <= last:
-        raise ValueError(
-            f"a sequence of {num_steps} steps holds no prediction over {last}; lower method.steps or show more of it"
-        )
+    check_length(z_bltd.shape[2], rules, p_bltkd.shape[3])
     candidates = _Candidates.of(full(z_bltd), steps_b, rules.policy)
     parts = [
         _score(candidates, full(p_bltkd[..., k, :]), rules.first + k, k, rules, counter)

@@ -10,6 +10,9 @@ from ..method import Encoder
 
 SignalName = Literal["waves", "bytes", "vectors"]
 CHANNELS, SYMBOLS = 512, 256
+QUIET = (
+    1e-8  # variance below which a norm gives up: far below that of a voice, so that loudness does not tell
+)
 
 
 class Kind(NamedTuple):
@@ -31,7 +34,8 @@ class Signal(Encoder):
     """A convolution and a ReLU for each stride, over twice its length (1: over a single step), without padding.
 
     So a code sees what lies below it and nothing else. Norms are of the channels of one step: others would carry
-    news of later steps into earlier codes.
+    news of later steps into earlier codes. Where there are norms, convolutions have no offsets: codes do not depend on
+    how loud a wave is.
     """
 
     def __init__(
@@ -44,10 +48,11 @@ class Signal(Encoder):
         self.embedding = nn.Embedding(SYMBOLS, width) if name == "bytes" else None
         widths = [width, *[channels] * len(strides)]
         self.layers = nn.ModuleList(
-            nn.Conv1d(below, channels, _kernel(stride), stride) for below, stride in zip(widths, strides)
+            nn.Conv1d(below, channels, _kernel(stride), stride, bias=not normed)
+            for below, stride in zip(widths, strides)
         )
         self.norms = nn.ModuleList(
-            nn.LayerNorm(channels) if normed else nn.Identity() for _ in range(len(strides))
+            nn.LayerNorm(channels, QUIET) if normed else nn.Identity() for _ in range(len(strides))
         )
 
     def forward(self, signals: Tensor) -> Tensor:

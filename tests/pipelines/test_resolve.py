@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shard_files import png, write_shard
+from shard_files import png, wav, write_shard
 from torch import nn
 
 from vergence.pipelines import cli
@@ -48,3 +48,27 @@ def test_an_encoder_with_an_unknown_norm_is_refused_by_name(shard: Path, tmp_pat
     ) as caught:
         resolve(recipe, index, method)
     assert caught.value.exit_code == 2
+
+
+def test_a_run_over_sounds_is_refused_where_they_hold_no_prediction_and_where_nothing_can_be_registered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VERGENCE_HOME", str(tmp_path / "home"))
+    noise = np.random.default_rng(0).integers(-999, 999, (70, 3000, 1)).astype(np.int16)
+    shard = write_shard(tmp_path / "t-000000.tar", ((f"{i}", {"wav": wav(x)}) for i, x in enumerate(noise)))
+    index = open_index(str(shard), tmp_path / "index", images=False)
+
+    def resolved(*more: str) -> None:
+        recipe = load_recipe("cpc-spoken_digits", settings(shard, *more))
+        resolve(recipe, index, build_method(recipe, data_facts(recipe, index)))
+
+    resolved()
+    with pytest.raises(
+        UserError,
+        match=r"cpc on waves cannot take the field audio: a sequence of 4 steps holds no prediction over 12",
+    ):
+        resolved("method.window=500")
+    with pytest.raises(UserError, match=r"track\.register=digits: only encoders of images are registered"):
+        resolved("track.register=digits")
+    with pytest.raises(UserError, match=r"encoder: a sequence is an image's patches"):
+        resolved("encoder={name: resnet18, norm: layer}")

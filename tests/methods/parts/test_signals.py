@@ -46,6 +46,13 @@ def test_a_code_is_of_what_lies_below_it(name: str, norm: str) -> None:
     torch.testing.assert_close(encoder.features(x[:, :length]), before[:, :whole])
 
 
+def test_normed_codes_of_a_wave_do_not_depend_on_its_loudness() -> None:
+    encoder, x = signal("waves", norm="layer"), raw("waves")
+    torch.testing.assert_close(encoder(x / 30), encoder(x), rtol=1e-3, atol=1e-3)
+    plain = signal("waves")
+    assert not torch.allclose(plain(x / 30), plain(x), rtol=1e-3, atol=1e-3)
+
+
 def test_waves_have_the_published_convolutions() -> None:
     encoder = build_encoder(EncoderConfig(name="waves"))
     assert isinstance(encoder, Signal)

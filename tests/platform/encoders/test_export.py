@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from tiny_encoder import CONFIG, MEAN, STD, make_card, make_encoder
 from torch import Tensor, nn
 
 from vergence.methods.method import Encoder
-from vergence.methods.parts.backbones import build_encoder
-from vergence.platform.encoders.export import EncoderCard, export_encoder
+from vergence.methods.parts.backbones import EncoderConfig, build_encoder
+from vergence.platform.encoders.export import EncoderCard, export_encoder, export_weights
 from vergence.platform.encoders.load import load_encoder
 from vergence.platform.errors import VergenceError
 
@@ -119,3 +120,16 @@ def test_a_program_that_differs_is_refused_and_the_old_export_stays(tmp_path: Pa
         export_encoder(make_encoder(), make_card(dim=64), folder)
     assert load_encoder(str(folder)).digest == before
     assert [p.name for p in tmp_path.iterdir()] == ["exports"]
+
+
+def test_an_encoder_that_takes_no_images_is_its_weights_and_its_card(tmp_path: Path) -> None:
+    config = EncoderConfig(name="waves", width=1 / 64, norm="layer")
+    encoder = build_encoder(config)
+    card = make_card(backbone=config.model_dump(), dim=8, size=0)
+    folder = export_weights(encoder, card, tmp_path / "exports")
+    assert sorted(path.name for path in folder.iterdir()) == ["encoder.json", "encoder.safetensors"]
+    backbone = json.loads((folder / "encoder.json").read_text())["backbone"]
+    again = build_encoder(EncoderConfig.model_validate_json(json.dumps(backbone)))
+    again.load_state_dict(load_file(folder / "encoder.safetensors"))
+    waves = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 900))).float()
+    assert torch.equal(again(waves), encoder(waves))
