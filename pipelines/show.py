@@ -177,7 +177,7 @@ class ProgressLine:
     def _monitored(self, record: Monitored) -> None:
         rank = f"effective rank of h {record.values['h_effective_rank']:.1f}"
         knn = f"kNN {record.values['knn']:.3f}" if "knn" in record.values else None
-        self.facts["quality"] = knn or rank
+        self.facts["quality"] = knn or f"rank {record.values['h_effective_rank']:.1f}"
         zero_shot = f"zero-shot {record.values['zero_shot']:.3f}" if "zero_shot" in record.values else None
         self._say(f"epoch {record.epoch} · {' · '.join(filter(None, [knn, zero_shot, rank]))}")
         if knn is None and not self._explained:
