@@ -224,10 +224,11 @@ class Search:
         planned = plan(recipe_of(self.base, first, "search"), Run(f"{self.name}/first"))
         resolved, objective = planned.resolved, OBJECTIVES[self.config.objective]
         held = len(resolved.plan.holdout_ids()) if resolved.recipe.views else 0
+        share = self.recipe.data.holdout
         if held < FEW:
             raise UserError(
                 f"search: objective {self.config.objective} is measured on held-out images, and data.holdout="
-                f"{self.recipe.data.holdout} leaves {held}; set data.holdout=0.1, say"
+                f"{share if share == 'auto' else format(share, 'g')} leaves {held}; set data.holdout=0.1, say"
             )
         if objective.labels and not resolved.index.has_labels:
             raise UserError(

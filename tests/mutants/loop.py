@@ -145,8 +145,8 @@ _LOOP: Faults = {
         f"{LOOP}::test_a_stop_at_the_end_of_an_epoch_commits_first_and_evaluates_later[2]",
     ),
     "monitor-put-off-twice": (
-        "score=self.score, monitor_due=False",
-        "score=self.score, monitor_due=True",
+        "score_name=self.score_name, monitor_due=False",
+        "score_name=self.score_name, monitor_due=True",
         f"{LOOP}::test_a_stop_at_the_end_of_an_epoch_commits_first_and_evaluates_later[2]",
     ),
     "no-commit-at-the-epochs-end": ("if stop or end_of_epoch or", "if stop or", COMMITS),
@@ -161,7 +161,8 @@ _LOOP: Faults = {
         "step % job.metrics_every",
         f"{ENDS}[last step]",
     ),
-    "no-metrics-of-the-first-step": (" == 0 or step == 0\n", " == 0\n", f"{ENDS}[last step]"),
+    "no-metrics-of-the-first-step": (" == 0 or step == 0 or", " == 0 or", f"{ENDS}[last step]"),
+    "no-metrics-of-the-last-step": (" or step + 1 == job.steps\n", "\n", f"{ENDS}[last step]"),
     "metrics-name-the-next-step": (
         "self.recorder.metrics(self.step,",
         "self.recorder.metrics(self.step + 1,",
