@@ -17,10 +17,8 @@ from runs_for_real import vergence, wait_for_step
 from vergence.platform.runs import commit as commits
 
 pytestmark = pytest.mark.slow
-SETTINGS = [
-    "epochs=40",
-    "scale.cpus_per_worker=2",
-]  # 360 steps; a worker fills two of the three CPUs of a node
+SETTINGS = ["epochs=20", "scale.cpus_per_worker=2"]  # a worker fills two of the three CPUs of a node
+STEPS = 180
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +75,7 @@ def wait_until(true: Callable[[], bool], timeout_s: float = 120) -> None:
 def final_state(run: Path) -> dict[str, torch.Tensor]:
     commit = commits.newest(run / "commits")
     assert commit is not None
-    assert commit.step == 180
+    assert commit.step == STEPS
     return commits.load_state(commit)
 
 
