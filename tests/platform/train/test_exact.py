@@ -146,14 +146,13 @@ def build(name: str) -> Any:
     small: dict[str, Any] = {k: width for k, width in WIDTHS.items() if k in config_class.model_fields}
     if name == "dino":
         small["projector_norm"] = "batch"
-    encoder = build_encoder(EncoderConfig(name="resnet18", stem="cifar", width=0.125))
+    encoder = build_encoder(
+        EncoderConfig(name="resnet18", stem="cifar", width=0.125, split="rgb" if name == "cmc" else None)
+    )
     if name in ("cpc", "cpc_v2"):
         small |= {"steps": 2, "context_dim": 8, "patches": PatchAugmentation(shift=1, flip=0.5)}
         small |= {"skipped": 0} if name == "cpc_v2" else {}
         encoder = patch_encoder()
-    encoder = build_encoder(
-        EncoderConfig(name="resnet18", stem="cifar", width=0.125, split="rgb" if name == "cmc" else None)
-    )
     if name == "shared_transformer":
         encoder = small_vit()
     method = cls.build(config_class(**small), encoder, FACTS).double().train()
