@@ -7,6 +7,7 @@ import ipaddress
 import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +72,7 @@ examples:
 
 
 def main(args: argparse.Namespace) -> int:
+    answers = sys.stdout  # while the session is open, that of this process is stderr
     if importlib.util.find_spec("starlette") is None or importlib.util.find_spec("uvicorn") is None:
         raise UserError("serving needs Ray Serve: pip install 'vergence[serve]'")
     settings = _settings(args)
@@ -91,13 +93,17 @@ def main(args: argparse.Namespace) -> int:
     ):
         if args.json:
             about = {"url": server.url, "metrics": server.metrics, "encoder": encoder.name, "gpu": server.gpu}
-            print(json.dumps(about), flush=True)
+            print(json.dumps(about), file=answers, flush=True)
         else:
             shape = f"{encoder.size} x {encoder.size} pixels in, {encoder.dim} numbers out"
-            print(f"{encoder.name} at {server.url}/embed: {shape}; metrics at {server.metrics}", flush=True)
+            print(
+                f"{encoder.name} at {server.url}/embed: {shape}; metrics at {server.metrics}",
+                file=answers,
+                flush=True,
+            )
         ended.wait()
         if not args.json:
-            print("finishing the requests in flight", flush=True)
+            print("finishing the requests in flight", file=answers, flush=True)
     return 0
 
 
