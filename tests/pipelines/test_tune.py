@@ -65,7 +65,9 @@ def in_a_session(place: Path, home: Path, recipe: str, searched: str, *overrides
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    found: dict[str, Any] = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    found: dict[str, Any] = json.loads(
+        next(line for line in done.stdout.splitlines() if line.startswith("{"))
+    )
     return found
 
 
