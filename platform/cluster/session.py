@@ -9,8 +9,9 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import psutil
@@ -100,25 +101,33 @@ class Session:
 
 
 @contextlib.contextmanager
-def opened(need: Need, *, lower: str = LOWER, metrics_port: int | None = None) -> Iterator[Session]:
+def opened(
+    need: Need,
+    *,
+    lower: str = LOWER,
+    metrics_port: int | None = None,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Session]:
     """A Ray session that can hold `need`; afterwards this process is as it was found.
 
     A session that the caller has opened is joined and stays open; a session of our own, and our connection to a
     cluster, end here. lower: the settings that would help where a cluster is too small; metrics_port: where
-    Prometheus finds the metrics of a session of our own, Ray chooses one.
+    Prometheus finds the metrics of a session of our own, Ray chooses one; environment: of its processes, and of this
+    one while it is open, where the user has not set them.
     Raises UserError: no cluster answers, or it is too small; VergenceError: Ray does not start.
     """
     where = place()
-    with _environment(where), _begun(need, where, metrics_port):
+    with _environment(where, environment), _begun(need, where, metrics_port):
         if where != "own" and (lacks := fits(need, nodes())):
             raise UserError(f"scale: {lacks} in the Ray cluster; lower {lower}, or add nodes")
         yield Session(need, where)
 
 
 @contextlib.contextmanager
-def _environment(where: Place) -> Iterator[None]:
+def _environment(where: Place, more: Mapping[str, str]) -> Iterator[None]:
     """Settings that Ray reads from the environment, where the user has not set them."""
-    wanted = ENVIRONMENT | {"own": OWN_ENVIRONMENT, "cluster": CLUSTER_ENVIRONMENT, "caller": {}}[where]
+    of_place = {"own": OWN_ENVIRONMENT, "cluster": CLUSTER_ENVIRONMENT, "caller": {}}[where]
+    wanted = {**ENVIRONMENT, **of_place, **more}
     before = {
         name: os.environ.get(name) for name in (*wanted, "PYTHONBREAKPOINT")
     }  # the last is set by ray.init

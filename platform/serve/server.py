@@ -15,6 +15,7 @@ from vergence.platform.cluster.capacity import Need, ScaleConfig, check_local
 from vergence.platform.cluster.session import nodes, opened, place
 from vergence.platform.errors import UserError, VergenceError
 from vergence.platform.serve.app import application
+from vergence.platform.serve.front import front
 from vergence.platform.serve.settings import Settings
 
 NAME = "vergence"  # of the application
@@ -44,12 +45,16 @@ def serving(
         workers=settings.replicas, cpus_per_worker=settings.threads, gpus_per_worker=int(bool(gpus))
     )
     need = Need(scale, readers=1, reader_cpus=OVERHEAD_CPUS)
-    if place() == "own":
+    own = place() == "own"
+    if own:
         check_local(need, LOWER)
         _check_port(host, port)
     elif metrics_port is not None:
         raise UserError("--metrics-port: the nodes of a cluster have their own; leave it out")
-    with opened(need, lower=LOWER, metrics_port=metrics_port):
+    with (
+        front(own) as environment,
+        opened(need, lower=LOWER, metrics_port=metrics_port, environment=environment),
+    ):
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         if serve.status().proxies:
             raise UserError(

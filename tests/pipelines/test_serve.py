@@ -1,5 +1,6 @@
 """`vergence serve` as a user runs it: one process, a real registry, real clients, a real SIGTERM at the end."""
 
+import contextlib
 import http.client
 import importlib.util
 import io
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from mlflow_stores import free_port
@@ -294,6 +296,26 @@ def test_without_ray_serve_the_pip_line_is_said(
     assert "pip install 'vergence[serve]'" in capsys.readouterr().err
 
 
+def test_its_door_is_open_to_this_machine_only(served: Served) -> None:
+    [haproxy] = running(served, "haproxy")
+    listening = [each.laddr for each in haproxy.net_connections() if each.status == psutil.CONN_LISTEN]
+    assert served.port in {address.port for address in listening}
+    assert {address.ip for address in listening} == {"127.0.0.1"}
+
+
+def test_a_killed_replica_is_replaced(served: Served) -> None:
+    [replica] = running(served, "ServeReplica")
+    replica.kill()
+    replica.wait()
+
+    def answers() -> bool:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            return served.ask(png(IMAGE)).status == 200
+        return False
+
+    soon(answers)
+
+
 # the last one: it ends the server
 def test_sigterm_finishes_what_is_in_flight_and_ends_with_0(served: Served) -> None:
     body = npy(np.zeros((256, 16, 16, 3), np.uint8))
@@ -307,6 +329,12 @@ def test_sigterm_finishes_what_is_in_flight_and_ends_with_0(served: Served) -> N
     assert served.process.wait(60) == 0, served.log.read_text()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", served.port), timeout=2).close()
+
+
+def running(served: Served, name: str) -> list[psutil.Process]:
+    """The server's processes that have a word like this as their own name."""
+    children = psutil.Process(served.process.pid).children(recursive=True)
+    return [each for each in children if name in each.cmdline()[0]]
 
 
 def metric(served: Served, name: str, **labels: str) -> float:
