@@ -67,7 +67,8 @@ def serving(
             yield Server(f"http://{_shown(host)}:{port}", _metrics(), gpus)
             _drain(settings.drain_s)
         finally:
-            serve.shutdown()
+            if not own:  # one of our own ends whole; Serve's way to end it alone leaves Ray complaining of a lost task
+                serve.shutdown()
 
 
 def _start(settings: Settings, host: str, port: int) -> None:
