@@ -11,7 +11,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "name", metavar="NAME", nargs="?", help="show this method's equation, sources, settings and recipes"
     )
-    parser.add_argument("--settings", action="store_true", help="show all other settings of a recipe")
+    parser.add_argument(
+        "--settings",
+        action="store_true",
+        help="show all other settings of a recipe (with NAME: those, and its own)",
+    )
     parser.epilog = """\
 examples:
   vergence methods byol
@@ -21,32 +25,48 @@ examples:
 def main(options: argparse.Namespace) -> int:
     from vergence.methods.catalog import METHODS
 
+    name = options.name
+    if name is not None and name not in METHODS:
+        raise UserError(f"methods: there is no method {name!r} ({nearest(name, METHODS)})")
     if options.settings:
-        from vergence.pipelines.settings import of_recipe
+        _print_settings(name)
+    elif name is not None:
+        _print_one(name)
+    else:
+        _print_all()
+    return 0
 
-        for path, setting in of_recipe().items():
-            print(f"{path:<28} {setting}")
-        return 0
-    if options.name is None:
-        wide = max(map(len, METHODS))
-        for name, (_, method) in METHODS.items():
-            year, family, needs = method.about
-            print(f"{name:<{wide}} {year}  {family:<21} needs {needs}")
-            print(f"{'':<{wide}} {summary(method)}")
-        return 0
-    if options.name not in METHODS:
-        raise UserError(f"methods: there is no method {options.name!r} ({nearest(options.name, METHODS)})")
+
+def _print_settings(name: str | None) -> None:
+    from vergence.pipelines.settings import of_method, of_recipe
+
+    own = of_method(name) if name else {}
+    for path, setting in {**own, **of_recipe()}.items():
+        print(f"{path:<28} {setting}")
+
+
+def _print_one(name: str) -> None:
+    from vergence.methods.catalog import METHODS
     from vergence.pipelines.settings import of_method
 
-    _, method = METHODS[options.name]
+    _, method = METHODS[name]
     year, family, needs = method.about
-    print(f"{options.name}, {year}, {family}; needs {needs}\n\n{description(method)}\n\nSettings:")
-    for path, setting in of_method(options.name).items():
+    print(f"{name}, {year}, {family}; needs {needs}\n\n{description(method)}\n\nSettings:")
+    for path, setting in of_method(name).items():
         print(f"  {path:<25} {setting}")
     print("\nStart from:")
-    for recipe in recipes(options.name):
+    for recipe in recipes(name):
         print(f"  vergence pretrain {recipe}")
-    return 0
+
+
+def _print_all() -> None:
+    from vergence.methods.catalog import METHODS
+
+    wide = max(map(len, METHODS))
+    for name, (_, method) in METHODS.items():
+        year, family, needs = method.about
+        print(f"{name:<{wide}} {year}  {family:<21} needs {needs}")
+        print(f"{'':<{wide}} {summary(method)}")
 
 
 def description(method: type) -> str:

@@ -42,7 +42,9 @@ def settings_of(model: type[BaseModel], path: str = "") -> dict[str, Setting]:
 
 def of_recipe() -> dict[str, Setting]:
     """All settings of a recipe but the method's own."""
-    return {path: setting for path, setting in settings_of(Recipe).items() if path != "method"}
+    return {
+        path: setting for path, setting in settings_of(Recipe).items() if path.partition(".")[0] != "method"
+    }
 
 
 def of_method(name: str) -> dict[str, Setting]:

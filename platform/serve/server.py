@@ -67,7 +67,9 @@ def serving(
             yield Server(f"http://{_shown(host)}:{port}", _metrics(), gpus)
             _drain(settings.drain_s)
         finally:
-            if not own:  # one of our own ends whole; Serve's way to end it alone leaves Ray complaining of a lost task
+            if (
+                not own
+            ):  # one of our own ends whole; Serve's way to end it alone leaves Ray complaining of a lost task
                 serve.shutdown()
 
 

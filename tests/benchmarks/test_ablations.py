@@ -53,10 +53,10 @@ def test_every_variant_is_a_recipe_of_its_own_that_can_be_built() -> None:
 
 
 def test_metrics_that_the_page_tells_are_told_by_the_methods() -> None:
-    for asked in PLAN.values():
+    for asked in (each for each in PLAN.values() if "metrics" in each):
         name = load_recipe(asked["recipe"] + methods_table.SUFFIX).method.name
         module = __import__(METHODS[name][1].__module__, fromlist=["Losses"])
-        assert set(asked.get("metrics", ())) <= set(module.Losses._fields)
+        assert set(asked["metrics"]) <= set(module.Losses._fields)
 
 
 def test_section_tells_ours_beside_the_paper() -> None:

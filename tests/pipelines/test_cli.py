@@ -98,26 +98,6 @@ def test_one_damaged_run_is_listed_as_such_and_costs_the_others_nothing(
     assert f"goes on from step {runs[1]['step']}" in line
 
 
-def test_methods_are_listed_with_what_they_do_and_their_settings(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["methods"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    (byol,) = (k for k, line in enumerate(lines) if line.startswith("byol "))
-    assert lines[byol].split(maxsplit=1)[1] == "2020  self-distillation     needs 2 or more views; teacher"
-    assert "no negatives" in lines[byol + 1]
-    assert cli.main(["methods", "simclr"]) == 0
-    told = capsys.readouterr().out
-    for part in ("l(i, j) = -log(", "arXiv:2002.05709", "Tune first: temperature", "method.temperature "):
-        assert part in told
-    start = told.split("Start from:\n")[1].splitlines()
-    assert {"  vergence pretrain digits", "  vergence pretrain simclr-cifar10"} <= set(start)
-    assert not [line for line in start if "simclr_v2" in line]
-    assert cli.main(["methods", "simclor"]) == 2
-    assert "did you mean simclr?" in capsys.readouterr().err
-    assert cli.main(["methods", "--settings"]) == 0
-    paths = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert {"views.0.size", "optim.groups.0.schedule.shape", "schedule.warmup_epochs"} <= set(paths)
-
-
 def test_an_encoder_that_does_not_exist_is_one_line(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for encoder in ("nothing", "models:/nothing@champion", "no/such/file.pt2"):
         assert cli.main(["evaluate", encoder, "--train", "a", "--test", "b"]) == 2
