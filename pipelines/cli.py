@@ -26,7 +26,7 @@ VERBS = {
     "init": ("init", "write a recipe to change, with the choices beside each setting"),
     "pretrain": ("pretrain", "train an encoder from a recipe; the same command goes on after any stop"),
     "tune": ("tune", "search settings of a recipe; each trial is a run"),
-    "evaluate": ("evaluate", "measure frozen encoders by kNN and by a linear classifier"),
+    "evaluate": ("evaluate", "measure frozen encoders by kNN, a linear classifier or names of classes"),
     "embed": ("embed", "write the embeddings of shards or a folder of images to parquet"),
     "look": ("look", "draw what an encoder sees in images: a map, and nearest neighbours"),
     "export": ("export", "write an encoder as torch program, safetensors, ONNX or a folder of timm's"),

@@ -5,11 +5,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vergence.platform.cluster.capacity import physical_cpus
+from vergence.platform.data.config import CLASS
 from vergence.platform.errors import UserError
-from vergence.platform.evaluate.definitions import DEFINITIONS, versions
+from vergence.platform.evaluate.definitions import BANKED, DEFINITIONS, ZERO_SHOT, versions
 from vergence.platform.evaluate.report import SCHEMA, Report
 from vergence.platform.home import home
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from vergence.platform.encoders.export import EncoderCard
     from vergence.platform.evaluate.labelled import Pair
     from vergence.platform.evaluate.measure import Baseline
+    from vergence.platform.evaluate.protocols import EvaluationProtocol
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +31,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a run's name, a .pt2 file or models:/NAME@ALIAS; several are put into one table",
     )
     parser.add_argument(
-        "--train", metavar="SHARDS", required=True, help="labelled shards: all of them are the bank"
+        "--train",
+        metavar="SHARDS",
+        help="labelled shards: all of them are the bank; zero_shot alone needs none",
     )
     parser.add_argument(
         "--test", metavar="SHARDS", required=True, help="labelled shards: all of them are classified"
@@ -39,6 +43,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[,NAME]",
         default="knn",
         help=f"{', '.join(DEFINITIONS)}, or several with commas between (default knn)",
+    )
+    parser.add_argument(
+        "--classes",
+        metavar="FILE",
+        type=Path,
+        help="for zero_shot: names of the classes by number, a JSON list (default: the shards' own)",
+    )
+    parser.add_argument(
+        "--template",
+        metavar="TEXT",
+        action="append",
+        default=[],
+        help=f"for zero_shot: text with {CLASS} in it, several times for several (default: those of the run's recipe, else "
+        f'"a photo of a {CLASS}.")',
     )
     parser.add_argument(
         "--baselines", action="store_true", help="also raw pixels, and the encoder as it was before training"
@@ -70,7 +88,9 @@ examples:
   vergence evaluate simclr-cifar10 --train "cifar10/train-*.tar" --test "cifar10/test-*.tar"
   vergence evaluate simclr byol mocov2 --train train/ --test test/ --protocol knn,linear
   vergence evaluate models:/simclr-cifar10@champion --train train/ --test test/ --baselines --json knn.json
-  vergence evaluate models:/simclr-cifar10@candidate --train train/ --test test/ --protocol linear --record"""
+  vergence evaluate models:/simclr-cifar10@candidate --train train/ --test test/ --protocol linear --record
+  vergence evaluate clip-cifar10 --test "cifar10/test-*.tar" --protocol zero_shot --template "a photo of a {{class}}."
+"""
 
 
 def main(args: argparse.Namespace) -> int:
@@ -83,9 +103,11 @@ def main(args: argparse.Namespace) -> int:
     encoders = [load_encoder(name) for name in args.encoders]
     if args.record:
         _refuse_unregistered(encoders)
-    pair = _pair(args.train, args.test)
     seeds = args.seeds if args.baselines else 0
-    reports = [_evaluate(encoder, pair, protocols, seeds, str(device)) for encoder in encoders]
+    _refuse_without_bank(protocols, args.train, seeds)
+    pair = _pair(args.train, args.test)
+    asked = Asked(protocols, _classes(args.classes), args.template)
+    reports = [_evaluate(encoder, pair, asked, seeds, str(device)) for encoder in encoders]
     _print(reports)
     if args.json:
         dumps = [report.dump() for report in reports]
@@ -100,29 +122,35 @@ def main(args: argparse.Namespace) -> int:
 
 def evaluate(
     encoder: "LoadedEncoder | str",
-    train: str,
+    train: str | None,
     test: str,
     *,
     protocols: Sequence[str] = ("knn",),
+    classes: Sequence[str] | None = None,
+    templates: Sequence[str] = (),
     seeds: int = 0,
     device: str = "auto",
 ) -> Report:
-    """How well the classes of `test` are told by those of `train` and the encoder's vectors.
+    """How well the classes of `test` are told by those of `train` and the encoder's vectors, or by their names.
 
     Args:
         encoder: what `load_encoder` gives, or what it takes.
-        train, test: labelled shards: the bank, and what is classified.
-        protocols: names or versions, "knn", "linear".
+        train, test: labelled shards: the bank, and what is classified; zero_shot alone needs no bank, None.
+        protocols: names or versions, "knn", "linear", "zero_shot".
+        classes: their names by number, for zero_shot; default: those of the shards.
+        templates: for zero_shot, with {class} in each; default: those of the run's recipe, else "a photo of a {class}.".
         seeds: > 0 adds the baselines: raw pixels, and that many fresh initialisations of the encoder.
         device: auto (a GPU if there is one), cpu, cuda, cuda:N.
     Features are kept in the state folder. Raises UserError: shards without labels, the same shards twice, labels that
-    cannot be compared, no recipe for the initialisations, no such encoder, protocol or device.
+    cannot be compared, no recipe for the initialisations, no such encoder, protocol or device; for zero_shot no side of
+    texts at hand (the run's commits), or classes without names.
     """
     from vergence.platform.encoders.load import load_encoder
 
     chosen = versions(protocols)
     loaded = load_encoder(encoder) if isinstance(encoder, str) else encoder
-    return _evaluate(loaded, _pair(train, test), chosen, seeds, device)
+    _refuse_without_bank(chosen, train, seeds)
+    return _evaluate(loaded, _pair(train, test), Asked(chosen, classes, templates), seeds, device)
 
 
 def _refuse_unregistered(encoders: "Sequence[LoadedEncoder]") -> None:
@@ -142,24 +170,60 @@ def _record(reports: Sequence[Report]) -> None:
         print(f"recorded: {report.encoder.name}")
 
 
-def _pair(train: str, test: str) -> "Pair":
-    from vergence.platform.evaluate.labelled import in_one_numbering, open_labelled
+class Asked(NamedTuple):
+    """protocols: versions.  classes, templates: of zero_shot; None, (): their defaults."""
 
-    bank, asked = (open_labelled(pattern, home() / "index") for pattern in (train, test))
-    return in_one_numbering(bank, asked)
+    protocols: Sequence[str]
+    classes: Sequence[str] | None
+    templates: Sequence[str]
+
+    def of(self, encoder: "LoadedEncoder", pair: "Pair") -> "list[EvaluationProtocol]":
+        from vergence.platform.evaluate.protocols import PROTOCOLS
+
+        return [PROTOCOLS.get(version) or self._by_names(encoder, pair) for version in self.protocols]
+
+    def _by_names(self, encoder: "LoadedEncoder", pair: "Pair") -> "EvaluationProtocol":
+        from vergence.pipelines.zero_shot import by_names
+
+        return by_names(encoder, pair.numbering, self.classes, self.templates)
 
 
-def _evaluate(
-    encoder: "LoadedEncoder", pair: "Pair", protocols: Sequence[str], seeds: int, device: str
-) -> Report:
+def _refuse_without_bank(protocols: Sequence[str], train: str | None, seeds: int) -> None:
+    by_bank = [each.version for each in BANKED.values() if each.version in protocols]
+    if train is None and by_bank:
+        raise UserError(f"--train: {by_bank[0]} needs labelled shards as its bank")
+    if seeds and len(by_bank) < len(protocols):
+        raise UserError(
+            f"--baselines: pixels and untrained encoders read no names; what {ZERO_SHOT.version} is beside is chance, in "
+            "the table: leave --baselines out, or measure it in a command of its own"
+        )
+
+
+def _classes(file: Path | None) -> list[str] | None:
+    if file is None:
+        return None
+    from vergence.pipelines.zero_shot import read_classes
+
+    return read_classes(file)
+
+
+def _pair(train: str | None, test: str) -> "Pair":
+    from vergence.platform.evaluate.labelled import Pair, in_one_numbering, open_labelled
+
+    asked = open_labelled(test, home() / "index")
+    if train is None:
+        return Pair(None, asked, "told by their names", None)
+    return in_one_numbering(open_labelled(train, home() / "index"), asked)
+
+
+def _evaluate(encoder: "LoadedEncoder", pair: "Pair", asked: Asked, seeds: int, device: str) -> Report:
     from vergence.platform.encoders.encoder import usable
     from vergence.platform.evaluate import measure
-    from vergence.platform.evaluate.protocols import PROTOCOLS
 
     return measure.evaluate(
         encoder,
         pair,
-        [PROTOCOLS[version] for version in protocols],
+        asked.of(encoder, pair),
         baselines=_baselines(encoder, seeds) if seeds else None,
         device=usable(device),
         threads=physical_cpus(),
@@ -223,8 +287,10 @@ def _print(reports: Sequence[Report]) -> None:
             table.add_row(name, *cells, _note(report, who))
     Console().print(table)
     words = {each.version: each.words for each in DEFINITIONS.values()}
-    for version in first.protocols:
+    for version, fixed in first.protocols.items():
         print(f"{version}: {words[version]}")
+        if "templates" in fixed:
+            print(f"captions: {'; '.join(fixed['templates'])} of {len(fixed['classes'])} classes")
     _print_data(first)
 
 
@@ -236,19 +302,23 @@ def _note(report: Report, who: str) -> str:
             words.append(f"{version} of {len(figure.seeds)} seeds {figure.min:.4f} to {figure.max:.4f}")
         elif "C" in figure.settings:
             words.append(f"C {figure.settings['C']:g}")
+        elif figure.chance is not None and figure.interval is not None:
+            low, high = figure.interval
+            words.append(f"{version} 95 % {low:.4f} to {high:.4f}, chance {figure.chance:.4f}")
     return "; ".join(words)
 
 
 def _print_data(report: Report) -> None:
     data = report.data
     bank, test = data.bank, data.test
-    print(
-        f"bank {bank.images:,} images of {bank.shards}, test {test.images:,} of {test.shards}; classes {data.classes}"
-    )
-    if bank.unreadable + test.unreadable:
-        print(f"{bank.unreadable + test.unreadable:,} images cannot be read and were left out")
+    told = f"bank {bank.images:,} images of {bank.shards}, test" if bank else "no bank, test"
+    print(f"{told} {test.images:,} of {test.shards}; classes {data.classes}")
+    sides = [side for side in (bank, test) if side]
+    unreadable = sum(side.unreadable for side in sides)
+    if unreadable:
+        print(f"{unreadable:,} images cannot be read and were left out")
     if data.apart:
         print(data.apart)
-    for side in (bank, test):
+    for side in sides:
         for note in side.notes:
             print(f"{side.shards}: {note}")

@@ -29,6 +29,7 @@ from vergence.platform.mlflow_errors import explain
 from vergence.platform.mlflow_store import tracking_uri
 from vergence.platform.runs import commit as commits
 from vergence.platform.runs import plots
+from vergence.platform.runs.records import Monitored, Tail
 from vergence.platform.runs.run import Run
 from vergence.platform.runs.track import Tracker
 
@@ -117,9 +118,19 @@ def _card(recipe: Recipe, run: Run, index: Index, method: Method, final: commits
         recipe_digest=source["recipe_digest"],
         data_digest=source["data_digest"],
         code_version=source["code_version"],
-        metrics={} if final.score is None else {final.score_name: final.score},
+        metrics=_scores(run, final),
         recipe=source["recipe"],
     )
+
+
+def _scores(run: Run, final: commits.Commit) -> dict[str, float]:
+    """The monitor's score of the final commit, and what names alone told it, where the text is made of them."""
+    if final.score is None:
+        return {}
+    with Tail(run.logs) as tail:
+        told = [record.values for record in tail.read() if isinstance(record, Monitored)]
+    names = {name: value for name, value in (told[-1] if told else {}).items() if name == "zero_shot"}
+    return {final.score_name: final.score, **names}
 
 
 def _tell_counts(final: commits.Commit, run: Run, says: Says) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from vergence.platform.cluster.capacity import physical_cpus
 from vergence.platform.errors import UserError, VergenceError
-from vergence.platform.evaluate.definitions import DEFINITIONS, versions
+from vergence.platform.evaluate.definitions import BANKED, versions
 from vergence.platform.home import home
 from vergence.platform.masking import masked
 
@@ -43,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="registered model whose candidate is measured")
     parser.add_argument("--train", metavar="SHARDS", help="labelled shards: the bank")
     parser.add_argument("--test", metavar="SHARDS", help="labelled shards: what is classified")
-    parser.add_argument("--protocol", metavar="NAME", help=f"{' or '.join(DEFINITIONS)} (default knn)")
+    parser.add_argument("--protocol", metavar="NAME", help=f"{' or '.join(BANKED)} (default knn)")
     parser.add_argument(
         "--margin",
         type=float,
@@ -192,7 +192,7 @@ def _gate(
         gate = gate._replace(protocol=protocol)
     if margin is not None:
         gate = gate._replace(margin=margin)
-    versions([gate.protocol])
+    versions([gate.protocol], BANKED)
     if not -1 < gate.margin < 1:
         raise UserError(
             f"--margin: got {gate.margin:g}, which is in top-1, between -1 and 1; a point is 0.01"
@@ -238,6 +238,7 @@ def _measure(name: str, before: "Aliases", gate: Gate, device: str) -> "tuple[Ve
 
 def _reason(verdict: "Verdict", reports: "list[Report]", champion: int) -> str:
     data, [protocol] = reports[0].data, reports[0].protocols
+    assert data.bank is not None, "measured by a bank"
     return (
         f"{protocol} {verdict.words}; against version {champion}, bank {data.bank.images:,} images of {data.bank.shards}, "
         f"test {data.test.images:,} of {data.test.shards}"

@@ -10,11 +10,15 @@ from vergence.platform.errors import UserError, nearest
 
 
 class Definition(NamedTuple):
-    """version: under which the choice is frozen.  fixed: its numbers.  words: what is done, for readers of a figure."""
+    """version: under which the choice is frozen.  fixed: its numbers.  words: what is done, for readers of a figure.
+
+    needs_bank: whether it classifies by labelled images.
+    """
 
     version: str
     fixed: Mapping[str, Any]
     words: str
+    needs_bank: bool = True
 
 
 KNN = Definition(
@@ -42,13 +46,26 @@ LINEAR = Definition(
     "..., 10000 on a drawn tenth of the bank, then all of the bank is fitted; the test set is used once",
 )
 
+ZERO_SHOT = Definition(
+    "zero_shot-v1",
+    {
+        "image": "encoder output, float32, as the method maps it to the width of its texts",
+        "class": "mean over templates of the L2-normalised texts, L2-normalised",
+        "nearest": "largest cosine similarity; ties go to the lower class",
+    },
+    "a test image gets the class whose captions are nearest to it, by cosine similarity; a class stands where the mean of "
+    "its captions, one a template, L2-normalised, points to; no labelled image is seen",
+    needs_bank=False,
+)
+
 # by the name that a user types: that of the newest version
-DEFINITIONS = {"knn": KNN, "linear": LINEAR}
+BANKED = {"knn": KNN, "linear": LINEAR}
+DEFINITIONS = {**BANKED, "zero_shot": ZERO_SHOT}
 
 
-def versions(names: Sequence[str]) -> list[str]:
+def versions(names: Sequence[str], among: Mapping[str, Definition] = DEFINITIONS) -> list[str]:
     """The versions of protocols given by name or version, each once, in this order. UserError: there is no such one."""
-    known = {name: each.version for name, each in DEFINITIONS.items()}
+    known = {name: each.version for name, each in among.items()}
     known |= {version: version for version in known.values()}
     for name in names:
         if name not in known:

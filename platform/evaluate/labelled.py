@@ -26,15 +26,20 @@ class Labelled:
 
 
 class Pair(NamedTuple):
-    """Two sets whose labels mean the same.
+    """Two sets whose labels mean the same, or a test set that is told by names alone.
 
     compared: how, in words.  apart: a line about classes that only the bank has, or None.
     """
 
-    bank: Labelled
+    bank: Labelled | None
     test: Labelled
     compared: str
     apart: str | None
+
+    @property
+    def numbering(self) -> Labelled:
+        """The set whose numbers both have."""
+        return self.bank or self.test
 
 
 def open_labelled(pattern: str, cache: Path) -> Labelled:

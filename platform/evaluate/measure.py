@@ -28,7 +28,7 @@ class Measured(NamedTuple):
     """scores: of each embedder, version of each protocol -> scores of the same test samples in the same order."""
 
     scores: list[dict[str, Scores]]
-    bank: SetFacts
+    bank: SetFacts | None
     test: SetFacts
 
 
@@ -48,27 +48,31 @@ def measure(
     Raises UserError: no image of a set can be read.
     """
     found: list[dict[str, Scores]] = [{} for _ in embedders]
-    facts: tuple[SetFacts, ...] = ()
+    bank: SetFacts | None = None
+
+    def examples(data: Labelled, some: Sequence[Embedder]) -> tuple[list[Examples], SetFacts]:
+        embedded = features(
+            some,
+            data.index,
+            data.ids,
+            device=device,
+            threads=threads,
+            cache=cache,
+            progress=f"embedding {printable(data.pattern)}",
+        )
+        return [_examples(data, each) for each in embedded], _facts(data, embedded[0])
+
     for size in sorted({embedder.size for embedder in embedders}):
         those = [i for i, embedder in enumerate(embedders) if embedder.size == size]
         some = [embedders[i] for i in those]
-        banks, tests = (
-            features(
-                some,
-                data.index,
-                data.ids,
-                device=device,
-                threads=threads,
-                cache=cache,
-                progress=f"embedding {printable(data.pattern)}",
-            )
-            for data in (pair.bank, pair.test)
-        )
-        facts = _facts(pair.bank, banks[0]), _facts(pair.test, tests[0])
-        for i, bank, test in zip(those, banks, tests):
-            examples = _examples(pair.bank, bank), _examples(pair.test, test)
-            found[i] = {each.definition.version: each.run(*examples, device) for each in protocols}
-    return Measured(found, *facts)
+        if pair.bank is not None:
+            known, bank = examples(pair.bank, some)
+        asked, test = examples(pair.test, some)
+        if pair.bank is None:
+            known = [Examples(each.rows[:0], each.labels[:0]) for each in asked]
+        for i, of_bank, of_test in zip(those, known, asked):
+            found[i] = {each.definition.version: each.run(of_bank, of_test, device) for each in protocols}
+    return Measured(found, bank, test)
 
 
 def evaluate(
@@ -122,7 +126,7 @@ def _report(
             test=measured.test,
             input=f"{encoder.size} x {encoder.size}; {RULE}",
             classes=pair.compared,
-            names=None if pair.bank.names is None else tuple(pair.bank.names),
+            names=None if pair.numbering.names is None else tuple(pair.numbering.names),
             apart=pair.apart,
         ),
         protocols={each.definition.version: dict(each.definition.fixed) for each in protocols},
@@ -132,7 +136,10 @@ def _report(
 
 
 def _figures(scores: Mapping[str, Scores]) -> dict[str, Figure]:
-    return {key: Figure(top1=each.top1, settings=dict(each.settings)) for key, each in scores.items()}
+    return {
+        key: Figure(top1=each.top1, interval=each.interval, chance=each.chance, settings=dict(each.settings))
+        for key, each in scores.items()
+    }
 
 
 def _examples(data: Labelled, features: Features) -> Examples:

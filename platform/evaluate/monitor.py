@@ -58,7 +58,7 @@ class Monitor:
             if len(labels) > 1:
                 metrics["knn"] = self._knn(features, labels)
                 if self.zero_shot is not None:
-                    metrics["zero_shot"] = self.zero_shot(features, labels, autocast)
+                    metrics["zero_shot"] = float((self.zero_shot(features, autocast) == labels).mean())
         return metrics
 
     def _knn(self, features: np.ndarray, labels: np.ndarray) -> float:

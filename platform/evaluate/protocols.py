@@ -16,6 +16,7 @@ from vergence.platform.evaluate.knn import knn_predict
 from vergence.platform.evaluate.linear import Regression, predict
 
 DRAW = 0x11  # stream of random words: the tenth of the bank that chooses C
+Z = 1.959964  # quantile 0.975 of the normal distribution
 
 
 class Examples(NamedTuple):
@@ -31,16 +32,25 @@ class Examples(NamedTuple):
 class Scores(NamedTuple):
     """What a protocol says of an encoder.
 
-    correct: (m,) bool, whether each query got its class.  settings: what was chosen or cut on the way.
+    correct: (m,) bool, whether each query got its class.  settings: what was chosen or cut on the way.  chance: top-1 of
+    a guess, where no labelled image says what is more likely.
     """
 
     correct: NDArray[np.bool_]
     settings: Mapping[str, float]
+    chance: float | None = None
 
     @property
     def top1(self) -> float:
         """Share of the queries that got their class."""
         return float(self.correct.mean())
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Of the top-1 over the images that might have been asked, 95 %: Wilson's score interval (1927, JASA 22)."""
+        n, p = len(self.correct), self.top1
+        middle, half = p + Z * Z / (2 * n), Z * (p * (1 - p) / n + Z * Z / (4 * n * n)) ** 0.5
+        return (middle - half) / (1 + Z * Z / n), (middle + half) / (1 + Z * Z / n)
 
 
 class EvaluationProtocol(Protocol):
@@ -49,7 +59,9 @@ class EvaluationProtocol(Protocol):
     definition: Definition
 
     def run(self, bank: Examples, queries: Examples, device: torch.device = CPU) -> Scores:
-        """Classify the queries by what is known of the bank. Raises ValueError: an empty bank, or no queries."""
+        """Classify the queries by what is known of the bank. Raises ValueError: no queries, or an empty bank where it is
+        needed.
+        """
         ...
 
 

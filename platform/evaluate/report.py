@@ -36,23 +36,26 @@ class SetFacts(_Frozen):
 
 
 class Data(_Frozen):
-    """bank: what is known; test: what is asked."""
+    """bank: what is known, None where names alone were; test: what is asked."""
 
-    bank: SetFacts
+    bank: SetFacts | None = None
     test: SetFacts
     input: str  # how a picture becomes the encoder's input
     classes: str  # how the classes of the two sets were compared
-    names: tuple[str, ...] | None = None  # of the bank's classes, by label
+    names: tuple[str, ...] | None = None  # of the classes, by label
     apart: str | None = None  # a line about classes that only the bank has
 
 
 class Figure(_Frozen):
     """top1: share of the test images that got their class; of several initialisations the mean.
 
+    interval: ends of its 95 % interval over test images.  chance: top-1 of a guess, of protocols without a bank.
     settings: what the protocol chose or cut, as k or C.  min, max, seeds: of several initialisations, each of them.
     """
 
     top1: float
+    interval: tuple[float, float] | None = None
+    chance: float | None = None
     settings: dict[str, int | float] = {}
     min: float | None = None
     max: float | None = None

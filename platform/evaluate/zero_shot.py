@@ -5,9 +5,10 @@ embeddings points to, one caption a template.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 from vergence.methods.method import ReadsText
 from vergence.platform.data.captions import Captions, in_bytes
 from vergence.platform.data.modality import MODALITIES, TEXT
+from vergence.platform.encoders.encoder import CPU
+from vergence.platform.evaluate.definitions import ZERO_SHOT, Definition
+from vergence.platform.evaluate.protocols import Examples, Scores
 from vergence.platform.evaluate.sweep import evaluating
 
 TEXTS = 512  # embedded at a time, about
@@ -33,18 +37,15 @@ class ZeroShot:
 
     @torch.no_grad()
     def __call__(
-        self,
-        features: NDArray[Any],
-        labels: NDArray[Any],
-        autocast: Callable[[], AbstractContextManager[Any]],
-    ) -> float:
-        """Share of images that are nearest to their own class; features: (n, dim) of the encoder, labels: (n,)."""
+        self, features: NDArray[Any], autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    ) -> NDArray[np.int64]:
+        """The class (n,) that each image is nearest to; features: (n, dim) of the encoder."""
         assert isinstance(self.method, nn.Module)
         with autocast(), evaluating(self.method):
             z = self.method.embed_images(torch.as_tensor(features, device=self.device))
             classes = torch.cat([self._directions(texts) for texts in self._texts()])
-        nearest = (z.float() @ classes.T).argmax(dim=1)
-        return float((nearest == torch.as_tensor(labels, device=self.device)).double().mean())
+        nearest: NDArray[np.int64] = (z.float() @ classes.T).argmax(dim=1).cpu().numpy()
+        return nearest
 
     def _texts(self) -> Iterator[Mapping[str, Tensor]]:
         """Captions of some classes, those of a class together."""
@@ -63,3 +64,22 @@ class ZeroShot:
         """(classes, d) unit vectors."""
         t = F.normalize(self.method.embed_text(fields).float(), dim=1)
         return F.normalize(t.unflatten(0, (-1, len(self.captions.templates))).mean(dim=1), dim=1)
+
+
+class ByNames:
+    """Zero-shot as a protocol: of one encoder, whose method has its final weights."""
+
+    def __init__(self, method: ReadsText, captions: Captions) -> None:
+        self.method, self.captions = method, captions
+        asked = {"templates": captions.templates, "classes": captions.names}
+        self.definition: Definition = ZERO_SHOT._replace(fixed={**ZERO_SHOT.fixed, **asked})
+
+    def run(self, bank: Examples, queries: Examples, device: torch.device = CPU) -> Scores:
+        """As `EvaluationProtocol`; labels are numbers of the captions' names. The bank is not looked at."""
+        if not len(queries.rows):
+            raise ValueError("there are no queries")
+        assert isinstance(self.method, nn.Module)
+        self.method.to(device)
+        nearest = ZeroShot(self.method, self.captions, device)(queries.rows)
+        num_classes = len(self.captions.names)
+        return Scores(nearest == queries.labels, {"classes": num_classes}, chance=1 / num_classes)

@@ -130,6 +130,7 @@ def test_report_states_the_protocol(work: Work, capsys: pytest.CaptureFixture[st
     protocol = report.protocols["knn-v1"]
     assert (protocol["k"], protocol["temperature"]) == (20, 0.1)
     assert report.results["encoder"]["knn-v1"].settings == {"k": 20}
+    assert report.data.bank is not None
     assert (report.data.bank.images, report.data.test.images) == (80, 60)
     assert f"{report.scores['knn-v1']:.4f}" in out
 

@@ -39,6 +39,7 @@ def test_encoders_of_other_sizes_answer_for_the_same_images_in_the_same_order(pa
     encoders: list[Embedder] = [of(16), Pixels(16, MEAN, STD), of(8)]
     together = measure(encoders, pair, PROTOCOL, threads=1)
     good = [i for i in range(35, 60) if i != BAD]
+    assert together.bank is not None
     assert (together.bank.images, together.test.images, together.test.unreadable) == (35, 24, 1)
     for encoder, scores in zip(encoders, together.scores):
         (alone,) = measure([encoder], pair, PROTOCOL, threads=1).scores
@@ -60,5 +61,7 @@ def test_a_report_has_the_figures_of_each_by_its_name(pair: Pair) -> None:
     assert figures["fresh"].seeds == (report.scores["knn-v1"],) * 2
     assert report.baselines == {"pixels": "as they are", "fresh": "two"}
     assert (report.encoder.size, report.encoder.dim) == (16, 128)
+    assert report.data.bank is not None
+    assert pair.bank is not None
     assert (report.data.bank.shards, report.data.bank.digest) == (pair.bank.pattern, pair.bank.index.digest)
     assert report.data.names is None

@@ -41,7 +41,7 @@ class Colours(nn.Module):
 
 def score(method: Colours, features: np.ndarray, labels: np.ndarray) -> float:
     captions = Captions(TEMPLATES, NAMES)
-    return ZeroShot(method, captions, torch.device("cpu"))(features, labels, contextlib.nullcontext)
+    return float((ZeroShot(method, captions, torch.device("cpu"))(features) == labels).mean())
 
 
 @pytest.mark.parametrize("texts", [512, 4, 1])
