@@ -5,6 +5,7 @@ import shlex
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal, NamedTuple
 
@@ -13,7 +14,7 @@ from vergence.pipelines.core import train
 from vergence.pipelines.decide import Data, Done, HandOver, LookAtData, Refuse, Train, decide
 from vergence.pipelines.filled import filled, shown
 from vergence.pipelines.handover import hand_over
-from vergence.pipelines.recipe import Recipe, build_method, flatten
+from vergence.pipelines.recipe import Recipe, build_method, flatten, pretrained
 from vergence.pipelines.resolve import Resolved, data_facts, need_of, provenance, resolve
 from vergence.pipelines.scale import found_for, with_scale
 from vergence.platform import yaml
@@ -122,7 +123,7 @@ def plan(recipe: Recipe, run: Run) -> Planned:
     recipe = with_scale(recipe, found)
     with ExitStack() as ray:
         joined = _joined(recipe, ray)
-        resolved, method = _resolved(recipe, run, index, kept, past.start_step, joined)
+        resolved, method = _resolved(recipe, run, index, kept, past.commit, joined)
         return _planned(resolved, run, method, place, found)
 
 
@@ -161,7 +162,7 @@ def _train(
     with ExitStack() as ray:
         joined = _joined(recipe, ray)
         start_step = start.step if start else 0
-        resolved, method = _resolved(recipe, run, index, decision.kept, start_step, joined)
+        resolved, method = _resolved(recipe, run, index, decision.kept, start, joined)
         if start is not None:
             _refuse_other_state(recipe, run, start, method)
         if decision.prolongs:
@@ -171,6 +172,10 @@ def _train(
         layout = resolved.layout
         values = filled(recipe, layout, len(index))
         _keep(recipe, run, index, shown(recipe, values))
+        run.initial_file.unlink(missing_ok=True)
+        if resolved.initial is not None:
+            resolved.initial.keep(run.initial_file)
+            values["encoder.pretrained_sha256"] = resolved.initial.digest
         run.remember(
             precision=layout.precision, regime=layout.regime, micro=layout.micro, span=layout.norm_span
         )
@@ -257,13 +262,21 @@ def _joined(recipe: Recipe, ray: ExitStack) -> session.Session | None:
 
 
 def _resolved(
-    recipe: Recipe, run: Run, index: Index, kept: RunFacts, start_step: int, joined: session.Session | None
+    recipe: Recipe,
+    run: Run,
+    index: Index,
+    kept: RunFacts,
+    start: Commit | None,
+    joined: session.Session | None,
 ) -> tuple[Resolved, Method]:
-    """The checked plan, and the built method."""
+    """The checked plan, and the built method. A commit to start from has the weights: none are read then."""
+    initial = None if start else pretrained(recipe)
     with asked(joined, run, index) if joined else nullcontext() as answer:
-        method = build_method(recipe, data_facts(recipe, index))  # while the nodes answer
+        facts = data_facts(recipe, index)
+        method = build_method(recipe, facts, initial and initial.state)  # while the nodes answer
         machine = answer() if answer else None
-    return resolve(recipe, index, method, machine, kept, start_step), method
+    resolved = resolve(recipe, index, method, machine, kept, start.step if start else 0)
+    return replace(resolved, initial=initial), method
 
 
 def _refuse_other_state(recipe: Recipe, run: Run, start: Commit, method: Method) -> None:

@@ -58,6 +58,7 @@ def hand_over(recipe: Recipe, run: Run, index: Index, method: Method, tracker: T
     name = recipe.track.register_as
     if name is not None and run.facts().version is None:
         run.remember(version=_register(run, name, card, TrainedOn(recipe.data.train, index), tracker, says))
+    run.initial_file.unlink(missing_ok=True)
     run.remember(finished=True)
 
 

@@ -5,10 +5,12 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import torch
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, field_validator
+from safetensors.torch import load_file
 
 from vergence.methods.catalog import METHODS
 from vergence.methods.method import DataFacts, Encoder, Method
@@ -19,6 +21,7 @@ from vergence.platform import yaml
 from vergence.platform.augment.presets import ViewSpec
 from vergence.platform.cluster.capacity import AskedScale
 from vergence.platform.data.config import DataConfig
+from vergence.platform.encoders.pretrained import Initial, fill
 from vergence.platform.errors import UserError, nearest
 from vergence.platform.evaluate.config import MonitorConfig
 from vergence.platform.runs.commit import CommitConfig
@@ -251,17 +254,37 @@ def _method_of(raw: Any) -> Any:
     return section.get("name") if isinstance(section, Mapping) else None
 
 
-def build_method(recipe: Recipe, data: DataFacts) -> Method:
-    """The method with its encoder, initialised from the recipe's seed; UserError for what cannot be built."""
+def build_method(
+    recipe: Recipe, data: DataFacts, initial: Path | Mapping[str, torch.Tensor] | None = None
+) -> Method:
+    """The method with its encoder, initialised from the recipe's seed; UserError for what cannot be built.
+
+    initial: the encoder's state, or a safetensors file with it, in the place of what the seed draws: it is there before
+    the method makes teachers of the encoder.
+    """
     with _seeded(recipe.seed):
         _, method = METHODS[recipe.method.name]
-        return method.build(recipe.method, _encoder(recipe), data)
+        encoder = _encoder(recipe)
+        if initial is not None:
+            encoder.load_state_dict(load_file(initial) if isinstance(initial, Path) else initial)
+        return method.build(recipe.method, encoder, data)
+
+
+def pretrained(recipe: Recipe) -> Initial | None:
+    """What `encoder.pretrained` comes to, checked; None without it. Raises UserError."""
+    if recipe.encoder.pretrained is None:
+        return None
+    with _seeded(recipe.seed):
+        return fill(_encoder(recipe), recipe.encoder)
 
 
 def initial_encoder(recipe: Recipe, seed: int) -> Encoder:
-    """The encoder before training: with the recipe's own seed, that of `build_method`."""
+    """The encoder before training: with the recipe's own seed, that of `build_method`; or the pretrained one."""
     with _seeded(seed):
-        return _encoder(recipe)
+        encoder = _encoder(recipe)
+    if recipe.encoder.pretrained is not None:
+        fill(encoder, recipe.encoder)
+    return encoder
 
 
 def _encoder(recipe: Recipe) -> Encoder:

@@ -18,6 +18,7 @@ from vergence.platform.data.index import Index
 from vergence.platform.data.modality import FIELDS, LABEL, TEXT
 from vergence.platform.data.plan import HOLDOUT_RULE, Plan
 from vergence.platform.data.stream import Stream
+from vergence.platform.encoders.pretrained import Initial
 from vergence.platform.errors import UserError
 from vergence.platform.runs.facts import RunFacts
 from vergence.platform.runs.run import Run
@@ -42,6 +43,7 @@ class Resolved:
     machine: Machine
     start_step: int
     stream: Stream
+    initial: Initial | None = None  # of the encoder, if this attempt begins with pretrained weights
 
     @property
     def need(self) -> Need:
@@ -62,10 +64,11 @@ class Resolved:
 
     def job(self, run: Run, stages: Mapping[str, float], pause_after: int | None = None) -> Job:
         recipe, scale = self.recipe, self.need.scale
+        initial = run.initial_file if self.initial else None
         return Job(
             run=run.path,
             attempt=run.attempt,
-            build=partial(build_method, recipe, data_facts(recipe, self.index)),
+            build=partial(build_method, recipe, data_facts(recipe, self.index), initial),
             index=self.index.path,
             plan=self.plan,
             epochs=recipe.epochs,

@@ -57,7 +57,7 @@ def _kinds(schema: Mapping[str, Any]) -> list[str]:
     if "enum" in schema:
         return [" | ".join(map(str, schema["enum"]))]
     if "const" in schema:
-        return [str(schema["const"])]
+        return [yaml.dump_inline(schema["const"])]
     if forms := schema.get("anyOf", schema.get("oneOf")):
         return [kind for form in forms for kind in _kinds(form)]
     if "$ref" in schema:

@@ -14,6 +14,7 @@ from vergence.pipelines.advance import Planned
 from vergence.pipelines.scale import told
 from vergence.platform.cluster.session import Place
 from vergence.platform.data.plan import Plan
+from vergence.platform.encoders.pretrained import Initial
 from vergence.platform.masking import masked
 from vergence.platform.mlflow_store import database, tracking_uri
 from vergence.platform.runs.records import Event, FirstStep, Metrics, Monitored, Note, Record, Stepped
@@ -43,6 +44,7 @@ def first_screen(planned: Planned) -> None:
     rows = {
         "method": f"{recipe.method.name} on {encoder.name} (stem {encoder.stem}, width {encoder.width:g}), "
         f"{planned.num_parameters / 1e6:.2f} M parameters",
+        **({} if resolved.initial is None else {"weights": _weights(resolved.initial)}),
         "data": f"{_held_out(plan)}; digest {resolved.index.digest[:12]}",
         "batch": f"{plan.global_batch} = {scale.workers} workers x {layout.share}, micro {layout.micro} "
         f"({layout.regime}), batch norm over {layout.norm_group}; about {decimal(layout.num_bytes)} a worker",
@@ -66,6 +68,11 @@ def first_screen(planned: Planned) -> None:
         )
     for name, text in [*rows.items(), *(("note", note) for note in notes)]:
         say(f"  {name:<8} {text}")
+
+
+def _weights(initial: Initial) -> str:
+    interpolated = f"; interpolated: {', '.join(initial.resampled)}" if initial.resampled else ""
+    return f"{initial.where}, sha256 {initial.digest[:12]}{interpolated}"
 
 
 def _held_out(plan: Plan) -> str:

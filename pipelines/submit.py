@@ -17,6 +17,7 @@ from vergence.platform.masking import masked
 from vergence.platform.runs.run import valid_name
 
 if TYPE_CHECKING:
+    from vergence.pipelines.recipe import Recipe
     from vergence.platform.cluster.capacity import Need
     from vergence.platform.jobs.target import Target
 
@@ -165,7 +166,7 @@ def _pretrain(options: argparse.Namespace) -> Job:
 
     recipe = load_recipe(options.recipe, options.overrides)
     name = valid_name(options.name or file_of("recipe", options.recipe).stem)
-    _refuse_relative("data.train", recipe.data.train)
+    _refuse_relative_paths(recipe)
     options.recipe, options.overrides, options.name = "recipe.yaml", [], name
     return Job(
         name,
@@ -181,7 +182,7 @@ def _tune(options: argparse.Namespace) -> Job:
     from vergence.pipelines.tune import asked
 
     search = asked(options.recipe, options.search, options.overrides, options.name)
-    _refuse_relative("data.train", search.recipe.data.train)
+    _refuse_relative_paths(search.recipe)
     options.recipe, options.search, options.overrides, options.name = (
         "recipe.yaml",
         "search.yaml",
@@ -214,6 +215,13 @@ def _need_of_actors(options: argparse.Namespace) -> "Need | None":
     from vergence.platform.cluster.embed import need_of
 
     return need_of(options.workers, bool(gpus_of(options.workers, options.device)))
+
+
+def _refuse_relative_paths(recipe: "Recipe") -> None:
+    _refuse_relative("data.train", recipe.data.train)
+    weights = recipe.encoder.pretrained
+    if isinstance(weights, str) and weights.endswith((".safetensors", ".pt2")):  # else the name of a run
+        _refuse_relative("encoder.pretrained", weights)
 
 
 def _refuse_relative(what: str, path: str) -> None:

@@ -44,6 +44,11 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid", strict=True):
         "resnet18",
         description=f"timm model name; or {', '.join(SIGNALS)}: convolutions over sounds, texts, arrays of vectors.",
     )
+    pretrained: Literal[True] | str | None = Field(
+        None,
+        description="initial weights, read before step 0 only: true: those that timm downloads for the model; "
+        "FILE.safetensors: by timm's names; RUN: its exported encoder, to go on under another method",
+    )
     stem: Literal["default", "cifar"] = Field(
         "default",
         description="cifar: 3x3 convolution of stride 1 and no max-pool, for small images (ResNets).",
@@ -169,7 +174,7 @@ def build_encoder(
     """A freshly initialised encoder in fp32.
 
     Args:
-        config: what to build.
+        config: what to build; `pretrained` is for the caller, who knows whether the encoder begins.
         image_size: side in pixels where the config leaves it open.
         zero_init: which residual blocks of a ResNet start at zero where the config leaves it open: a method's
             `Config.zero_init_residual`.

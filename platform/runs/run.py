@@ -48,6 +48,11 @@ class Run:
         return self.path / "logs"
 
     @property
+    def initial_file(self) -> Path:
+        """Pretrained weights that the run begins with, until it has ended or goes on from a commit."""
+        return self.path / "initial.safetensors"
+
+    @property
     def exports(self) -> Path:
         return self.path / "exports"
 

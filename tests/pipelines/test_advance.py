@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from shard_files import png, write_shard
 
+from vergence.methods.parts.backbones import EncoderConfig, build_encoder
 from vergence.pipelines import UserError, VergenceError, advance, pretrain
 from vergence.pipelines.advance import Observer, RunResult, what_exists
 from vergence.pipelines.recipe import load_recipe
@@ -180,3 +182,46 @@ def test_a_mistake_before_the_first_commit_is_forgotten_and_later_ones_are_refus
     with pytest.raises(UserError, match=r"optim\.lr .* -> 3\.0"):
         pretrain_again("optim.lr=3.0")
     assert ranks.started == [0, 0]
+
+
+def backbone(**config: Any) -> dict[str, torch.Tensor]:
+    return build_encoder(EncoderConfig(width=0.0625, **config)).get_submodule("backbone").state_dict()
+
+
+def test_pretrained_weights_are_read_once_at_step_0_and_are_all_ranks(
+    command: Callable[..., Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "weights.safetensors"
+    given = backbone(stem="cifar")
+    save_file(given, file)
+    ranks, pretrain_again = command(("interrupted", None), ("interrupted", 1), ("finished", STEPS))
+    byol = ["method={name: byol, hidden_dim: 8, embed_dim: 4}", f"encoder.pretrained={file}"]
+    stopped, _ = pretrain_again(*byol)
+    assert stopped.commit is None
+    assert stopped.run.initial_file.exists()
+    stopped, _ = pretrain_again(*byol)  # step 0 still: read again
+    state = commits.load_state(stopped.commit)
+    for network in ("encoder", "teacher.0"):
+        assert all(
+            torch.equal(state[f"model.{network}.backbone.{key}"], value) for key, value in given.items()
+        )
+    file.unlink()  # the commit has the weights
+    with pytest.raises(UserError, match=r"encoder\.pretrained .*weights\.safetensors -> None"):
+        pretrain_again(byol[0])
+    finished, _ = pretrain_again(*byol)
+    assert finished.status == "finished"
+    assert ranks.started == [0, 0, 1]
+    assert not finished.run.initial_file.exists()
+    with store(tracking_uri()) as client:
+        (found,) = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    assert len(found.data.params["encoder.pretrained_sha256"]) == 64
+
+
+def test_pretrained_weights_that_do_not_fit_are_refused_before_anything_starts(
+    command: Callable[..., Any], tmp_path: Path
+) -> None:
+    save_file(backbone(), tmp_path / "w.safetensors")
+    ranks, pretrain_again = command()
+    with pytest.raises(UserError, match=r"conv1\.weight is 4x3x7x7, needs 4x3x3x3"):
+        pretrain_again(f"encoder.pretrained={tmp_path}/w.safetensors")
+    assert ranks.sessions == 0
