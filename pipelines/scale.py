@@ -2,7 +2,7 @@
 
 from vergence.pipelines.recipe import Recipe
 from vergence.platform.cluster import session
-from vergence.platform.cluster.capacity import Found, Need, ScaleConfig, found_here, settle
+from vergence.platform.cluster.capacity import Found, Need, ScaleConfig, fits, found_here, settle
 from vergence.platform.data.plan import Plan
 from vergence.platform.errors import UserError
 
@@ -15,16 +15,31 @@ def found_for(recipe: Recipe) -> Found:
         return Found(0, 0)  # a cluster is asked only where the recipe leaves something to it
     with session.opened(Need(ScaleConfig(), 1, recipe.data.reader_cpus)):
         nodes = session.nodes()
-    return Found(int(sum(node.cpus for node in nodes)), int(sum(node.gpus for node in nodes)))
+    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    return Found(int(cpus), int(gpus), nodes=tuple(nodes))
 
 
-def with_scale(recipe: Recipe, found: Found) -> Recipe:
-    """The recipe with numbers in its `scale` section."""
+def with_scale(recipe: Recipe, found: Found, trials: int = 0) -> Recipe:
+    """The recipe with numbers in its `scale` section. trials: so many runs of it share what was found; 0: one has all."""
     if not recipe.scale.is_open:
         return recipe
-    return recipe.model_copy(
-        update={"scale": settle(recipe.scale, found, lambda workers: divides(recipe, workers))}
-    )
+
+    def fitting(workers: int) -> bool:
+        if not divides(recipe, workers):
+            return False
+        one = ScaleConfig(workers=workers, cpus_per_worker=recipe.scale.cpus_per_worker)
+        need = Need(one, recipe.data.readers, recipe.data.reader_cpus, trials)
+        return not found.nodes or fits(need, found.nodes) is None
+
+    scale = settle(recipe.scale, found.shared(max(1, trials)), fitting)
+    return recipe.model_copy(update={"scale": scale})
+
+
+def trials_at_a_time(recipe: Recipe, found: Found) -> int:
+    """Runs of the recipe that train side by side: each with a GPU a worker, without GPUs with its CPUs."""
+    scale = recipe.scale
+    places = found.gpus if found.gpus and scale.gpus_per_worker else found.cpus // scale.cpus_per_worker
+    return max(1, places // (1 if scale.workers == "auto" else scale.workers))
 
 
 def divides(recipe: Recipe, workers: int) -> bool:

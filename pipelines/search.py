@@ -61,11 +61,27 @@ class Search:
         """What the recipes of all trials share, as plain values."""
         return assigned(self.recipe.dump(), {"epochs": self.config.budget.epochs, "track.register": None})
 
+    @cached_property
+    def settled(self) -> Recipe:
+        """The recipe with numbers in `scale`: where they are left open, trials share what is found."""
+        if not self.recipe.scale.is_open:
+            return self.recipe
+        from vergence.pipelines.scale import found_for, trials_at_a_time, with_scale
+
+        found = found_for(self.recipe)
+        wanted = self.config.budget.concurrent or trials_at_a_time(self.recipe, found)
+        return with_scale(self.recipe, found, trials=min(wanted, self.config.num_trials))
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """The base with numbers in `scale`, as trials are trained."""
+        return {**self.base, "scale": self.settled.scale.model_dump()}
+
     @property
     def need(self) -> Need:
         from vergence.pipelines.resolve import need_of
 
-        return need_of(self.recipe)
+        return need_of(self.settled)
 
     def checked(self) -> "Search":
         """Itself. Raises UserError: a path or value that the recipe's schema does not take, or a missing extra."""
@@ -221,7 +237,7 @@ class Search:
         from vergence.pipelines.trial import recipe_of
 
         first = next(iter(self.config.planned()), {p: d.probes[0] for p, d in self.config.domains.items()})
-        planned = plan(recipe_of(self.base, first, "search"), Run(f"{self.name}/first"))
+        planned = plan(recipe_of(self.shared, first, "search"), Run(f"{self.name}/first"))
         resolved, objective = planned.resolved, OBJECTIVES[self.config.objective]
         held = len(resolved.plan.holdout_ids()) if resolved.recipe.views else 0
         share = self.recipe.data.holdout
@@ -331,7 +347,7 @@ class _Searching(threading.Thread):
             search=search.name,
             home=str(home()),
             cwd=os.getcwd(),
-            base=search.base,
+            base=search.shared,
             objective=search.config.objective,
             direction=search.config.direction,
             stop_file=self.stop_file,

@@ -174,7 +174,7 @@ def _pretrain(options: argparse.Namespace) -> Job:
         options.words(options),
         {"recipe.yaml": yaml.dump(recipe.dump())},
         options.home,
-        need_of(recipe),
+        None if _left_to_ray(recipe, options) else need_of(recipe),
     )
 
 
@@ -191,7 +191,18 @@ def _tune(options: argparse.Namespace) -> Job:
     )
     files = {"recipe.yaml": yaml.dump(search.recipe.dump()), "search.yaml": yaml.dump(search.config.dump())}
     concurrent = search.config.budget.concurrent or 1
-    return Job(search.name, "tune", options.words(options), files, options.home, search.need, concurrent)
+    need = None if _left_to_ray(search.recipe, options) else search.need
+    return Job(search.name, "tune", options.words(options), files, options.home, need, concurrent)
+
+
+def _left_to_ray(recipe: "Recipe", options: argparse.Namespace) -> bool:
+    """Whether the command finds its scale in the cluster. UserError: pods are to be made for numbers."""
+    if recipe.scale.is_open and options.to == "k8s":
+        raise UserError(
+            "submit --to k8s: scale.workers and scale.gpus_per_worker: auto is what a command finds, and pods are made "
+            "before it starts, one a worker; give numbers, such as scale.workers=4 scale.gpus_per_worker=1"
+        )
+    return recipe.scale.is_open
 
 
 def _with_paths(verb: JobVerb, options: argparse.Namespace) -> Job:

@@ -23,12 +23,27 @@ class ScaleConfig(BaseModel, frozen=True, extra="forbid", strict=True):
     max_failures: NonNegativeInt = 3
 
 
+class Node(NamedTuple):
+    """Logical CPUs and GPUs of one machine: all of them, or those that are free."""
+
+    cpus: float
+    gpus: float = 0.0
+    id: str = ""  # Ray's
+
+
 class Found(NamedTuple):
     """What there is to train on."""
 
     cpus: int
     gpus: int  # that torch can use
     unusable_gpus: int = 0  # that the driver has and this build of torch cannot use
+    nodes: tuple[Node, ...] = ()  # of a cluster, whose CPUs are not declared anew
+
+    def shared(self, trials: int) -> "Found":
+        """What one of so many runs may take; with GPUs at least one, whether or not there are as many."""
+        return self._replace(
+            cpus=max(1, self.cpus // trials), gpus=max(min(1, self.gpus), self.gpus // trials)
+        )
 
 
 class AskedScale(BaseModel, frozen=True, extra="forbid", strict=True):
@@ -54,8 +69,8 @@ class AskedScale(BaseModel, frozen=True, extra="forbid", strict=True):
         """UserError: something is left to the machine that trains, which is not asked here."""
         if self.is_open:
             raise UserError(
-                "scale.workers and scale.gpus_per_worker: auto is what `vergence pretrain` finds where it runs; give "
-                "numbers, such as scale.workers=1 scale.gpus_per_worker=0"
+                "scale.workers and scale.gpus_per_worker: auto is what is found where the run starts, which is not here; "
+                "give numbers, such as scale.workers=1 scale.gpus_per_worker=0"
             )
         return ScaleConfig.model_validate(self.model_dump())
 
@@ -82,14 +97,6 @@ def found_here() -> Found:
 
     gpus = torch.cuda.device_count()
     return Found(physical_cpus(), gpus, 0 if gpus else num_cards())
-
-
-class Node(NamedTuple):
-    """Logical CPUs and GPUs of one machine: all of them, or those that are free."""
-
-    cpus: float
-    gpus: float = 0.0
-    id: str = ""  # Ray's
 
 
 class Need(NamedTuple):

@@ -5,8 +5,8 @@ import torch
 
 from vergence.pipelines.recipe import Recipe, load_recipe
 from vergence.pipelines.resolve import need_of
-from vergence.pipelines.scale import divides, plan_for, told, with_scale
-from vergence.platform.cluster.capacity import AskedScale, Found, ScaleConfig, found_here, settle
+from vergence.pipelines.scale import divides, plan_for, told, trials_at_a_time, with_scale
+from vergence.platform.cluster.capacity import AskedScale, Found, Node, ScaleConfig, fits, found_here, settle
 from vergence.platform.errors import UserError
 
 AUTO = AskedScale(workers="auto", gpus_per_worker="auto")
@@ -112,5 +112,45 @@ def test_the_holdout_means_something_also_for_few_images(num_samples: int, held:
 
 
 def test_where_no_machine_is_asked_numbers_are_wanted() -> None:
-    with pytest.raises(UserError, match=r"auto is what `vergence pretrain` finds .* scale\.workers=1"):
+    with pytest.raises(UserError, match=r"auto is what is found where the run starts.* scale\.workers=1"):
         need_of(load_recipe("images"))
+
+
+def test_on_a_cluster_readers_find_room_beside_the_workers() -> None:
+    recipe = load_recipe("images", ["batch.global=64"])
+    two = tuple(Node(8.0) for _ in range(2))
+    scale = with_scale(recipe, Found(16, 0, nodes=two)).scale
+    assert (scale.workers, scale.gpus_per_worker) == (8, 0)
+    assert fits(need_of(with_scale(recipe, Found(16, 0, nodes=two))), two) is None
+    small = (Node(4.0),)
+    few = with_scale(recipe, Found(4, 0, nodes=small))
+    assert few.scale.workers == 2  # and as many readers
+    assert fits(need_of(few), small) is None
+
+
+@pytest.mark.parametrize(
+    ("found", "asked", "trials", "expected"),
+    [
+        (Found(128, 8), [], 12, (1, 1)),  # eight at a time
+        (Found(128, 8), [], 3, (2, 1)),  # all twelve would not be needed: two GPUs each
+        (Found(128, 1), [], 12, (1, 1)),
+        (Found(2, 0), [], 12, (1, 0)),
+        (Found(16, 0), [], 4, (4, 0)),
+        (Found(16, 8), ["scale.gpus_per_worker=0"], 4, (4, 0)),
+        (Found(128, 8), ["scale.workers=4"], 12, (4, 1)),
+        (Found(128, 8), ["scale.workers=16"], 12, (16, 0)),
+    ],
+)
+def test_trials_of_a_search_share_what_is_found(
+    found: Found, asked: list[str], trials: int, expected: tuple[int, int]
+) -> None:
+    recipe = load_recipe("images", ["batch.global=64", *asked])
+    at_a_time = min(trials, trials_at_a_time(recipe, found))
+    scale = with_scale(recipe, found, at_a_time).scale
+    assert (scale.workers, scale.gpus_per_worker) == expected
+    assert at_a_time * expected[0] * expected[1] <= found.gpus
+
+
+def test_more_trials_at_a_time_than_gpus_are_not_moved_to_cpus_in_silence() -> None:
+    scale = with_scale(load_recipe("images"), Found(128, 2), trials=4).scale
+    assert (scale.workers, scale.gpus_per_worker) == (1, 1)  # which the machine then refuses, by numbers

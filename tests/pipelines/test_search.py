@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from small_search import ONE_WORKER, SEARCH
 
 from vergence.pipelines import cli, search
 from vergence.pipelines.shipped import file_of, shipped
-from vergence.pipelines.trial import TrialWork, passed_on
+from vergence.pipelines.trial import TrialWork, passed_on, recipe_of
 from vergence.pipelines.tune import asked as asked_for
 from vergence.platform import yaml
 from vergence.platform.errors import UserError
@@ -120,6 +121,26 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(
         "2 workers x 1 CPUs + 2 readers x 1 CPUs + 2 trials x 0.01 + 1 = 5.02 CPUs" in capsys.readouterr().out
     )
     assert not (home / "s").exists()
+
+
+def test_a_search_of_a_recipe_that_leaves_its_scale_open_shares_this_machine(
+    place: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    made = asked(
+        place, "scale.workers=auto", "scale.gpus_per_worker=auto", budget={"epochs": 2, "concurrent": 2}
+    )
+    assert "settled" not in vars(made)  # where it is only described, this machine is not asked
+    plan = made.plan()
+    assert (plan.need.trials, plan.need.scale.workers, plan.need.scale.gpus_per_worker) == (2, 4, 0)
+    trial = recipe_of(made.shared, {}, "trial")
+    assert (trial.scale.workers, trial.scale.gpus_per_worker, trial.identity()) == (
+        4,
+        0,
+        recipe_of(made.base, {}, "trial").identity(),
+    )
+    assert made.recipe.scale.workers == "auto"  # of the winner at full length
 
 
 def work(home: Path, stop_file: Path) -> TrialWork:

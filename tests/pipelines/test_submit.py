@@ -117,6 +117,25 @@ def test_a_mistake_in_the_recipe_is_told_before_anything_is_sent(capsys: pytest.
     assert "optim.lrr is not a setting (did you mean lr?" in capsys.readouterr().err
 
 
+def test_an_open_scale_is_found_on_ray_and_refused_for_pods(
+    job_of: Callable[..., Job], capsys: pytest.CaptureFixture[str]
+) -> None:
+    auto = ["scale.workers=auto", "scale.gpus_per_worker=auto"]
+    search = ["tune", "simclr-cifar10", "simclr-temperature", "data.train=/data/*.tar"]
+    for words in (PRETRAIN[:3], search):
+        job = job_of(*words, *auto, "--to", "ray", "--home", "/shared")
+        scale = yaml.parse(job.files["recipe.yaml"], "recipe")["scale"]
+        assert (scale["workers"], scale["gpus_per_worker"], job.need) == ("auto", "auto", None)
+        assert cli.main(["submit", *words, *auto, "--to", "k8s", "--dry-run"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "give numbers, such as scale.workers=4 scale.gpus_per_worker=1" in line
+
+
+def test_weights_named_by_a_path_of_this_folder_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["submit", *PRETRAIN, "encoder.pretrained=here/w.safetensors"]) == 2
+    assert "submit: encoder.pretrained=here/w.safetensors: the job runs elsewhere" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("home", [[], ["--home", "runs"]])
 def test_a_cluster_needs_a_state_folder(
     home: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
