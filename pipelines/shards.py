@@ -110,7 +110,9 @@ example:
 PREVIEW_EPILOG = """\
 example:
   vergence shards preview cifar10/ --recipe simclr-cifar10 --out views.png
-  vergence shards preview shards/ --recipe images --out views.png 'views.0.crop_scale=[0.4, 1.0]'"""
+  vergence shards preview shards/ --recipe images --out views.png 'views.0.crop_scale=[0.4, 1.0]'
+  vergence shards preview shards/ --recipe simclr-imagenet --out views.png views.0.rotate=0.5 views.0.cutout=0.5
+  vergence shards preview shards/ --recipe infomin-imagenet --out views.png views.0.rand_augment=4"""
 
 
 def main(args: argparse.Namespace) -> int:

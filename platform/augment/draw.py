@@ -4,6 +4,8 @@ Number k of operation `op` is uniform(seed, id, epoch, view, op, k), see rng.py.
 read, colours where views are made.
 """
 
+from functools import lru_cache
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +18,28 @@ CROP_TRIES = 10  # as torchvision's RandomResizedCrop
 
 # The `op` word of the draws. Their values are part of a run's identity: never renumber, only append.
 CROP, POSITION, FLIP, JITTER, FACTORS, ORDER, GRAY, BLUR, SIGMA, SOLARIZE = range(10)
+TURN, SOBEL, NOISE, NOISE_SIGMA, GRAIN, CUTOUT, CENTRE, RAND = range(10, 18)
+
+# Of RandAugment. Their order is part of a run's identity, too.
+RAND_OPERATIONS = (
+    "autocontrast",
+    "equalize",
+    "invert",
+    "rotate",
+    "posterize",
+    "solarize",
+    "solarize_add",
+    "colour",
+    "contrast",
+    "brightness",
+    "sharpness",
+    "shear_x",
+    "shear_y",
+    "translate_x",
+    "translate_y",
+)
+RAND_SHARE, RAND_TOP = 0.5, 10.0  # how often an operation is done that is drawn; the highest level
+_RAND_DRAWS = 4  # a layer: which, whether, level, sign
 
 
 class Counter(NamedTuple):
@@ -32,6 +56,8 @@ class Counter(NamedTuple):
         return cls(seed, ids[:, None], epochs if isinstance(epochs, int) else epochs[:, None], view)
 
     def chance(self, op: int, probability: float) -> NDArray[np.bool_]:
+        if not probability:
+            return np.zeros(len(self.ids), bool)
         return uniform(*self, op, 0)[:, 0] < probability
 
 
@@ -52,6 +78,16 @@ class Colours(NamedTuple):
     blur: NDArray[np.bool_]
     sigma: NDArray[np.float64]
     solarize: NDArray[np.bool_]
+    quarters: NDArray[np.int64]  # turns by 90 degrees, 0 to 3
+    sobel: NDArray[np.bool_]
+    noise: NDArray[np.bool_]
+    noise_sigma: NDArray[np.float64]
+    noise_key: NDArray[np.uint64]  # of `grain`
+    cutout: NDArray[np.bool_]
+    cutout_centre: NDArray[np.float64]  # (n, 2) from above and from the left, in [0, 1)
+    rand: NDArray[np.int64]  # (n, layers) places in RAND_OPERATIONS, -1: none
+    rand_levels: NDArray[np.float64]  # (n, layers) in [0, 1]
+    rand_negative: NDArray[np.bool_]  # (n, layers)
 
 
 def crops(
@@ -62,11 +98,14 @@ def crops(
 
 
 def colours(spec: Augmentation, counter: Counter) -> Colours:
-    """The parameters of torchvision's ColorJitter, RandomGrayscale, GaussianBlur and RandomSolarize."""
+    """The parameters of all that is done to a view once it is cut."""
     strengths = np.array([spec.brightness, spec.contrast, spec.saturation, spec.hue])
     centre = np.array([1.0, 1.0, 1.0, 0.0])
     low, high = np.maximum(centre - strengths, [0, 0, 0, -0.5]), centre + strengths
     sigma_low, sigma_high = spec.blur_sigma
+    noise_low, noise_high = spec.noise_sigma
+    turned = counter.chance(TURN, spec.rotate)
+    rand, levels, negative = _rand_augment(spec, counter)
     return Colours(
         jitter=counter.chance(JITTER, spec.jitter),
         factors=(low + (high - low) * uniform(*counter, FACTORS, np.arange(4))).astype(np.float32),
@@ -75,7 +114,47 @@ def colours(spec: Augmentation, counter: Counter) -> Colours:
         blur=counter.chance(BLUR, spec.blur),
         sigma=sigma_low + (sigma_high - sigma_low) * uniform(*counter, SIGMA, 0)[:, 0],
         solarize=counter.chance(SOLARIZE, spec.solarize),
+        quarters=np.where(turned, 1 + np.floor(3 * uniform(*counter, TURN, 1)[:, 0]), 0).astype(np.int64),
+        sobel=counter.chance(SOBEL, spec.sobel),
+        noise=counter.chance(NOISE, spec.noise),
+        noise_sigma=noise_low + (noise_high - noise_low) * uniform(*counter, NOISE_SIGMA, 0)[:, 0],
+        noise_key=mix(*counter, GRAIN)[:, 0],
+        cutout=counter.chance(CUTOUT, spec.cutout),
+        cutout_centre=uniform(*counter, CENTRE, np.arange(2)),
+        rand=rand,
+        rand_levels=levels,
+        rand_negative=negative,
     )
+
+
+def _rand_augment(
+    spec: Augmentation, counter: Counter
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Operations, levels and signs, each (n, layers)."""
+    layers = np.arange(spec.rand_augment)
+    which, whether, _, sign = (uniform(*counter, RAND, _RAND_DRAWS * layers + k) for k in range(_RAND_DRAWS))
+    normal = quantiles()[mix(*counter, RAND, _RAND_DRAWS * layers + 2) >> np.uint64(48)]
+    levels = (spec.rand_augment_magnitude + spec.rand_augment_std * normal).clip(0, RAND_TOP) / RAND_TOP
+    chosen = np.floor(len(RAND_OPERATIONS) * which).astype(np.int64)
+    return np.where(whether < RAND_SHARE, chosen, -1), levels, sign < 0.5
+
+
+@lru_cache(maxsize=1)
+def quantiles() -> NDArray[np.float64]:
+    """(2**16,) ascending: the standard Gaussian's quantiles at (k + 1/2) / 2**16, -4.3 to 4.3.
+
+    A draw of one of them is a number that any vector unit takes from the table alike; a logarithm or cosine is not.
+    """
+    half = 2**15
+    inverse = NormalDist().inv_cdf
+    upper = np.array([inverse(0.5 + (k + 0.5) / (2 * half)) for k in range(half)])
+    return np.concatenate([-upper[::-1], upper])
+
+
+def grain(keys: NDArray[np.uint64], count: int) -> NDArray[np.int16]:
+    """(n, count) places in `quantiles`, less 2**15: four from each number of mix(key, 0 ...), the lowest bits first."""
+    words = mix(keys[:, None], np.arange(-(-count // 4)))
+    return np.ascontiguousarray(words.astype("<u8").view("<i2")[:, :count])
 
 
 def _boxes(

@@ -23,7 +23,8 @@ from torch import Tensor
 _GRAY = (0.2989, 0.587, 0.114)  # ITU-R 601-2, the digits of torchvision
 
 
-def _column(values: Tensor) -> Tensor:
+def column(values: Tensor) -> Tensor:
+    """(n,) -> (n, 1, 1, 1) float32."""
     return values.to(torch.float32)[:, None, None, None]
 
 
@@ -37,13 +38,13 @@ def luma(x: Tensor) -> Tensor:
 
 def _blend_(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
     """clamp(factor x + (1 - factor) other), in place."""
-    factor = _column(factor)
+    factor = column(factor)
     return x.mul_(factor).add_(other * (1 - factor)).clamp_(0, 1)
 
 
 def brightness_(x: Tensor, factor: Tensor) -> Tensor:
     """Blend with black: clamp(factor x)."""
-    return x.mul_(_column(factor)).clamp_(0, 1)
+    return x.mul_(column(factor)).clamp_(0, 1)
 
 
 def contrast_(x: Tensor, factor: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ def contrast_(x: Tensor, factor: Tensor) -> Tensor:
     # gray + 1 lies in [1, 2], where floats are multiples of 2**-23: their float64 sum is exact in any order
     total = luma(x).add_(1).flatten(1).sum(1, dtype=torch.float64)
     mean = total / x[0, 0].numel() - 1
-    return _blend_(x, _column(mean), factor)
+    return _blend_(x, column(mean), factor)
 
 
 def saturation_(x: Tensor, factor: Tensor) -> Tensor:
@@ -149,8 +150,8 @@ def grayscale_(x: Tensor) -> Tensor:
     return x.copy_(luma(x).expand_as(x))
 
 
-def solarize_(x: Tensor, threshold: float) -> Tensor:
-    """Invert what is at or above the threshold, in [0, 1]."""
+def solarize_(x: Tensor, threshold: float | Tensor) -> Tensor:
+    """Invert what is at or above the threshold, in [0, 1]: one, or of each sample (n, 1, 1, 1)."""
     above = (x >= threshold).to(x.dtype)
     return x.mul_(1 - 2 * above).add_(above)  # both steps are exact: -x, then 1 - x
 

@@ -1,13 +1,13 @@
 """Published augmentations as data: what a recipe's `views: [{recipe: simclr}]` stands for.
 
 Jitter strengths b, c, s mean a factor drawn from [max(0, 1 - b), 1 + b], hue .1 means +-36 degrees; the rest
-are probabilities. Every preset crops, flips, jitters (sub-operations in random order), turns gray, blurs and
-solarises, in this order.
+are probabilities. A view is cropped, flipped, turned, jittered (sub-operations in random order), made gray, blurred,
+solarised, reduced to edges, made noisy and cut out, in this order; RandAugment comes after the blur, and then gray after it.
 """
 
 from typing import Annotated, NamedTuple, Self
 
-from pydantic import BaseModel, Field, PositiveInt, model_validator
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, model_validator
 
 from ..errors import nearest
 
@@ -31,6 +31,15 @@ class Augmentation(NamedTuple):
     blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
     solarize: float = 0.0
     solarize_threshold: int = 128  # of 255
+    rotate: float = 0.0
+    sobel: float = 0.0
+    noise: float = 0.0
+    noise_sigma: tuple[float, float] = (0.1, 0.1)  # 1 = from black to white
+    cutout: float = 0.0
+    cutout_size: float = 0.5  # side of the square / side of the view
+    rand_augment: int = 0  # operations, one after another
+    rand_augment_magnitude: float = 10.0  # of 10
+    rand_augment_std: float = 0.5  # of the magnitude
 
     @staticmethod
     def blur_kernel(size: int) -> int:
@@ -52,8 +61,8 @@ PRESETS: dict[str, tuple[Augmentation, ...]] = {
     "instdisc": (_colour(0.4, 0.4, 0.4, 0.4)._replace(crop_scale=(0.2, 1.0), jitter=1.0),),
     # Chen et al. 2020, arXiv:2003.04297, section 3
     "mocov2": (_WEAK._replace(crop_scale=(0.2, 1.0), blur=0.5),),
-    # Tian et al. 2020, arXiv:2005.10243, section 4.2, but for its RandAugment
-    "infomin": (_STRONG._replace(crop_scale=(0.2, 1.0), blur=0.5),),
+    # Tian et al. 2020, arXiv:2005.10243, section 4.2, official code
+    "infomin": (_STRONG._replace(crop_scale=(0.2, 1.0), blur=0.5, rand_augment=2),),
     # Grill et al. 2020, arXiv:2006.07733, table 6; Barlow Twins and VICReg use it too
     "byol": (_BYOL._replace(blur=1.0), _BYOL._replace(blur=0.1, solarize=0.2)),
     # 32 px: SimCLR's appendix B.9 (strength 0.5, no blur), and its counterpart for BYOL
@@ -92,6 +101,26 @@ class ViewSpec(BaseModel, frozen=True, extra="forbid", strict=True):
     solarize_threshold: Annotated[int, Field(ge=0, le=256)] | None = Field(
         None, description="first level of 255 that is inverted"
     )
+    rotate: Probability | None = Field(None, description="probability of a turn by 90, 180 or 270 degrees")
+    sobel: Probability | None = Field(None, description="probability of edges (Sobel) instead of the picture")
+    noise: Probability | None = Field(None, description="probability of Gaussian noise")
+    noise_sigma: tuple[float, float] | None = Field(
+        None, description="smallest and largest sigma of the noise, 1 = from black to white"
+    )
+    cutout: Probability | None = Field(
+        None,
+        description="probability of a square that is filled with the mean colour; it may cross the border",
+    )
+    cutout_size: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="side of the square, as a share of the view's"
+    )
+    rand_augment: NonNegativeInt | None = Field(
+        None, description="RandAugment: operations drawn for a view, each done with probability 1/2"
+    )
+    rand_augment_magnitude: Annotated[float, Field(ge=0, le=10)] | None = Field(
+        None, description="RandAugment: mean level of an operation, 0 to 10"
+    )
+    rand_augment_std: Strength | None = Field(None, description="RandAugment: sigma of the level")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -103,7 +132,7 @@ class ViewSpec(BaseModel, frozen=True, extra="forbid", strict=True):
             raise ValueError(
                 f"recipe {self.recipe!r} is a pair of different views: count must be 2, got {self.count}"
             )
-        for name in ("crop_scale", "crop_ratio", "blur_sigma"):
+        for name in ("crop_scale", "crop_ratio", "blur_sigma", "noise_sigma"):
             low, high = getattr(self, name) or (1, 1)
             if not 0 < low <= high or (name == "crop_scale" and high > 1):
                 limit = " <= 1" if name == "crop_scale" else ""

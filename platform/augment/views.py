@@ -1,4 +1,4 @@
-"""From cut pictures to augmented views, on the device: colour, blur, solarise, normalise.
+"""From cut pictures to augmented views, on the device: what steps.py does to their pixels, then normalised.
 
 First every parameter of every sample is drawn and prepared on the host, then all of it goes to the device at once,
 then pixels are touched. So nothing here waits for the device.
@@ -13,30 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import draw, ops
+from . import draw, ops, steps
 from .crop import Cut, Layout, Pictures, cut, layout, layout_ends, view_sizes
 from .parcel import Parcel
-from .presets import Augmentation, ViewSpec
+from .presets import ViewSpec
 
 __all__ = ["ViewSpec", "Views"]
 
 CHUNK_BYTES = 3 << 19  # float32 pixels worked on at a time on a CPU: about a core's L2 cache
-
-
-class _Rows(NamedTuple):
-    """Samples that an operation is for."""
-
-    places: Tensor | None  # int64; None: all of them
-
-
-class _Colour(NamedTuple):
-    """What is done to the pixels of one view, prepared; None: nothing."""
-
-    turns: ops.Turns
-    gray: _Rows | None
-    blur: _Rows | None
-    taps: Tensor | None
-    solarize: _Rows | None
 
 
 class _Run(NamedTuple):
@@ -83,7 +67,7 @@ class Views:
             epoch: from 0.
         Returns:
             one (n, 3, size, size) channels_last tensor per view, and one (n, 5) float32 tensor per view:
-            crop top, left, height, width in source pixels and flip 0|1.
+            crop top, left, height, width in source pixels and flip 0|1; what moves pixels later is not told.
         """
         if len(pictures) != len(ids):
             raise ValueError(f"got {len(pictures)} images and {len(ids)} ids")
@@ -138,7 +122,7 @@ class Views:
         places = parcel.put(
             [[self._places(pieces, run, view) for run in runs] for view in range(len(self.sizes))]
         )
-        planned = parcel.put(list(map(_plan, self.settings, colours, self.sizes)))
+        planned = parcel.put(list(map(steps.prepare, self.settings, colours, self.sizes)))
 
         def finish() -> Sequence[Tensor]:
             records, flat, end = [], pixels(), 0
@@ -150,7 +134,7 @@ class Views:
                 for run, record in zip(runs, records)
             ]
             views = []
-            for view, (spec, plan, found) in enumerate(zip(self.settings, planned(), places())):
+            for view, (plan, found) in enumerate(zip(planned(), places())):
                 parts = [
                     _planes(record, run.layout.crops[view], self.sizes[view])
                     if place is None or whole is None
@@ -158,7 +142,7 @@ class Views:
                     for run, record, whole, place in zip(runs, records, wholes, found)
                 ]
                 x = parts[0] if len(parts) == 1 else torch.cat(parts)
-                views.append(_coloured(x.div_(255), plan, spec.solarize_threshold / 255))
+                views.append(steps.done(x.div_(255), plan, self.mean))
             return views
 
         return finish
@@ -190,41 +174,3 @@ def _planes(records: Tensor, start: int, side: int) -> Tensor:
     """(n, 3, side, side) float32 levels 0 ... 255 out of n records."""
     pixels = records[:, start : start + 3 * side**2].unflatten(1, (3, side, side))
     return pixels.to(torch.float32, memory_format=torch.contiguous_format)
-
-
-def _plan(spec: Augmentation, drawn: draw.Colours, size: int) -> _Colour:
-    used = np.array([spec.brightness, spec.contrast, spec.saturation, spec.hue]) > 0
-    steps = np.where(drawn.jitter[:, None] & used[drawn.order], drawn.order, ops.NOTHING)
-    blur, taps = _rows(drawn.blur), None
-    if blur is not None:
-        taps = torch.from_numpy(ops.blur_taps(drawn.sigma[drawn.blur], spec.blur_kernel(size), size))
-    turns = ops.turns_of(drawn.factors, steps)
-    return _Colour(turns, _rows(drawn.gray), blur, taps, _rows(drawn.solarize))
-
-
-def _rows(mask: NDArray[np.bool_]) -> _Rows | None:
-    rows = np.flatnonzero(mask)
-    if not len(rows):
-        return None
-    return _Rows(None if len(rows) == len(mask) else torch.from_numpy(rows))
-
-
-def _coloured(x: Tensor, plan: _Colour, threshold: float) -> Tensor:
-    """Jitter, gray, blur, solarise, each on the samples that drew it."""
-    x = ops.jitter(x, plan.turns)
-    _where(plan.gray, x, ops.grayscale_)
-    if plan.taps is not None:
-        taps = plan.taps
-        _where(plan.blur, x, lambda part: ops.blur_(part, taps))
-    _where(plan.solarize, x, lambda part: ops.solarize_(part, threshold))
-    return x
-
-
-def _where(rows: _Rows | None, x: Tensor, op: Callable[[Tensor], Tensor]) -> None:
-    """x[rows] = op(x[rows]), without a copy when that is all of them."""
-    if rows is None:
-        return
-    if rows.places is None:
-        op(x)
-    else:
-        x.index_copy_(0, rows.places, op(x.index_select(0, rows.places)))

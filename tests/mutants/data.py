@@ -145,6 +145,13 @@ _DRAW: Faults = {
         "cls(seed, ids[:, None], 0, view)",
         _DRAWN,
     ),
+    "turn-s-way-from-its-chance": ("uniform(*counter, TURN, 1)", "uniform(*counter, TURN, 0)", _DRAWN),
+    "grain-of-the-sigma-s-stream": ("mix(*counter, GRAIN)", "mix(*counter, NOISE_SIGMA)", _DRAWN),
+    "all-layers-of-rand-augment-alike": (
+        "layers = np.arange(spec.rand_augment)",
+        "layers = np.zeros(spec.rand_augment, int)",
+        "tests/platform/augment/test_rand_augment.py::test_every_draw_comes_from_its_own_stream",
+    ),
     "drawn-ids-of-32-bits": (
         _WORDS,
         _WORDS.replace("ids[:, None]", "ids[:, None].astype(np.int32)"),
@@ -157,12 +164,73 @@ _DRAW: Faults = {
     ),
 }
 
-_VIEWS: Faults = {
+_ADDED = f"{VIEWS}::test_what_is_added_to_a_preset_equals_torchvision_with_the_drawn_parameters"
+
+_STEPS: Faults = {
     "solarise-from-the-next-level-on": (
         "spec.solarize_threshold / 255",
         "(spec.solarize_threshold + 1) / 255",
         f"{VIEWS}::test_solarize_inverts_from_its_level_on",
     ),
+    "turns-by-one-quarter-less": ("quarter_turns_(part, k + 1)", "quarter_turns_(part, k)", _ADDED),
+    "gray-before-rand-augment": ("if not steps.layers:", "if steps.layers:", _ADDED),
+    "cutout-from-its-corner": (" - side // 2\n", "\n", _ADDED),
+    "noise-of-another-sample": (
+        "draw.grain(drawn.noise_key[drawn.noise]",
+        "draw.grain(drawn.noise_key[: drawn.noise.sum()]",
+        f"{VIEWS}::test_a_view_is_the_same_bit_for_bit_in_any_batch",
+    ),
+}
+
+_RAND = "tests/platform/augment/test_rand_augment.py"
+_EACH = f"{_RAND}::test_each_operation_equals_torchvision_at_each_sample_s_level"
+
+_RAND_AUGMENT: Faults = {
+    "maps-one-way-only": ("most * levels[mask] * signs[mask]", "most * levels[mask]", f"{_EACH}[rotate]"),
+    "levels-of-the-first-samples": (
+        "_ARGUMENTS[name](levels[mask])",
+        "_ARGUMENTS[name](levels[: mask.sum()])",
+        f"{_RAND}::test_samples_take_their_own_operations_and_those_without_one_stay",
+    ),
+    "bits-from-the-other-end": ("np.floor(4 * level)", "4 - np.floor(4 * level)", f"{_EACH}[posterize]"),
+}
+
+_TONES: Faults = {
+    "a-flat-colour-is-stretched": (
+        "x.sub_(low * (1 - flat))",
+        "x.sub_(low)",
+        "tests/platform/augment/test_tones.py::test_without_a_parameter_equals_torchvision",
+    ),
+    "equalized-to-the-upper-edge": (
+        "(below - counts + step // 2)",
+        "(below + step // 2)",
+        "tests/platform/augment/test_tones.py::test_equalize_equals_pillow_on_its_levels",
+    ),
+}
+
+_WARPS: Faults = {
+    "shears-about-the-middle": (
+        "_matrices(b=factor, c=factor * size / 2, like=factor)",
+        "_matrices(b=factor, like=factor)",
+        f"{_EACH}[shear_x]",
+    ),
+    "black-beyond-the-border": ("(pixels - fill) * inside + fill", "pixels", f"{_EACH}[translate_y]"),
+}
+
+_FILTERS: Faults = {
+    "the-border-is-sharpened": (
+        "inner = x[:, :, 1:-1, 1:-1]",
+        "inner = x[:, :, 1:-1, 1:-1].clone()",
+        "tests/platform/augment/test_filters.py::test_sharpness_equals_torchvision",
+    ),
+    "edges-across-only": (
+        "(dx * dx + dy * dy) / 2",
+        "(dx * dx + dx * dx) / 2",
+        "tests/platform/augment/test_filters.py::test_sobel_is_the_length_of_opencv_s_gradient_over_the_longest",
+    ),
+}
+
+_VIEWS: Faults = {
     "all-views-are-view-0": (
         "draw.Counter.of(self.seed, ids, epoch, view)",
         "draw.Counter.of(self.seed, ids, epoch, 0)",
@@ -208,5 +276,10 @@ FAULTS = {
     "platform/augment/draw.py": _DRAW,
     "platform/augment/views.py": _VIEWS,
     "platform/augment/ops.py": _OPS,
+    "platform/augment/steps.py": _STEPS,
+    "platform/augment/rand_augment.py": _RAND_AUGMENT,
+    "platform/augment/tones.py": _TONES,
+    "platform/augment/warps.py": _WARPS,
+    "platform/augment/filters.py": _FILTERS,
     "platform/augment/rng.py": _RNG,
 }

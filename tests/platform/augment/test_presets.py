@@ -39,6 +39,9 @@ def test_presets_equal_the_published_table() -> None:
         always = 1.0 if name == "instdisc" else 0.8
         assert (each.flip, each.jitter, each.crop_ratio) == (0.5, always, (3 / 4, 4 / 3))
         assert (each.blur_sigma, each.solarize_threshold) == ((0.1, 2.0), 128)
+        rand_augment = (each.rand_augment, each.rand_augment_magnitude, each.rand_augment_std)
+        assert rand_augment == (2 if name == "infomin" else 0, 10.0, 0.5)
+        assert not any((each.rotate, each.sobel, each.noise, each.cutout))
 
 
 def test_blur_kernel_is_a_tenth_of_the_side_and_odd() -> None:
@@ -59,6 +62,7 @@ def test_without_a_preset_nothing_happens_but_crop_and_flip() -> None:
     assert not any(
         (only.brightness, only.contrast, only.saturation, only.hue, only.gray, only.blur, only.solarize)
     )
+    assert not any((only.rotate, only.sobel, only.noise, only.cutout, only.rand_augment))
 
 
 @pytest.mark.parametrize(
@@ -72,6 +76,10 @@ def test_without_a_preset_nothing_happens_but_crop_and_flip() -> None:
         ),
         ({"size": 32, "crop_scale": [0.5, 1.5]}, "crop_scale must be"),
         ({"size": 32, "blur_sigma": [0.0, 2.0]}, "blur_sigma must be"),
+        ({"size": 32, "noise_sigma": [0.3, 0.2]}, "noise_sigma must be"),
+        ({"size": 32, "cutout_size": 1.5}, "less than or equal to 1"),
+        ({"size": 32, "rand_augment": -1}, "greater than or equal to 0"),
+        ({"size": 32, "rand_augment_magnitude": 11}, "less than or equal to 10"),
         ({"size": 32, "gray": 1.2}, "less than or equal to 1"),
         ({"size": 0}, "greater than 0"),
         ({"size": "32"}, "valid integer"),

@@ -2,8 +2,10 @@
 
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import plain_rand_augment
 import plain_rng
 import pytest
 import torch
@@ -11,12 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from vergence.methods.torchvision_shim import torchvision
-from vergence.platform.augment import draw
+from vergence.platform.augment import draw, filters
 from vergence.platform.augment.presets import PRESETS, Augmentation
 from vergence.platform.augment.views import Views, ViewSpec
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 N = 20_000
+ALL: dict[str, Any] = {"rotate": 0.6, "noise": 0.5, "noise_sigma": (0.02, 0.2), "cutout": 0.5, "sobel": 0.2}
 tv = torchvision.transforms.functional
 
 
@@ -140,9 +143,11 @@ def test_every_draw_comes_from_the_stream_of_its_operation() -> None:
     """uniform(seed, id, epoch, view, op, k), in Python integers; ids have 64 bits."""
     ids, seed, epoch, view = [3, 3 + 2**32, 2**40 + 7, *range(100, 150)], 11, 4, 1
     spec = PRESETS["byol"][0]._replace(flip=0.3, gray=0.4, blur=0.6, solarize=0.5, jitter=0.7)
+    spec = spec._replace(rotate=0.6, sobel=0.5, noise=0.6, noise_sigma=(0.1, 0.3), cutout=0.4)
     size = np.full(len(ids), 32)
     p = params(spec, seed, np.array(ids), epoch, view, size, size)
     flip, jitter, factors, order, gray, blur, sigma, solarize = range(2, 10)
+    turn, sobel, noise, noise_sigma, grain, cutout, centre = range(10, 17)
     for i, sample in enumerate(ids):
         words = (seed, sample, epoch, view)
         for name, op in (
@@ -151,6 +156,9 @@ def test_every_draw_comes_from_the_stream_of_its_operation() -> None:
             ("gray", gray),
             ("blur", blur),
             ("solarize", solarize),
+            ("sobel", sobel),
+            ("noise", noise),
+            ("cutout", cutout),
         ):
             assert getattr(p, name)[i] == (plain_rng.uniform(*words, op, 0) < getattr(spec, name)), name
         drawn = [plain_rng.uniform(*words, factors, k) for k in range(4)]
@@ -158,6 +166,11 @@ def test_every_draw_comes_from_the_stream_of_its_operation() -> None:
         np.testing.assert_allclose(p.factors[i], expected, rtol=1e-5, atol=1e-7)
         assert p.order[i].tolist() == plain_rng.permutation(4, *words, order)
         assert p.sigma[i] == pytest.approx(0.1 + 1.9 * plain_rng.uniform(*words, sigma, 0))
+        turned, way = (plain_rng.uniform(*words, turn, k) for k in range(2))
+        assert p.quarters[i] == (1 + int(3 * way) if turned < 0.6 else 0)
+        assert p.noise_sigma[i] == pytest.approx(0.1 + 0.2 * plain_rng.uniform(*words, noise_sigma, 0))
+        assert p.noise_key[i] == plain_rng.chain(*words, grain)
+        assert p.cutout_centre[i] == pytest.approx([plain_rng.uniform(*words, centre, k) for k in range(2)])
         crop = [plain_rng.uniform(*words, 0, k) for k in range(2)]
         area, ratio = 1024 * (0.08 + 0.92 * crop[0]), math.exp(math.log(3 / 4) + math.log(16 / 9) * crop[1])
         height, width = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
@@ -194,12 +207,32 @@ def by_hand(image: np.ndarray, p: Params, i: int, spec: Augmentation, size: int)
         crop = Image.fromarray(image[top : top + height, left : left + width])
         x = tv.to_tensor(crop.resize((size, size), Image.Resampling.BILINEAR))
     x = tv.hflip(x) if p.flip[i] else x
+    x = torch.rot90(x, int(p.quarters[i]), (1, 2))
     jitter = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
     for op in p.order[i] if p.jitter[i] else ():
         x = jitter[op](x, float(p.factors[i, op]))
-    x = tv.rgb_to_grayscale(x, 3) if p.gray[i] else x
+    if not spec.rand_augment:
+        x = tv.rgb_to_grayscale(x, 3) if p.gray[i] else x
     x = tv.gaussian_blur(x, spec.blur_kernel(size), float(p.sigma[i])) if p.blur[i] else x
+    if spec.rand_augment:
+        for op, level, negative in zip(p.rand[i], p.rand_levels[i], p.rand_negative[i]):
+            if op >= 0:
+                name = draw.RAND_OPERATIONS[op]
+                x = plain_rand_augment.operation(name, x, float(level), bool(negative), [*MEAN])
+        x = tv.rgb_to_grayscale(x, 3) if p.gray[i] else x
     x = tv.solarize(x, 128 / 255) if p.solarize[i] else x
+    if p.sobel[i]:
+        x = filters.sobel_(x[None].clone())[0]
+    if p.noise[i]:
+        grain = draw.grain(p.noise_key[i : i + 1], x.numel())[0].astype(int) + 2**15
+        normal = torch.from_numpy(draw.quantiles()[grain]).float().view_as(x)
+        x = (x + float(p.noise_sigma[i]) * normal).clamp(0, 1)
+    if p.cutout[i]:
+        x, side = x.clone(), round(spec.cutout_size * size)
+        top, left = (int(c * size) - side // 2 for c in p.cutout_centre[i])
+        x[:, max(0, top) : max(0, top + side), max(0, left) : max(0, left + side)] = torch.tensor(MEAN)[
+            :, None, None
+        ]
     return tv.normalize(x, MEAN, STD)
 
 
@@ -222,11 +255,38 @@ def test_views_equal_torchvision_with_the_drawn_parameters(recipe: str, size: in
             assert (error > 2 / 255).float().mean() < 1e-3
 
 
+def test_what_is_added_to_a_preset_equals_torchvision_with_the_drawn_parameters() -> None:
+    images, ids = cifar_like(96), np.arange(96) + 5
+    size = np.full(96, 32)
+    for recipe, extra in (("infomin", dict[str, Any]()), ("simclr-cifar", ALL)):
+        spec = ViewSpec(size=32, recipe=recipe, **extra)
+        ((got,), _), (settings,) = make(spec)(images, ids, 2), spec.augmentations()
+        p = params(settings, 0, ids, 2, 0, size, size)
+        expected = torch.stack([by_hand(image, p, i, settings, 32) for i, image in enumerate(images)])
+        error = (got - expected).abs().flatten(1) * min(STD)
+        # RandAugment's steps of levels and maps magnify a rounding; noise and all else do not
+        assert error.mean() < 2e-4
+        assert (error.amax(dim=1) > 1e-4).sum() <= (10 if recipe == "infomin" else 0)
+
+
+def test_a_view_without_the_new_operations_is_what_it_was() -> None:
+    images, ids = cifar_like(64), np.arange(64)
+    plain, _ = make(ViewSpec(count=2, size=32, recipe="byol-cifar"))(images, ids, 0)
+    zero: dict[str, Any] = dict.fromkeys(("rotate", "noise", "cutout", "sobel"), 0.0)
+    off, _ = make(ViewSpec(count=2, size=32, recipe="byol-cifar", rand_augment=0, **zero))(images, ids, 0)
+    on, _ = make(ViewSpec(count=2, size=32, recipe="byol-cifar", cutout=0.5))(images, ids, 0)
+    assert all(torch.equal(a, b) for a, b in zip(plain, off))
+    same = [(a == b).flatten(1).all(dim=1).float().mean() for a, b in zip(plain, on)]
+    assert all(0.2 < share < 0.8 for share in same)  # the other draws are not moved by one that is added
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("recipe", ["simclr-cifar", "byol"])
-def test_a_view_is_the_same_bit_for_bit_in_any_batch(recipe: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "extra"), [("simclr-cifar", {}), ("byol", {}), ("infomin", {}), ("infomin", ALL)]
+)
+def test_a_view_is_the_same_bit_for_bit_in_any_batch(recipe: str, extra: dict, dtype: torch.dtype) -> None:
     images, ids = cifar_like(301), np.arange(301) + 7
-    views = make(ViewSpec(count=2, size=33, recipe=recipe), dtype=dtype)  # an odd size has vector tails
+    views = make(ViewSpec(count=2, size=33, recipe=recipe, **extra), dtype=dtype)  # vector tails: an odd size
     whole, boxes = views(images, ids, 1)
     shuffled = np.random.default_rng(0).permutation(301)
     for rows in (*np.arange(8)[:, None], shuffled[:2], shuffled[:37], shuffled):
