@@ -60,7 +60,7 @@ def plan_for(recipe: Recipe, num_samples: int) -> Plan:
     share, size = recipe.data.holdout_share(num_samples), recipe.batch.global_batch
     left = Plan(num_samples, share, recipe.seed, 0).num_training
     if left >= size:
-        return Plan(num_samples, share, recipe.seed, size)
+        return Plan(num_samples, share, recipe.seed, size, recipe.data.order)
     workers = 1 if recipe.scale.workers == "auto" else recipe.scale.workers
     smaller = (n for n in range(left, 0, -1) if divides(_with_batch(recipe, n), workers))
     cure = next((f"batch.global={n} fits" for n in smaller), "pack more images, or set a smaller norm.group")

@@ -1,6 +1,6 @@
-"""The order of samples: a pure function of (number of samples, holdout, seed, global batch) (DESIGN C4).
+"""The order of samples: a pure function of (number of samples, holdout, seed, global batch, kind of order) (DESIGN C4).
 
-The training ids of an epoch are permuted by the counter-based generator of augment/rng.py; global batch b
+The training ids of an epoch are ordered by order.py with the counter-based generator of augment/rng.py; global batch b
 is `epoch(e)[b*G : (b+1)*G]`, rank r of R takes the r-th contiguous slice of G/R of it, and the tail
 `epoch(e)[B*G:]` is left out (another one each epoch).
 
@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from vergence.platform.augment import rng
+from vergence.platform.data.order import Order
 from vergence.platform.errors import UserError
 
 HOLDOUT_RULE = "drawn-v1"  # kept with every commit: under another rule a run would train on its holdout
 
-# "PLAN", "PROB", "HOLD", "MONI": draws for different uses never meet
-_ORDER, _PROBE, _HELD, _MONITORED = 0x504C414E, 0x50524F42, 0x484F4C44, 0x4D4F4E49
+# "PROB", "HOLD", "MONI": draws for different uses never meet
+_PROBE, _HELD, _MONITORED = 0x50524F42, 0x484F4C44, 0x4D4F4E49
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Plan:
     holdout: float
     seed: int
     global_batch: int
+    order: Order = Order()
 
     def __post_init__(self) -> None:
         if not (self.holdout == 0 or 1e-6 <= self.holdout <= 0.5):
@@ -134,6 +136,7 @@ def _drawn(use: int, numbers: np.ndarray, starts: np.ndarray, ends: np.ndarray) 
 
 @lru_cache(maxsize=2)
 def _epoch(plan: Plan, epoch: int) -> np.ndarray:
-    ids = plan.training_ids(rng.permutation(plan.num_training, _ORDER, plan.seed, epoch))
+    positions = plan.order.positions(plan.num_training, plan.global_batch, plan.seed, epoch)
+    ids = plan.training_ids(positions)
     ids.flags.writeable = False
     return ids
