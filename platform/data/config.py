@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, field_validator
 
-from vergence.platform.data.order import Order
+from vergence.platform.data.order import FULL, Order
 
 CLASS = "{class}"  # in a template
 
@@ -18,7 +18,7 @@ class DataConfig(BaseModel, frozen=True, extra="forbid", strict=True):
         description=f"templates that make a sample's text of its class, e.g. a photo of a {CLASS}; one is drawn for "
         "each sample and epoch; none: the text is the sample's own (.txt)",
     )
-    order: Order = Field(Order(), description="in which samples come; a part of the run's identity")
+    order: Order = Field(FULL, description="in which samples come; a part of the run's identity")
     holdout: Annotated[float, Field(ge=0, le=0.5)] | Literal["auto"] = Field(
         "auto",
         description=f"share of the samples kept for the monitor; 0 = none; auto: {SHARE:g}, but at least the smaller of "

@@ -47,6 +47,9 @@ class Order(BaseModel, frozen=True, extra="forbid", strict=True):
         return np.lexsort((rng.mix(_WINDOW, seed, epoch, places), window)).astype(np.int64, copy=False)
 
 
+FULL = Order()
+
+
 def _windows(chunks: int, windows: int, seed: int, epoch: int) -> np.ndarray:
     """The window of each chunk, int64 (chunks,): a permutation of all windows for every run of as many chunks."""
     runs = -(-chunks // windows)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from vergence.platform.augment import rng
-from vergence.platform.data.order import Order
+from vergence.platform.data.order import FULL, Order
 from vergence.platform.errors import UserError
 
 HOLDOUT_RULE = "drawn-v1"  # kept with every commit: under another rule a run would train on its holdout
@@ -40,7 +40,7 @@ class Plan:
     holdout: float
     seed: int
     global_batch: int
-    order: Order = Order()
+    order: Order = FULL
 
     def __post_init__(self) -> None:
         if not (self.holdout == 0 or 1e-6 <= self.holdout <= 0.5):
