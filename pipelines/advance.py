@@ -128,7 +128,7 @@ def plan(recipe: Recipe, run: Run) -> Planned:
 
 
 def what_exists(recipe: Recipe, run: Run) -> str:
-    """Where the results of a finished run are, and what can be done with them."""
+    """Where the results of a finished run are, and what can be done with them: a line, then one for each command."""
     if not recipe.size:
         return f"the encoder's weights in {run.exports}"  # no images: no verb takes it
     facts, name = run.facts(), recipe.track.register_as
@@ -138,12 +138,12 @@ def what_exists(recipe: Recipe, run: Run) -> str:
         encoder = f"models:/{name}/{facts.version}"  # @champion may be another run's
         there += f", registered as {encoder}"
     shards = shlex.quote(recipe.data.train)
-    following = f"vergence look {encoder} {shards}"
-    if facts.labelled is False:
-        following += f"; vergence embed {encoder} {shards} vectors.parquet"
-    else:
-        following += f"; vergence evaluate {encoder} --train SHARDS --test SHARDS"
-    return f"{there}; next: {following}"
+    last = (
+        f"vergence embed {encoder} {shards} vectors.parquet"
+        if facts.labelled is False
+        else f"vergence evaluate {encoder} --train SHARDS --test SHARDS"
+    )
+    return f"{there}; next:\n  vergence look {encoder} {shards}\n  {last}"
 
 
 def _train(

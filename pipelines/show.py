@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import textwrap
 import time
 from collections.abc import Mapping
 from itertools import pairwise
@@ -29,10 +30,23 @@ FEW = 100  # held-out images below which kNN and rank say little
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def say(line: str, console: Console = console) -> None:
-    """One line for the user, on stderr; paths below the current folder are relative to it, secrets are masked."""
+def say(line: str, console: Console = console, indent: int | None = None) -> None:
+    """One line for the user, on stderr; paths below the current folder are relative to it, secrets are masked.
+
+    indent: columns at which it goes on, between two words, where a terminal is too narrow for it; None: it stays one
+    line, which the terminal breaks anywhere, so that a command in it can be copied.
+    """
     here = os.path.join(os.getcwd(), "")
-    console.print(masked(line if here == os.sep else line.replace(here, "")), markup=False)
+    text = masked(line if here == os.sep else line.replace(here, ""))
+    if indent is not None and console.is_terminal:
+        text = textwrap.fill(
+            text,
+            console.width,
+            subsequent_indent=" " * indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    console.print(text, markup=False)
 
 
 def first_screen(planned: Planned) -> None:
@@ -67,7 +81,7 @@ def first_screen(planned: Planned) -> None:
             f"{min(0.5, max(0.1, round(FEW / plan.num_samples, 2))):g} holds out more"
         )
     for name, text in [*rows.items(), *(("note", note) for note in notes)]:
-        say(f"  {name:<8} {text}")
+        say(f"  {name:<8} {text}", indent=None if name == "look" else 11)
 
 
 def _weights(initial: Initial) -> str:
@@ -113,6 +127,8 @@ class Screen:
                 resolved = event.resolved
                 self._line = ProgressLine(resolved.steps, resolved.start_step)
             case Note(text):
+                if self._line is not None and self._line.done == self._line.steps:
+                    self._line.stop()  # what follows training stands below the bar
                 say(text)
             case _:
                 assert self._line is not None, "records come after the plan"
@@ -149,13 +165,13 @@ class ProgressLine:
             case Stepped(steps):
                 self._moved(steps)
             case FirstStep():
-                self._say(start_up(record.stages))
+                self._say(start_up(record.stages), indent=2)
             case Monitored():
                 self._monitored(record)
             case Metrics() if "loss" in record.values:
                 self._stepped(record)
         if isinstance(record, Metrics | Monitored) and record.warning:
-            self._say(f"  {record.warning}")
+            self._say(f"  {record.warning}", indent=2)
 
     def _moved(self, steps: int) -> None:
         """What the start took is no part of the time that is left."""
@@ -186,16 +202,18 @@ class ProgressLine:
         knn = f"kNN {record.values['knn']:.3f}" if "knn" in record.values else None
         self.facts["quality"] = knn or f"rank {record.values['h_effective_rank']:.1f}"
         zero_shot = f"zero-shot {record.values['zero_shot']:.3f}" if "zero_shot" in record.values else None
+        self._bar.update(self._task, facts=fitting(self.facts, self._room))
         self._say(f"epoch {record.epoch} · {' · '.join(filter(None, [knn, zero_shot, rank]))}")
         if knn is None and not self._explained:
             self._explained = True
             self._say(
                 f"  no kNN: it needs classes. The rank says how many directions the {record.values['holdout']:,.0f} "
-                "held-out images use: it should grow well above 2, at which all has collapsed; compare it within this run"
+                "held-out images use: it should grow well above 2, at which all has collapsed; compare it within this run",
+                indent=2,
             )
 
-    def _say(self, line: str) -> None:
-        say(line, self.console)
+    def _say(self, line: str, indent: int | None = None) -> None:
+        say(line, self.console, indent)
 
 
 def fitting(facts: Mapping[str, str], room: int = 10**6) -> str:

@@ -56,6 +56,6 @@ def test_the_wheel_has_all_of_it_and_trains_away_from_the_repository(shell: Shel
         "vergence pretrain mine.yaml data.train=digits/ epochs=1 schedule.warmup_epochs=0 scale.workers=1"
     )
     assert "step 10/10" in said
-    assert "next: vergence look models:/digits-encoder/1 digits/" in said
+    assert "next:\n  vergence look models:/digits-encoder/1 digits/" in said
     shell("vergence embed mine digits/ vectors.parquet")
     shell("vergence look mine digits/ --count 60")

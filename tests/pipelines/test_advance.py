@@ -143,7 +143,7 @@ def test_a_run_is_stopped_gone_on_with_finished_tracked_later_and_then_done(
     assert done.status == "finished"
     (line,) = said
     assert "finished, nothing to do" in line
-    assert "next: vergence look r " in line  # there are no classes by which `evaluate` could measure
+    assert "; next:\n  vergence look r " in line  # there are no classes by which `evaluate` could measure
     assert ranks.started == [0, 1]
     assert ranks.sessions == 2  # who only hands over starts no Ray
 
@@ -154,10 +154,10 @@ def test_what_follows_names_the_version_that_was_made_and_suits_the_data(command
     run.path.mkdir(parents=True)
     run.remember(version=3, labelled=True)
     assert what_exists(recipe, run).endswith(
-        "; vergence evaluate models:/simclr-cifar10/3 --train SHARDS --test SHARDS"
+        "\n  vergence evaluate models:/simclr-cifar10/3 --train SHARDS --test SHARDS"
     )
     run.remember(labelled=False)
-    assert "; vergence embed models:/simclr-cifar10/3 'cifar10/train-*.tar' vectors" in what_exists(
+    assert "\n  vergence embed models:/simclr-cifar10/3 'cifar10/train-*.tar' vectors" in what_exists(
         recipe, run
     )
 

@@ -1,4 +1,5 @@
 import io
+import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from rich.console import Console
 from vergence.pipelines import show
 from vergence.pipelines.show import ProgressLine, fitting
 from vergence.platform.data.plan import Plan
-from vergence.platform.runs.records import Metrics, Monitored, Stepped
+from vergence.platform.runs.records import FirstStep, Metrics, Monitored, Note, Stepped
 
 SPEED = {"loss": 2.9729, "images_per_s": 932.4, "data_wait_share": 0.007}
 
@@ -35,7 +36,7 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Any:
     def on(columns: int, steps: int, *, terminal: bool = True) -> tuple[ProgressLine, io.StringIO, Any]:
         file = io.StringIO()
         console = Console(
-            file=file, width=columns, force_terminal=terminal, color_system=None, legacy_windows=False
+            file=file, width=columns, force_terminal=terminal, color_system=None, soft_wrap=True
         )
         lines.append(ProgressLine(steps, 0, console))
         return lines[-1], file, clock
@@ -101,6 +102,42 @@ def test_scores_of_an_epoch_are_one_line(screen: Any, values: dict[str, float], 
     line, file, _ = screen(200, 10, terminal=False)
     line.update(Monitored(5, 0.0, 2, {"h_effective_rank": 7.0, "holdout": 58, **values}))
     assert file.getvalue().strip() == told
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_words_are_whole_on_a_terminal_of_any_width_and_lines_are_whole_in_a_log_file(
+    screen: Any, columns: int
+) -> None:
+    rank = Monitored(1, 0.0, 1, {"h_effective_rank": 33.8, "holdout": 58})
+    stages = dict(zip(["enter", "checks", "ray", "workers", "model", "data", "first step"], range(7)))
+    lines = []
+    for terminal in (True, False):
+        line, file, _ = screen(columns, 16, terminal=terminal)
+        line.update(FirstStep(0, stages))
+        line.update(rank)
+        line.stop()
+        lines.append([re.sub("\x1b[^a-zA-Z]*[a-zA-Z]|\r", "", text) for text in file.getvalue().splitlines()])
+    wrapped, plain = lines
+    told = [text for text in wrapped if not text.startswith("step ")]
+    assert max(map(len, told)) <= columns
+    assert len(plain) == 3
+    assert " ".join(" ".join(plain).split()) in " ".join(" ".join(told).split())
+
+
+def test_the_bar_has_what_the_last_epoch_came_to(screen: Any) -> None:
+    line, _, _ = screen(80, 16)
+    line.update(metrics(15))
+    line.update(Monitored(16, 0.0, 1, {"h_effective_rank": 7.0, "knn": 0.5, "holdout": 58}))
+    assert "kNN 0.500" in rendered(line)[0]
+
+
+@pytest.mark.parametrize(("steps", "ended"), [(15, False), (16, True)])
+def test_what_follows_training_stands_below_the_bar(screen: Any, steps: int, ended: bool) -> None:
+    with show.Screen() as seen:
+        seen._line, _, _ = screen(80, 16)
+        seen.observe(Stepped(steps))
+        seen.observe(Note("exporting the encoder"))
+        assert seen._line._bar.live.is_started != ended
 
 
 def test_what_does_not_fit_is_left_out_the_least_telling_first() -> None:
