@@ -54,3 +54,29 @@ METHODS: dict[str, tuple[type[BaseModel], type[Method]]] = {
     "clip": (CLIPConfig, CLIP),
     "shared_transformer": (SharedTransformerConfig, SharedTransformer),
 }
+
+
+def check(name: str, config: type[BaseModel], method: type[Method]) -> None:
+    """What a line of the catalog must say besides; TypeError names what is missing, and what to write."""
+    about = "about: ClassVar[About] = About(YEAR, FAMILY, NEEDS)"
+    residual = 'zero_init_residual: ClassVar[ZeroInit] = "all" | "bottleneck" | "none"'
+    wanted = {
+        about: hasattr(method, "about"),
+        residual: hasattr(config, "zero_init_residual"),
+        f'name: Literal["{name}"] = "{name}"': "name" in config.model_fields
+        and config.model_fields["name"].default == name,
+    }
+    for line, is_there in wanted.items():
+        if not is_there:
+            owner = method if line is about else config
+            raise TypeError(
+                f"methods/catalog.py: {name}: class {owner.__name__} ({owner.__module__}) lacks `{line}`"
+            )
+    if open_parts := sorted(method.__abstractmethods__):
+        raise TypeError(
+            f"methods/catalog.py: {name}: class {method.__name__} does not define {', '.join(open_parts)}"
+        )
+
+
+for _name, (_config, _method) in METHODS.items():
+    check(_name, _config, _method)

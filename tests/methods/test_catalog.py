@@ -1,14 +1,14 @@
 import re
 import sys
-from typing import Any, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import pytest
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from small_methods import small_method, two_views, whole
 
-from vergence.methods.catalog import METHODS
-from vergence.methods.method import Family
+from vergence.methods.catalog import METHODS, check
+from vergence.methods.method import Family, Method
 
 NAMES = list(METHODS)
 # whose heads norm over the batch, so that views that share a forward show
@@ -24,6 +24,43 @@ def test_every_method_says_what_it_is(name: str) -> None:
     assert 2018 <= about.year <= 2026
     assert re.search(r"arXiv:\d{4}\.\d{5}", text)
     assert "\nTune first: " in text
+
+
+def test_what_a_method_lacks_is_named_before_it_is_used() -> None:
+    whole_config, whole_method = METHODS["simclr"]
+    check("simclr", whole_config, whole_method)
+
+    class Nameless(BaseModel):
+        zero_init_residual: ClassVar[str] = "none"
+
+    class Residual(BaseModel):
+        name: Literal["mine"] = "mine"
+
+    class Untold(Method[Any, Any, Any]):
+        def forward(self, batch: Any) -> Any: ...
+
+        def criterion(self, out: Any, targets: Any, batch: Any) -> Any: ...
+
+    class Half(Method[Any, Any, Any]):
+        about = whole_method.about
+
+        def forward(self, batch: Any) -> Any: ...
+
+    wrong: tuple[tuple[str, type[BaseModel], type[Method], str], ...] = (
+        ("simclr", whole_config, Untold, r"class Untold .* lacks `about: ClassVar\[About\] = About\(YEAR"),
+        (
+            "mine",
+            Residual,
+            whole_method,
+            r"class Residual .* lacks `zero_init_residual: ClassVar\[ZeroInit\]",
+        ),
+        ("mine", Nameless, whole_method, r'class Nameless .* lacks `name: Literal\["mine"\] = "mine"`'),
+        ("twin", whole_config, whole_method, r'class SimCLRConfig .* lacks `name: Literal\["twin"\]'),
+        ("simclr", whole_config, Half, r"simclr: class Half does not define criterion"),
+    )
+    for name, config, method, message in wrong:
+        with pytest.raises(TypeError, match=message):
+            check(name, config, method)
 
 
 @pytest.mark.parametrize("name", NAMES)
