@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vergence.platform.cluster.capacity import physical_cpus
 from vergence.platform.data.config import CLASS
-from vergence.platform.errors import UserError
+from vergence.platform.errors import UserError, VergenceError
 from vergence.platform.evaluate.definitions import BANKED, DEFINITIONS, ZERO_SHOT, versions
 from vergence.platform.evaluate.report import SCHEMA, Report
 from vergence.platform.home import home
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from vergence.platform.evaluate.labelled import Pair
     from vergence.platform.evaluate.measure import Baseline
     from vergence.platform.evaluate.protocols import EvaluationProtocol
+
+REGISTERED = "models:/"  # how names of the registry begin
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -70,8 +72,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--record",
-        action="store_true",
-        help="keep the report with the registered version, as file and metrics",
+        action=argparse.BooleanOptionalAction,
+        help="keep the report with the registered version, as file and metrics (default: of those that models:/ names)",
     )
     told = "\n".join(
         fill(f"{name} = {each.version}: {each.words}.", 118, initial_indent="  ", subsequent_indent="    ")
@@ -88,7 +90,7 @@ examples:
   vergence evaluate simclr-cifar10 --train "cifar10/train-*.tar" --test "cifar10/test-*.tar"
   vergence evaluate simclr byol mocov2 --train train/ --test test/ --protocol knn,linear
   vergence evaluate models:/simclr-cifar10@champion --train train/ --test test/ --baselines --json knn.json
-  vergence evaluate models:/simclr-cifar10@candidate --train train/ --test test/ --protocol linear --record
+  vergence evaluate models:/simclr-cifar10@candidate --train train/ --test test/ --protocol linear
   vergence evaluate clip-cifar10 --test "cifar10/test-*.tar" --protocol zero_shot --template "a photo of a {{class}}."
 """
 
@@ -115,8 +117,8 @@ def main(args: argparse.Namespace) -> int:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
         print(f"written: {args.json}")
-    if args.record:
-        _record(reports)
+    if args.record is not False:
+        _record(reports, strict=bool(args.record))
     return 0
 
 
@@ -155,19 +157,28 @@ def evaluate(
 
 def _refuse_unregistered(encoders: "Sequence[LoadedEncoder]") -> None:
     for encoder in encoders:
-        if not encoder.name.startswith("models:/"):
+        if not encoder.name.startswith(REGISTERED):
             raise UserError(f"--record: {encoder.name} is not in the registry; give models:/NAME@ALIAS")
 
 
-def _record(reports: Sequence[Report]) -> None:
-    """Keep each report with the version that it is of."""
+def _record(reports: Sequence[Report], *, strict: bool) -> None:
+    """Keep each report with the version that it is of.
+
+    strict: asked for; else what is not in the registry is left out, and what the registry does not take is only said.
+    """
     from vergence.platform.encoders.versions import record, registry
 
-    for report in reports:
-        name, version = report.encoder.name.removeprefix("models:/").rsplit("/", 1)
-        with registry(report.encoder.name, patient=True) as client:
-            record(client, name, int(version), report)
-        print(f"recorded: {report.encoder.name}")
+    for report in (each for each in reports if each.encoder.name.startswith(REGISTERED)):
+        name, version = report.encoder.name.removeprefix(REGISTERED).rsplit("/", 1)
+        try:
+            with registry(report.encoder.name, patient=True) as client:
+                record(client, name, int(version), report)
+        except VergenceError as error:
+            if strict:
+                raise
+            print(f"not recorded: {error}")
+        else:
+            print(f"recorded: {report.encoder.name}")
 
 
 class Asked(NamedTuple):

@@ -57,7 +57,7 @@ def main(options: argparse.Namespace) -> int:
     if options.dry_run:
         return _dry_run(options)
     stop = Stop()
-    with show.Screen() as screen, interrupts(stop, show.say) as interrupt:
+    with show.Screen() as screen, interrupts(stop, screen.stopping) as interrupt:
         result = _pretrain(
             *_asked(options.recipe, options.overrides, options.name, options.fork),
             stop,
@@ -66,8 +66,7 @@ def main(options: argparse.Namespace) -> int:
         )
     if result.status == "finished":
         return 0
-    step = result.commit.step if result.commit else 0
-    show.say(f"stopped at step {step:,}; the same command goes on from there")
+    show.say(show.stopped(result.commit.step if result.commit else 0))
     return 128 + (interrupt.signal or signal.SIGTERM)  # no signal: the machine is to be taken away
 
 

@@ -134,6 +134,18 @@ class Screen:
                 assert self._line is not None, "records come after the plan"
                 self._line.update(event)
 
+    def stopping(self, text: str) -> None:
+        """That a signal was heard; it stands in the bar until the last line says what came of it."""
+        if self._line is not None:
+            self._line.stopping(text)
+
+
+def stopped(step: int) -> str:
+    """The last line of a run that was stopped."""
+    if not step:
+        return "stopped before the first step; the same command begins anew"
+    return f"stopped at step {step:,}; the same command goes on from there"
+
 
 class ProgressLine:
     """One line that tells step, loss, speed, time left, what the monitor says; plain lines without a terminal."""
@@ -144,6 +156,7 @@ class ProgressLine:
         self._printed_s = 0.0
         self._first: tuple[float, int] | None = None  # monotonic time and steps when the first one was done
         self._explained = False
+        self._stopping: str | None = None
         wide = console.width >= WIDE
         self._bar = Progress(
             TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"),
@@ -158,6 +171,11 @@ class ProgressLine:
 
     def stop(self) -> None:
         self._bar.stop()
+
+    def stopping(self, text: str) -> None:
+        """Show this, or as much of it as there is room for, in the place of the facts from here on."""
+        self._stopping = text if len(text) <= self._room else text.partition(" (")[0][: self._room]
+        self._bar.update(self._task, facts=self._stopping)
 
     def update(self, record: Record | Stepped) -> None:
         """Show a new record, or that steps were done."""
@@ -183,7 +201,9 @@ class ProgressLine:
         if self.done > before:
             left_s = (now - began_s) / (self.done - before) * (self.steps - self.done)
             self.facts["ETA"] = f"ETA {_clock(left_s)}"
-        self._bar.update(self._task, completed=self.done, facts=fitting(self.facts, self._room))
+        self._bar.update(
+            self._task, completed=self.done, facts=self._stopping or fitting(self.facts, self._room)
+        )
 
     def _stepped(self, record: Metrics) -> None:
         values = record.values

@@ -13,6 +13,15 @@ from vergence.platform.encoders.versions import CANDIDATE, CHAMPION
 from vergence.platform.masking import masked
 from vergence.platform.mlflow_store import store
 
+MAX_DESCRIPTION = 5000  # characters, of MLflow's databases
+ABOUT = """\
+Encoders of images, pretrained without labels with Vergence: uint8 (n, S, S, 3) RGB in, float32 (n, dim) out; each version's
+description is its card.
+
+- `models:/{name}@champion` is what readers load, `@candidate` the newest version, `@previous` champion before.
+- `vergence promote {name}` decides; `vergence evaluate models:/{name}/VERSION` keeps its figures with the version.
+"""
+
 
 @dataclass(frozen=True)
 class TrainedOn:
@@ -35,8 +44,9 @@ def register(
 
     The model is logged, loaded back as a stranger would (mlflow.pyfunc) and compared at batches of 1, 7
     and 64; only then is there a version, with `tags`, the alias `candidate`, and `champion` if the name
-    has none. Card and safetensors travel inside the model, the card's figures are metrics of it, and the run names its
-    `data`. A run makes one version of a name: called again for the same run, only what is missing is done.
+    has none. Card and safetensors travel inside the model, the card's figures are metrics of it, its text is the
+    version's description, and the run names its `data`. A run makes one version of a name: called again for the same
+    run, only what is missing is done.
 
     Returns: the version. Raises VergenceError: the gate failed; MlflowException: the store did.
     """
@@ -50,7 +60,10 @@ def register(
             _log_lineage(client, run_id, model_id, folder, data)
             text = {key: masked(str(value)) for key, value in tags.items()}
             source = f"models:/{model_id}"
-            row = client.create_model_version(name, source, run_id=run_id, tags=text, model_id=model_id)
+            told = masked(markdown(read_card(folder / CARD), name))[:MAX_DESCRIPTION]
+            row = client.create_model_version(
+                name, source, run_id=run_id, tags=text, model_id=model_id, description=told
+            )
             version = int(row.version)  # a string over HTTP, an int from SQLite
         aliases = {key: int(value) for key, value in client.get_registered_model(name).aliases.items()}
         if version > max(
@@ -63,11 +76,11 @@ def register(
 
 
 def _create_name(client: Any, name: str) -> None:
-    """Make sure that the registry has the model `name`."""
+    """Make sure that the registry has the model `name`; what somebody has written about it stays."""
     import mlflow
 
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=ABOUT.format(name=name))
     except mlflow.MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

@@ -243,17 +243,44 @@ def test_mistakes_are_one_line_and_change_nothing(
     assert (aliases(), tags(2)) == (WAITING, {})
 
 
+def figures(version: int, key: str) -> list[float]:
+    """Values of a metric of the version's logged model."""
+    with store(tracking_uri()) as client:
+        model_id = client.get_model_version(NAME, str(version)).source.removeprefix("models:/")
+        return [metric.value for metric in client.get_logged_model(model_id).metrics if metric.key == key]
+
+
+def test_a_registry_that_takes_no_report_costs_only_a_line_unless_it_was_asked_to(
+    shop: tuple[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise VergenceError("registered by something else than Vergence")
+
+    monkeypatch.setattr(versions, "record", refuse)
+    command = ["evaluate", f"models:/{NAME}/1", "--train", shop[0], "--test", shop[1]]
+    assert cli.main(command) == 0
+    assert "not recorded: registered by something else" in capsys.readouterr().out
+    assert cli.main([*command, "--record"]) == 1
+
+
 def test_evaluate_keeps_a_report_with_its_version(
     shop: tuple[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     command = ["evaluate", f"models:/{NAME}@champion", "--train", shop[0], "--test", shop[1]]
-    assert cli.main([*command, "--protocol", "linear", "--record"]) == 0
+    assert cli.main([*command, "--protocol", "linear", "--no-record"]) == 0
+    assert "recorded" not in capsys.readouterr().out
+    assert figures(1, "linear-v1") == []
+    assert cli.main([*command, "--protocol", "linear"]) == 0
     assert f"recorded: models:/{NAME}/1" in capsys.readouterr().out
     with store(tracking_uri()):
         files = mlflow.artifacts.download_artifacts(f"models:/{NAME}/1", dst_path=str(tmp_path))
-    kept = [path.name for path in (Path(files) / "evaluations").iterdir()]
-    assert any(name.startswith("linear-v1-") for name in kept)
+    [kept] = [path for path in (Path(files) / "evaluations").iterdir() if path.name.startswith("linear-v1-")]
+    assert figures(1, "linear-v1") == [
+        json.loads(kept.read_text())["results"]["encoder"]["linear-v1"]["top1"]
+    ]
     command[1] = "seeing"
+    assert cli.main(command) == 0  # of no registry, and so of no version
+    assert "recorded" not in capsys.readouterr().out
     assert cli.main([*command, "--record"]) == 2
     assert "--record: seeing is not in the registry" in capsys.readouterr().err
 

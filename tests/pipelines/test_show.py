@@ -162,3 +162,23 @@ def test_the_plot_shows_what_was_measured(tmp_path: Path) -> None:
     assert "knn" in curves_of([Monitored(3, 0.0, 1, {"h_effective_rank": 3.0, "knn": 0.5})]).values()
     (tmp_path / "metrics.jsonl").write_text(line(step) + line(rank))
     assert draw(tmp_path).stat().st_size > 5000
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_a_stop_ends_in_one_line_and_is_seen_in_the_bar_until_then(screen: Any, columns: int) -> None:
+    text = "SIGINT: committing, then stopping (once more to stop at once)"
+    line, file, clock = screen(columns, 1000)
+    line.update(metrics(0))
+    line.stopping(text)
+    clock.now += 1
+    line.update(Stepped(2))
+    (row,) = rendered(line)
+    assert len(row) <= columns
+    assert ("step 2/1,000" in row, "SIGINT: committing" in row, "loss" in row) == (True, True, False)
+    assert (text in row) == (columns == 120)
+    line, file, clock = screen(80, 1000, terminal=False)
+    line.stopping(text)
+    line.update(Stepped(2))
+    assert file.getvalue() == ""
+    assert show.stopped(1234) == "stopped at step 1,234; the same command goes on from there"
+    assert "before the first step" in show.stopped(0)

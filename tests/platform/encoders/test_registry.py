@@ -19,7 +19,7 @@ from tiny_encoder import make_card, make_encoder
 from vergence.pipelines.embed import embed
 from vergence.platform.data.index import Index, open_index
 from vergence.platform.encoders import registry
-from vergence.platform.encoders.export import export_encoder
+from vergence.platform.encoders.export import export_encoder, markdown
 from vergence.platform.encoders.lineage import ShardsSource
 from vergence.platform.encoders.load import load_encoder
 from vergence.platform.errors import UserError, VergenceError
@@ -92,6 +92,19 @@ def test_versions_carry_tags_and_aliases(registered: Registered) -> None:
         assert run.info.status == "RUNNING"  # the run is its trainer's to end
         assert len(run.outputs.model_outputs) == 1
         assert len(client.search_experiments()) == 2  # MLflow's own "Default", and that of the runs
+
+
+def test_the_model_says_what_it_is_and_each_version_is_described_by_its_card(
+    registered: Registered,
+) -> None:
+    _, folder, runs = registered
+    with store(tracking_uri()) as client:
+        model, version = client.get_registered_model(NAME), client.get_model_version(NAME, "2")
+        assert f"`models:/{NAME}@champion` is what readers load" in model.description
+        assert version.description == markdown(make_card(), NAME)
+        client.update_registered_model(NAME, description="Ours, by hand.")
+        registry.register(folder, NAME, run_id=runs[0], tags={}, tracking_uri=tracking_uri())
+        assert client.get_registered_model(NAME).description == "Ours, by hand."
 
 
 def test_the_registered_model_carries_card_and_weights(registered: Registered) -> None:
