@@ -1,4 +1,4 @@
-"""The wheel in an environment of its own, away from the repository: what a newcomer does in the first hour."""
+"""The wheel in an environment of its own, away from the repository. The first hour itself: tests/docs/test_first_hour.py."""
 
 import os
 import subprocess
