@@ -105,11 +105,15 @@ class MoCo(Method[Config, Embeddings, Targets]):
 
     def criterion(self, out: Embeddings, targets: Targets, batch: Batch) -> Losses:
         """InfoNCE of this rank's queries against the queue as it was before this batch (eq. 1)."""
-        v = out.q_bvd.shape[1]
-        q = F.normalize(full(out.q_bvd), dim=-1).flatten(0, 1)  # (b v, d)
-        k = targets.k_bd.detach().repeat_interleave(v, dim=0)
+        return self.contrast(out.q_bvd, targets.k_bd, self.queue, batch)
+
+    def contrast(self, q_bvd: Tensor, k_bd: Tensor, queue: Queue, batch: Batch) -> Losses:
+        """InfoNCE of queries, not normalised, that are all to find their image's key among those of a queue."""
+        v = q_bvd.shape[1]
+        q = F.normalize(full(q_bvd), dim=-1).flatten(0, 1)  # (b v, d)
+        k = k_bd.detach().repeat_interleave(v, dim=0)
         temperature = self.temperature.at(batch.progress, self.data.epochs)
-        loss, accuracy = against(q, k, self.queue.keys, temperature)
+        loss, accuracy = against(q, k, queue.keys, temperature)
         return Losses(loss, accuracy, (q * k).sum(dim=1).detach().mean())
 
     @torch.no_grad()

@@ -131,11 +131,13 @@ def build(name: str) -> Any:
     torch.manual_seed(0)
     if name.startswith("toy"):
         return Toy(dropout=0.3 if name == "toy-dropout" else 0.0).double().train()
-    name = name.removesuffix("-crops")
+    name, _, form = name.removesuffix("-crops").partition("-")
     config_class, cls = METHODS[name]
     small: dict[str, Any] = {k: width for k, width in WIDTHS.items() if k in config_class.model_fields}
     if name == "dino":
         small["projector_norm"] = "batch"
+    if form == "symmetric":
+        small["symmetric"] = True
     encoder = build_encoder(
         EncoderConfig(name="resnet18", stem="cifar", width=0.125, split="rgb" if name == "cmc" else None)
     )

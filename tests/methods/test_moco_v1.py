@@ -22,9 +22,9 @@ def test_published_head_and_defaults() -> None:
     )
 
 
-def test_v2_differs_in_head_and_temperature_only() -> None:
+def test_v2_differs_in_head_and_temperature_and_may_be_symmetric() -> None:
     fields = MoCoV2Config.model_fields
-    assert set(fields) - set(MoCoV1Config.model_fields) == {"hidden_dim", "projector_norm"}
+    assert set(fields) - set(MoCoV1Config.model_fields) == {"hidden_dim", "projector_norm", "symmetric"}
     changed = {
         name for name, field in MoCoV1Config.model_fields.items() if field.default != fields[name].default
     }

@@ -11,11 +11,15 @@ from small_methods import small_method, two_views, without_norms
 from vergence.methods.catalog import METHODS
 
 SAMPLES, STEPS = 12, 3
+FORMS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {}) for name in METHODS},
+    "mocov2-symmetric": ("mocov2", {"symmetric": True}),
+}
 CASES = {
-    f"{name}-{small}-small": (name, small)
-    for name, (_, method) in METHODS.items()
+    f"{form}-{small}-small": (name, settings, small)
+    for form, (name, settings) in FORMS.items()
     for small in (0, 3)
-    if method.needs.views is not None and method.needs.views.allows([4] * 2 + [2] * small)
+    if (views := METHODS[name][1].needs.views) is not None and views.allows([4] * 2 + [2] * small)
 }
 
 
@@ -24,14 +28,14 @@ def train(rank: int, world_size: int) -> dict[str, dict[str, Any]]:
     return {case: train_one(rank, world_size, *CASES[case]) for case in CASES}
 
 
-def train_one(rank: int, world_size: int, name: str, small: int) -> dict[str, Any]:
+def train_one(rank: int, world_size: int, name: str, settings: dict[str, Any], small: int) -> dict[str, Any]:
     def mean_over_ranks(x: torch.Tensor) -> torch.Tensor:
         x = x.detach().clone()
         if world_size > 1:
             dist.all_reduce(x)
         return x / world_size
 
-    method = without_norms(small_method(name))
+    method = without_norms(small_method(name, **settings))
     losses, gradients = [], {}
     for step in range(STEPS):
         batch = two_views(SAMPLES, seed=step, skew=5.0, small=small)._replace(progress=step / STEPS)
@@ -88,6 +92,7 @@ def test_state_is_the_same_on_every_rank_and_that_of_one_rank(name: str, single:
             (
                 "queue.",
                 "queues.",
+                "other_queue.",
                 "dense_queue.",
                 "negatives",
                 "velocity",

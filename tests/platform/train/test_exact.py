@@ -100,7 +100,7 @@ CROPPED = [
 ]
 SETTINGS: dict[str, list[Any]] = {
     name: BOTH if name.startswith("toy") or name in GLOBAL else [GROUP]
-    for name in ("toy", "toy-blank", *METHODS, *CROPPED)
+    for name in ("toy", "toy-blank", *METHODS, *CROPPED, "mocov2-symmetric", "mocov2-symmetric-crops")
 }
 
 
