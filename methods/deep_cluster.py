@@ -8,7 +8,7 @@ Against the trivial solution of one large cluster the paper draws images evenly 
 sample comes once an epoch, in the order of the plan, and an image weighs 1 / (size of its cluster): the same objective
 in expectation, and a resumed run sees the same samples. The official code takes features before the last ReLU of
 AlexNet or VGG, and trains W by an optimiser of its own without momentum; here features are those of any encoder, and W's
-momentum begins at zero in each epoch. Its fixed Sobel filter is left out.
+momentum begins at zero in each epoch. Its fixed Sobel filters are `encoder.edges`.
 
 Tune first: clusters (ten times the classes in the paper), learning rate; follow `agreement` with the last epoch.
 

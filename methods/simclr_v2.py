@@ -4,7 +4,8 @@ Chen et al. 2020, arXiv:2006.10029, section 2 and eq. 1. With s_ij = cos(z_i, z_
     l(i, j) = -log( exp(s_ij / T) / ( sum_{k != i} exp(s_ik / T) + sum_m exp(z_i.m / T) ) ),  mean over positive pairs.
 The rows m are the newest memory_size embeddings by a memory network, an exponential moving average of the student, as
 in MoCo; with memory_size 0 (as in the official code) it is SimCLR's loss. The projector has three layers, its hidden
-ones as wide as the encoder; fine-tuning keeps its first one. Selective kernels: encoder.name skresnet50d.
+ones as wide as the encoder; fine-tuning keeps its first one. Selective kernels: encoder.name skresnet50d,
+encoder.sk_ratio 0.0625; timm's halve the input between two kernels, the official code's are two of 3 x 3 on all of it.
 Defaults of the paper: T = 0.1, m = 0.999; it takes a memory of 65536.
 
 Tune first: temperature and learning rate, then the batch; a memory adds most where the batch is small.

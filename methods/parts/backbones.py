@@ -5,7 +5,7 @@ Of sequences: a backbone on each patch of an image, or convolutions over a signa
 
 import difflib
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, Field, PositiveFloat, PositiveInt
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..method import Encoder
 from ..torchvision_shim import timm
-from . import colour, vision_transformer
+from . import colour, edges, vision_transformer
 from .norms import NORM, NormName, replace_batch_norms
 from .patches import GridConfig, GridEncoder
 from .precision import full
@@ -21,6 +21,7 @@ from .signals import CHANNELS, SIGNALS, Signal
 from .vision_transformer import VisionTransformer
 
 resnet, sknet = timm.models.resnet, timm.models.sknet
+selective_kernel = timm.layers.selective_kernel
 
 ZeroInit = Literal["all", "bottleneck", "none"]
 _ZERO_INIT_BLOCKS: dict[ZeroInit, tuple[Any, ...]] = {
@@ -34,9 +35,20 @@ _ZERO_INIT_BLOCKS: dict[ZeroInit, tuple[Any, ...]] = {
     "none": (),
 }
 _OF_SIGNALS = ("strides", "inputs")
-_OF_RESNETS = ("stem", "width", "zero_init_residual", "norm", "split")
+_OF_RESNETS = ("stem", "width", "zero_init_residual", "norm", "split", "sk_ratio")
 _OF_VITS = ("patch_size", "depth", "heads", "init", "pool", "positions", "freeze_patches")
-_OF_IMAGES = ("stem", "zero_init_residual", "image_size", "drop_path", "grid", "split", *_OF_VITS)
+_OF_IMAGES = (
+    "image_size",
+    "drop_path",
+    "grid",
+    "edges",
+    "stem",
+    "zero_init_residual",
+    "split",
+    "sk_ratio",
+    *_OF_VITS,
+)
+_LEAST_SELECTING = 32  # channels that choose between kernels, as in SimCLR v2's code
 
 
 class EncoderConfig(BaseModel, frozen=True, extra="forbid", strict=True):
@@ -93,6 +105,15 @@ class EncoderConfig(BaseModel, frozen=True, extra="forbid", strict=True):
         description="a backbone for each part of the colours (ResNets): L and ab, Y and DbDr, or red, green and blue; "
         "their representations side by side; pixels in [0, 1] (data.mean 0, data.std 1)",
     )
+    edges: bool = Field(
+        False,
+        description="Sobel's filters first: the backbone sees two gradients of the gray picture, no colours (DeepCluster)",
+    )
+    sk_ratio: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        description="channels that choose between selective kernels (SKNets), as a share of those chosen, at least 32; "
+        "SimCLR v2: 0.0625; default: the model's",
+    )
     zero_init_residual: bool | None = Field(
         None,
         description="Start every residual branch of a ResNet at zero (gain of its last norm); "
@@ -135,6 +156,16 @@ class TimmEncoder(Encoder):
         if features.dim() == 4:
             return super().cells(features)
         return features[:, int(getattr(self.backbone, "num_prefix_tokens", 0)) :]
+
+
+class EdgeEncoder(TimmEncoder):
+    """A backbone of the two gradients of an image in the place of its colours."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(edges.gradient(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        return super().features(edges.gradient(images))
 
 
 Colours = Callable[[Tensor], Tensor]
@@ -183,6 +214,9 @@ def build_encoder(
     if config.name in SIGNALS:
         return _signal(config)
     _refuse(config, "is a model of timm", *_OF_SIGNALS)
+    if config.edges and (config.split is not None or config.grid is not None):
+        other = "split" if config.split is not None else "grid"
+        raise ValueError(f"encoder.edges: it is for a backbone of whole images; leave out encoder.{other}")
     if config.split is not None:
         if config.grid is not None:
             raise ValueError(
@@ -191,8 +225,9 @@ def build_encoder(
         channels = SPLITS[config.split][1]
         return SplitEncoder(config.split, [_backbone(config, zero_init, image_size, k) for k in channels])
     if config.grid is None:
-        backbone = _backbone(config, zero_init, image_size)
-        return TimmEncoder(backbone, int(backbone.head_hidden_size))
+        backbone = _backbone(config, zero_init, image_size, 2 if config.edges else 3)
+        kind = EdgeEncoder if config.edges else TimmEncoder
+        return kind(backbone, int(backbone.head_hidden_size))
     of_patch = config.model_copy(update={"image_size": None})
     backbone = _backbone(of_patch, zero_init, config.grid.patch)
     return GridEncoder(backbone, int(backbone.head_hidden_size), config.grid)
@@ -288,6 +323,8 @@ def _resnet(config: EncoderConfig, sketch: Any, arguments: dict[str, Any], zero_
         nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
     if config.stem == "cifar":
         backbone.maxpool = nn.Identity()
+    if config.sk_ratio is not None:
+        _choose_by(backbone, config)
     if config.norm is not None:
         replace_batch_norms(backbone, config.norm)
     if config.zero_init_residual is not None:
@@ -296,3 +333,15 @@ def _resnet(config: EncoderConfig, sketch: Any, arguments: dict[str, Any], zero_
         if isinstance(block, _ZERO_INIT_BLOCKS[zero_init]):
             block.zero_init_last()
     return backbone
+
+
+def _choose_by(backbone: nn.Module, config: EncoderConfig) -> None:
+    """Give what chooses between kernels as many channels as the ratio says, drawn as timm draws."""
+    kernels = [each for each in backbone.modules() if isinstance(each, selective_kernel.SelectiveKernel)]
+    if not kernels:
+        _refuse(config, "has no selective kernels", "sk_ratio")
+    for kernel in kernels:
+        channels = max(_LEAST_SELECTING, int(kernel.out_channels * (config.sk_ratio or 1)))
+        kernel.attn = selective_kernel.SelectiveKernelAttn(kernel.out_channels, kernel.num_paths, channels)
+        for layer in (kernel.attn.fc_reduce, kernel.attn.fc_select):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")

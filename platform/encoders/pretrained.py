@@ -25,7 +25,20 @@ from vergence.platform.errors import UserError
 from vergence.platform.home import home
 
 State = dict[str, Tensor]
-SHAPES = ("name", "stem", "width", "norm", "patch_size", "depth", "pool", "split", "strides", "inputs")
+SHAPES = (
+    "name",
+    "stem",
+    "width",
+    "norm",
+    "patch_size",
+    "depth",
+    "pool",
+    "split",
+    "edges",
+    "sk_ratio",
+    "strides",
+    "inputs",
+)
 PICKLES = (".pth", ".pt", ".ckpt", ".bin", ".npz")
 FEW = 3  # misfits that are named
 REACHED_S = 5.0  # within which a hub answers

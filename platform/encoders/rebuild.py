@@ -16,7 +16,13 @@ from vergence.platform.errors import UserError
 if TYPE_CHECKING:
     from vergence.platform.encoders.encoder import LoadedEncoder
 
-TIMM_LACKS = {"stem", "width", "norm"}  # settings of a backbone that timm.create_model does not know
+TIMM_LACKS = {
+    "stem",
+    "width",
+    "norm",
+    "sk_ratio",
+    "edges",
+}  # settings of a backbone that timm.create_model does not know
 REFUSALS = (TypeError, ValueError, RuntimeError, AssertionError)  # each model of timm has its own way
 
 
@@ -41,8 +47,16 @@ def timm_backbone(encoder: "LoadedEncoder", num_classes: int = 0, **changes: Any
         num_classes: outputs of the new classifier; 0: none, it gives the (n, dim) representation.
         changes: more arguments of timm.create_model, such as drop_path_rate.
     Returns: (n, 3, H, W) float32, normalised by the card's mean and std, -> (n, num_classes or dim).
-    Raises UserError: there is no card; changes to a backbone that is not timm's own; what timm does not take.
+    Raises UserError: there is no card; changes to a backbone that is not timm's own; what timm does not take; the backbone
+        sees something else than a picture's colours.
     """
+    config = _config(encoder.name, encoder.card)
+    if config.edges or config.split:
+        seen = "a picture's edges" if config.edges else f"one part of its {config.split} colours each"
+        raise UserError(
+            f"{encoder.name}: its backbone sees {seen}, so it is no model of pictures by itself; train `.module` of what "
+            "load_encoder gives, with a classifier of your own"
+        )
     if changes:
         return _with_changes(encoder, num_classes, changes).train().to(encoder.device)
     whole = trainable(encoder.name, encoder.card, encoder.backbone_weights)

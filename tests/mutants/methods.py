@@ -38,8 +38,34 @@ _MOCO: Faults = {
     "keys-stay-shuffled": ("k = k[order.argsort()]", "k = k[order]", MOCO),
     "enqueued-before-the-loss": (
         "loss, accuracy = against(",
-        "self.queue.enqueue(k)\n        loss, accuracy = against(",
+        "queue.enqueue(k)\n        loss, accuracy = against(",
         MOCO,
+    ),
+}
+
+_SYMMETRIC = "tests/methods/test_moco_v2_symmetric.py"
+
+_MOCO_V2: Faults = {
+    "both-directions-against-one-queue": (
+        "targets.other_bd, self.other_queue, batch)",
+        "targets.other_bd, self.queue, batch)",
+        f"{_SYMMETRIC}::test_loss_equals_float64_transcription",
+    ),
+    "the-other-queue-of-this-rank": (
+        "collectives.gather(targets.other_bd)",
+        "targets.other_bd",
+        "tests/methods/test_rank_invariance.py::"
+        "test_state_is_the_same_on_every_rank_and_that_of_one_rank[2-mocov2-symmetric-0-small]",
+    ),
+    "a-view-s-query-finds-its-own-key": (
+        "_without(out.q_bvd, 0)",
+        "_without(out.q_bvd, 1)",
+        f"{_SYMMETRIC}::test_loss_equals_float64_transcription",
+    ),
+    "sum-of-both-directions": (
+        "(a + b) / 2",
+        "a + b",
+        f"{_SYMMETRIC}::test_loss_equals_float64_transcription",
     ),
 }
 
@@ -382,12 +408,38 @@ _COLLECTIVES: Faults = {
     ),
 }
 
+_BACKBONES_TEST = "tests/methods/parts/test_backbones.py"
+
+_BACKBONES: Faults = {
+    "edges-of-the-features-only": (
+        "return super().forward(edges.gradient(images))",
+        "return super().forward(images[:, :2])",
+        f"{_BACKBONES_TEST}::test_edges_are_seen_in_the_place_of_colours[resnet18-settings0]",
+    ),
+    "kernels-chosen-by-few": (
+        "max(_LEAST_SELECTING, int(",
+        "max(1, int(",
+        f"{_BACKBONES_TEST}::test_selective_kernels_are_chosen_by_as_many_channels_as_the_ratio_says",
+    ),
+}
+
+_EDGES: Faults = {
+    "edges-across-twice": (
+        "torch.stack([across, across.T])",
+        "torch.stack([across, across])",
+        "tests/methods/parts/test_edges.py::test_gradient_is_opencv_s_of_the_mean_colour_with_the_official_signs",
+    ),
+}
+
 FAULTS = {
+    "methods/parts/backbones.py": _BACKBONES,
+    "methods/parts/edges.py": _EDGES,
     "methods/parts/queue.py": _QUEUE,
     "methods/parts/ema.py": _EMA,
     "methods/parts/norms.py": _METHOD_NORMS,
     "methods/parts/vision_transformer.py": _VISION_TRANSFORMER,
     "methods/moco_v1.py": _MOCO,
+    "methods/moco_v2.py": _MOCO_V2,
     "methods/simclr.py": _SIMCLR,
     "methods/byol.py": _BYOL,
     "methods/simsiam.py": _SIMSIAM,

@@ -6,6 +6,7 @@ from torch import nn
 
 from vergence.methods.method import Encoder
 from vergence.methods.parts.backbones import EncoderConfig, ZeroInit, build_encoder
+from vergence.methods.parts.edges import gradient
 from vergence.methods.torchvision_shim import timm
 
 
@@ -93,6 +94,13 @@ def test_residual_branches_start_at_zero_as_the_method_or_the_recipe_says(
         ({"name": "vit_tiny_patch16_224", "stem": "cifar"}, "cannot take stem='cifar'"),
         ({"name": "vit_tiny_patch16_224", "zero_init_residual": True}, "cannot take zero_init_residual=True"),
         ({"name": "resnet18d", "stem": "cifar"}, "resnet18d has a stem of several convolutions"),
+        (
+            {"name": "resnet18", "sk_ratio": 0.0625},
+            "resnet18 has no selective kernels and cannot take sk_ratio",
+        ),
+        ({"name": "vgg11", "sk_ratio": 0.0625}, "vgg11 is not a ResNet of timm and cannot take sk_ratio"),
+        ({"name": "waves", "edges": True}, "waves takes no images and cannot take edges=True"),
+        ({"edges": True, "split": "lab"}, "encoder.edges: .* leave out encoder.split"),
     ],
 )
 def test_what_cannot_be_built_is_said(config: dict, message: str) -> None:
@@ -107,3 +115,39 @@ def test_selective_kernels_by_name_with_residual_branches_that_start_at_zero(zer
     block = encoder.backbone.layer1[0]
     assert type(block).__name__ == "SelectiveKernelBasic"
     assert bool(block.conv2.bn.weight.any()) == (zero_init == "none")
+
+
+@pytest.mark.parametrize(
+    ("ratio", "width", "expected"),
+    [
+        (None, 1.0, [16, 16, 32, 64]),
+        (0.0625, 1.0, [32] * 4),
+        (0.25, 1.0, [32, 32, 64, 128]),
+        (0.5, 0.25, [32, 32, 32, 64]),
+    ],
+)
+def test_selective_kernels_are_chosen_by_as_many_channels_as_the_ratio_says(
+    ratio: float | None, width: float, expected: list[int]
+) -> None:
+    backbone = build("skresnet18", sk_ratio=ratio, width=width).backbone
+    stages = (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4)
+    assert [stage[0].conv1.attn.fc_reduce.out_channels for stage in stages] == expected
+    chosen = [(stage[0].conv1.out_channels, stage[0].conv1.attn.fc_select.out_channels) for stage in stages]
+    assert [selected for _, selected in chosen] == [2 * channels for channels, _ in chosen]
+    if ratio:
+        weight = backbone.layer4[1].conv1.attn.fc_select.weight  # He's rule for what goes out
+        assert weight.std().item() == pytest.approx((2 / weight.shape[0]) ** 0.5, rel=0.1)
+    assert build("skresnet18", sk_ratio=ratio, width=0.25)(torch.randn(2, 3, 32, 32)).shape == (2, 128)
+
+
+@pytest.mark.parametrize(("name", "settings"), [("resnet18", {"width": 0.25}), ("mobilenetv3_small_050", {})])
+def test_edges_are_seen_in_the_place_of_colours(name: str, settings: dict[str, Any]) -> None:
+    encoder = build(name, edges=True, **settings).eval()
+    images = torch.randn(2, 3, 32, 32)
+    expected = encoder.backbone(gradient(images))
+    assert torch.equal(encoder(images), expected)
+    assert torch.equal(encoder.pool(encoder.features(images)), expected)
+    gray = images.mean(dim=1, keepdim=True).expand_as(images)
+    torch.testing.assert_close(encoder(gray + 0.0), expected)
+    first = next(module for module in encoder.modules() if isinstance(module, nn.Conv2d))
+    assert first.in_channels == 2

@@ -83,6 +83,20 @@ def test_a_vit_of_another_size_gives_tokens_and_takes_arguments_of_timm(tmp_path
         timm_backbone(vit, img_size=64)
 
 
+def test_edges_and_chosen_kernels_are_rebuilt_but_a_backbone_of_edges_is_no_model_of_pictures(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    config = EncoderConfig(name="skresnet18", width=0.125, sk_ratio=0.25, edges=True)
+    card = make_card(backbone=config.model_dump(), dim=64, size=32)
+    encoder = load_encoder(str(export_encoder(build_encoder(config), card, tmp_path / "exports")))
+    with torch.no_grad():
+        np.testing.assert_allclose(encoder.module.eval()(X), encoder(IMAGES), atol=1e-4)
+    for build in (timm_backbone, lambda encoder: timm_backbone(encoder, drop_path_rate=0.1)):
+        with pytest.raises(UserError, match=r"sees a picture's edges.*train `\.module`"):
+            build(encoder)
+
+
 def test_what_cannot_be_done_says_for_which_backbone(
     plain: LoadedEncoder, narrow: LoadedEncoder, tmp_path: Path
 ) -> None:
