@@ -1,6 +1,7 @@
 """`vergence look`: pictures of what an encoder sees in some images."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,6 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="auto", help="cpu, cuda or cuda:N (default: a GPU if there is one)"
     )
+    parser.add_argument("--json", action="store_true", help="say what was drawn as JSON on stdout")
     parser.epilog = f"""\
 FOLDER/{SHEET}   images beside their nearest others, with the cosines
 FOLDER/{MAP}          a t-SNE map: coloured by class where there are up to 20, else with the images on it; beside it the map
@@ -31,7 +33,8 @@ FOLDER/{MAP}          a t-SNE map: coloured by class where there are up to 20, e
 
 examples:
   vergence look mine shards/
-  vergence look models:/simclr-cifar10@champion ~/Pictures --out pictures --count 200"""
+  vergence look models:/simclr-cifar10@champion ~/Pictures --out pictures --count 200
+  vergence look mine shards/ --json | jq -r .map"""
 
 
 def main(options: argparse.Namespace) -> int:
@@ -41,6 +44,14 @@ def main(options: argparse.Namespace) -> int:
     device = usable(options.device)
     encoder = load_encoder(options.encoder).to(device)
     seen = look(encoder, options.source, options.out, count=options.count, rows=options.rows)
+    if options.json:
+        drawn = {"neighbours": str(options.out / SHEET), "map": str(options.out / MAP)}
+        print(
+            json.dumps(
+                {"encoder": encoder.name, **drawn, "images": seen.num_images, "unreadable": seen.num_bad}
+            )
+        )
+        return 0
     print(
         f"{options.out}/{SHEET}, {options.out}/{MAP}: {seen.num_images:,} images as {encoder.name} sees them"
     )

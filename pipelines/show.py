@@ -74,12 +74,7 @@ def first_screen(planned: Planned) -> None:
         else tracking_uri(),
     }
     say(f"vergence {code_version()} · run {run.name} ({begun})")
-    notes = list(resolved.index.notes)
-    if 0 < plan.num_holdout < FEW:
-        notes.append(
-            f"{plan.num_holdout} held-out samples are too few for a kNN or a rank that means anything; data.holdout="
-            f"{min(0.5, max(0.1, round(FEW / plan.num_samples, 2))):g} holds out more"
-        )
+    notes = [*resolved.index.notes, *_few_held_out(plan)]
     for name, text in [*rows.items(), *(("note", note) for note in notes)]:
         say(f"  {name:<8} {text}", indent=None if name == "look" else 11)
 
@@ -97,6 +92,20 @@ def _held_out(plan: Plan) -> str:
     return (
         f"{plan.num_training:,} of {plan.num_samples:,} samples train, the rest is held out for the monitor"
     )
+
+
+def _few_held_out(plan: Plan) -> list[str]:
+    """A remark on a holdout that is too small to mean anything, with the cure if there is one."""
+    held = plan.num_holdout
+    if not 0 < held < FEW:
+        return []
+    share = min(0.5, max(0.1, round(FEW / plan.num_samples, 2)))
+    more = (
+        f"data.holdout={share:g} holds out more"
+        if share * plan.num_samples > held + 1
+        else "more images help"
+    )
+    return [f"{held} held-out samples are too few for a kNN or a rank that means anything; {more}"]
 
 
 def _machine(machine: Machine, place: Place) -> str:

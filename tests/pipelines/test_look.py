@@ -1,14 +1,16 @@
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from shard_files import png, write_shard
-from tiny_encoder import MEAN, STD, make_encoder
+from tiny_encoder import MEAN, STD, make_card, make_encoder
 
 from vergence.pipelines import cli
 from vergence.pipelines.look import MAP, SHEET, look
 from vergence.platform.encoders.encoder import ModuleEncoder
+from vergence.platform.encoders.export import export_encoder
 from vergence.platform.encoders.sources import open_images
 from vergence.platform.errors import UserError
 
@@ -33,6 +35,25 @@ def test_own_images_without_classes_are_drawn_and_broken_ones_left_out(
     for name in (MAP, SHEET):
         with Image.open(tmp_path / "out" / name) as drawn:
             assert min(drawn.size) > 300
+
+
+def test_a_script_learns_what_was_drawn_and_nothing_else_is_on_stdout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VERGENCE_HOME", str(tmp_path / "home"))
+    export_encoder(make_encoder(), make_card(), tmp_path / "home" / "mine" / "exports")
+    samples = [(f"{i}", {"png": png(p)[: None if i else 50]}) for i, p in enumerate(PIXELS)]
+    shard, out = write_shard(tmp_path / "t.tar", samples), tmp_path / "out"
+    assert cli.main(["look", "mine", str(shard), "--out", str(out), "--rows", "3", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == {
+        "encoder": "mine",
+        "neighbours": f"{out}/{SHEET}",
+        "map": f"{out}/{MAP}",
+        "images": 11,
+        "unreadable": 1,
+    }
+    assert Path(told["map"]).stat().st_size > 0
 
 
 def test_classes_of_shards_have_their_names_or_numbers(

@@ -144,6 +144,22 @@ def test_preview_draws_originals_and_views(tmp_path: Path, shards: str) -> None:
     assert (np.asarray(Image.open(tmp_path / "b.png")) != sheet).any()
 
 
+def test_preview_takes_settings_after_its_options_and_refuses_what_is_none(
+    tmp_path: Path, shards: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["shards", "preview", shards, "--recipe", "simclr-cifar10", "--count", "3", "--out"]
+    sheets = []
+    for name, more in (("a", []), ("b", ["views.0.size=64"]), ("c", ["views.0.size=64", "views.0.count=3"])):
+        assert cli.main([*command, f"{tmp_path}/{name}.png", *more]) == 0
+        sheets.append(np.asarray(Image.open(tmp_path / f"{name}.png")))
+    assert (sheets[0] != sheets[1]).any()
+    assert sheets[2].shape[1] > sheets[1].shape[1]  # a column more
+    capsys.readouterr()
+    assert cli.main([*command, f"{tmp_path}/d.png", "views.0.siz=64"]) == 2
+    assert "views.0.siz is not a setting (did you mean size?" in capsys.readouterr().err
+    assert not (tmp_path / "d.png").exists()
+
+
 def test_help_teaches_and_loads_nothing_heavy() -> None:
     code = (
         "import sys\nfrom vergence.pipelines import cli\n"

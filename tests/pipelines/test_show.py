@@ -164,6 +164,21 @@ def test_the_plot_shows_what_was_measured(tmp_path: Path) -> None:
     assert draw(tmp_path).stat().st_size > 5000
 
 
+def test_a_holdout_that_is_too_small_is_told_in_a_line_with_the_cure() -> None:
+    def told(samples: int, share: float) -> str:
+        (line,) = show._few_held_out(Plan(samples, share, 0, 8)) or ("",)
+        return line
+
+    assert "data.holdout=0.17 holds out more" in told(576, 0.1)
+    assert told(576, 0.1).startswith(
+        f"{Plan(576, 0.1, 0, 8).num_holdout} held-out samples are too few for a kNN"
+    )
+    assert told(576, 0.3) == ""
+    assert told(576, 0) == ""  # none: the line about the data says so
+    assert told(60_000, 0.01) == ""
+    assert "more images help" in told(100, 0.5)
+
+
 @pytest.mark.parametrize("columns", [60, 80, 120])
 def test_a_stop_ends_in_one_line_and_is_seen_in_the_bar_until_then(screen: Any, columns: int) -> None:
     text = "SIGINT: committing, then stopping (once more to stop at once)"
