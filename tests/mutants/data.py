@@ -2,10 +2,23 @@
 
 from .names import CROP, OPS, PLAN, RNG, STREAM, VIEWS, Faults
 
+_ORDER: Faults = {
+    "order-ignores-the-epoch": (
+        "_ORDER, seed, epoch)",
+        "_ORDER, seed)",
+        f"{PLAN}::test_golden_order",
+    ),
+    "order-ignores-the-seed": (
+        "_ORDER, seed, epoch)",
+        "_ORDER, 0, epoch)",
+        f"{PLAN}::test_golden_order",
+    ),
+}
+
 _PLAN: Faults = {
     "probe-is-the-orders-stream": (
-        "0x504C414E, 0x50524F42",
-        "0x504C414E, 0x504C414E",
+        "_MONITORED = 0x50524F42,",
+        "_MONITORED = 0x504C414E,",
         f"{PLAN}::test_order_and_probe_come_from_streams_of_their_own",
     ),
     "probe-ignores-the-position": (
@@ -17,16 +30,6 @@ _PLAN: Faults = {
         "(draw + step) % len(ids)",
         "draw % len(ids)",
         f"{PLAN}::test_candidates_are_the_unused_tail_then_everything",
-    ),
-    "order-ignores-the-epoch": (
-        "_ORDER, plan.seed, epoch)",
-        "_ORDER, plan.seed)",
-        f"{PLAN}::test_golden_order",
-    ),
-    "order-ignores-the-seed": (
-        "_ORDER, plan.seed, epoch)",
-        "_ORDER, 0, epoch)",
-        f"{PLAN}::test_golden_order",
     ),
     "positions-of-32-bits": (
         "positions, (p, q) = np.asarray(positions, np.int64)",
@@ -270,6 +273,7 @@ _CAPTIONS: Faults = {
 
 FAULTS = {
     "platform/data/captions.py": _CAPTIONS,
+    "platform/data/order.py": _ORDER,
     "platform/data/plan.py": _PLAN,
     "platform/data/stream.py": _STREAM,
     "platform/augment/crop.py": _CROP,
