@@ -17,7 +17,7 @@ from torch import Tensor
 from vergence.methods.torchvision_shim import timm
 from vergence.platform.encoders.encoder import LoadedEncoder
 from vergence.platform.encoders.export import PixelEncoder, check_equal
-from vergence.platform.encoders.rebuild import plain_timm
+from vergence.platform.encoders.rebuild import plain_timm, refuse_parts
 from vergence.platform.errors import UserError
 from vergence.platform.files import replacing
 
@@ -40,8 +40,9 @@ def write_program(encoder: LoadedEncoder, out: Path) -> None:
 def write_weights(encoder: LoadedEncoder, out: Path) -> None:
     """safetensors of the backbone under timm's names, the card in its metadata.
 
-    Raises UserError: the program has no backbone of timm's.
+    Raises UserError: the program has no backbone of timm's, or it sees something else than a picture's colours.
     """
+    refuse_parts(encoder)
     weights = {name: tensor.clone().contiguous() for name, tensor in _weights(encoder).items()}
     card = encoder.card
     about = {"card": card.model_dump_json(exclude={"recipe"}, by_alias=True)} if card else None

@@ -50,9 +50,8 @@ def timm_backbone(encoder: "LoadedEncoder", num_classes: int = 0, **changes: Any
     Raises UserError: there is no card; changes to a backbone that is not timm's own; what timm does not take; the backbone
         sees something else than a picture's colours.
     """
-    config = _config(encoder.name, encoder.card)
-    if config.edges or config.split:
-        seen = "a picture's edges" if config.edges else f"one part of its {config.split} colours each"
+    seen = _seen(_config(encoder.name, encoder.card))
+    if seen:
         raise UserError(
             f"{encoder.name}: its backbone sees {seen}, so it is no model of pictures by itself; train `.module` of what "
             "load_encoder gives, with a classifier of your own"
@@ -72,6 +71,7 @@ def plain_timm(encoder: "LoadedEncoder") -> nn.Module:
     Raises UserError: there is no card, or the backbone is one that timm alone cannot build.
     """
     config = _config(encoder.name, encoder.card)
+    refuse_parts(encoder)
     own = _own_settings(config)
     if own:
         raise UserError(
@@ -91,6 +91,25 @@ def _with_changes(encoder: "LoadedEncoder", num_classes: int, changes: Mapping[s
             f"takes no {', '.join(changes)}; leave that out, or change the model that you get without"
         )
     return _created(encoder, config, num_classes, changes)
+
+
+def refuse_parts(encoder: "LoadedEncoder") -> None:
+    """Raises UserError: its card says that its backbone sees something else than a picture's colours."""
+    seen = _seen(_config(encoder.name, encoder.card)) if encoder.card else ""
+    if seen:
+        raise UserError(
+            f"{encoder.name}: its backbone sees {seen}: whoever fills a timm model with its weights has another encoder; "
+            "export it as pt2 or onnx"
+        )
+
+
+def _seen(config: EncoderConfig) -> str:
+    """What the backbone sees in the place of a picture, in words; empty: the picture."""
+    if config.edges:
+        return "a picture's edges"
+    if config.split:
+        return f"one part of its {config.split} colours each"
+    return f"one patch of {config.grid.patch} pixels at a time" if config.grid else ""
 
 
 def _own_settings(config: EncoderConfig) -> str:

@@ -75,6 +75,23 @@ def test_the_gradient_of_a_shared_weight_is_the_sum_of_both_kinds(share: str) ->
         torch.testing.assert_close(weight.grad, image if text is None else image + text)
 
 
+@pytest.mark.parametrize("share", list(SHARES))
+def test_a_step_moves_every_weight_and_lowers_the_loss(share: str) -> None:
+    method, batch = small_method("shared_transformer", share=share), two_views(6)
+    before = {name: p.detach().clone() for name, p in method.named_parameters() if p.requires_grad}
+    optimiser = torch.optim.SGD(method.parameters(), lr=0.01)
+    losses = []
+    for _ in range(2):
+        optimiser.zero_grad()
+        loss = method.criterion(method(batch), (), whole(6)).loss
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[1] < losses[0]
+    still = [name for name, p in method.named_parameters() if name in before and torch.equal(p, before[name])]
+    assert still == []
+
+
 def test_what_a_text_has_for_itself_starts_anew() -> None:
     method = small_method("shared_transformer", share="ln")
     own, image = method.text.blocks[0]["attn"].qkv.weight, method.encoder.backbone.blocks[0].attn.qkv.weight

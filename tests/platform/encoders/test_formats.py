@@ -13,11 +13,13 @@ from safetensors.torch import load_file
 from tiny_encoder import MEAN, STD, make_card, make_encoder
 
 from vergence.methods.parts.backbones import EncoderConfig, build_encoder
+from vergence.methods.parts.patches import GridConfig
 from vergence.methods.torchvision_shim import timm
 from vergence.platform.encoders import formats
 from vergence.platform.encoders.encoder import Images, LoadedEncoder, Rows
 from vergence.platform.encoders.export import export_encoder
 from vergence.platform.encoders.load import load_encoder
+from vergence.platform.encoders.rebuild import timm_backbone
 from vergence.platform.errors import UserError, VergenceError
 
 BATCHES = 1, 7, 64
@@ -153,3 +155,28 @@ def test_what_timm_cannot_build_is_named_with_the_way_out(ours: LoadedEncoder, t
     with pytest.raises(UserError, match=r"resnet18 with stem=cifar, width=0.25, .* export it as pt2 or onnx"):
         formats.write_timm(ours, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "seen"),
+    [
+        ({"grid": GridConfig(patch=8, stride=4), "norm": "layer"}, "one patch of 8 pixels at a time"),
+        ({"edges": True}, "a picture's edges"),
+    ],
+)
+def test_an_encoder_whose_backbone_sees_no_whole_picture_is_loaded_again_and_is_no_timm_model(
+    settings: dict[str, Any], seen: str, tmp_path: Path
+) -> None:
+    config = EncoderConfig(name="resnet18", stem="cifar", width=0.125, **settings)
+    encoder, pixels = exported(tmp_path, config, 16), images(4, 16)
+    x = torch.from_numpy((pixels / 255 - MEAN) / STD).permute(0, 3, 1, 2).float()
+    expected = encoder(pixels)
+    with torch.no_grad():
+        np.testing.assert_allclose(encoder.module.eval()(x), expected, atol=1e-4)
+    with pytest.raises(UserError, match=rf"its backbone sees {seen}, so it is no model of pictures by itself"):
+        timm_backbone(encoder)
+    for write, out in ((formats.write_timm, "timm"), (formats.write_weights, "a.safetensors")):
+        with pytest.raises(UserError, match=rf"sees {seen}: .*export it as pt2 or onnx") as refused:
+            write(encoder, tmp_path / out)
+        assert "\n" not in str(refused.value)
+        assert not (tmp_path / out).exists()
