@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vergence.pipelines.handover import hand_over
-from vergence.pipelines.recipe import build_method, load_recipe
+from vergence.pipelines.recipe import Recipe, build_method, load_recipe
 from vergence.pipelines.resolve import Resolved, data_facts, resolve
 from vergence.platform.data.index import open_index
 from vergence.platform.data.share import Share
@@ -27,9 +27,9 @@ def shares(resolved: Resolved, start_step: int) -> Iterator[Share]:
         yield stream.share(step, 0, 1)
 
 
-def main() -> int:
-    name, recipe_name, *settings = sys.argv[1:]
-    recipe, run = load_recipe(recipe_name, settings), Run(name)
+def train(name: str, recipe: Recipe) -> int:
+    """Train, or train on, and export the run of this name; the exit code."""
+    run = Run(name)
     index = open_index(recipe.data.train, home() / "index")
     resolved = resolve(recipe, index, build_method(recipe, data_facts(recipe, index)))
     with locked(run):
@@ -45,6 +45,11 @@ def main() -> int:
         tracker: Any = None  # nothing is registered
         hand_over(recipe, run, index, method, tracker, print)
     return 0
+
+
+def main() -> int:
+    name, recipe_name, *settings = sys.argv[1:]
+    return train(name, load_recipe(recipe_name, settings))
 
 
 if __name__ == "__main__":

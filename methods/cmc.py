@@ -10,7 +10,10 @@ All directions share their draws; Z^ac is n times the mean of exp(v.u / T) in th
     v_i^c <- hat(momentum v_i^c + (1 - momentum) u_i^c)  where image i has part c.
 negatives batch: softmax over the other images of the global batch, without a bank. Parts come from encoder.split: L and ab
 of Lab (the official code), Y and DbDr (a little better, table 7), or the three primaries; the encoder that is exported puts
-their representations side by side. With more views each gives anchors and the first one the rows. Defaults of the paper.
+their representations side by side. Behind them come method.maps, what other sensors saw of the picture, each with a network
+of its own that is not exported: KEY.npy, uint8 (H, W, maps) as large as the picture and cropped with it, 255 where unknown;
+a map that knows no pixel of a crop is missing there. With more views each gives anchors and the first one the rows. Defaults
+of the paper, whose networks of maps are larger.
 
 Tune first: temperature and learning rate; rows are an epoch old, so that it wants 20 epochs or more.
 
@@ -30,8 +33,12 @@ from .method import About, Batch, DataFacts, Encoder, Method, Needs, at_least
 from .parts.backbones import ZeroInit
 from .parts.bank import Bank
 from .parts.contrast import info_nce, nce, scores
+from .parts.maps import MapConfig, MapNetwork, channels, cropped, read
 from .parts.precision import full
 from .schedule import Positive, Share, scheduled
+
+MAPS = "array"  # of the fields of a batch
+MAP_DIM = 128  # width of a map's representation
 
 
 class CMCConfig(BaseModel, frozen=True, extra="forbid", strict=True):
@@ -51,6 +58,9 @@ class CMCConfig(BaseModel, frozen=True, extra="forbid", strict=True):
     form: Literal["nce", "softmax"] = Field("nce", description="Noise-contrastive estimation, or softmax.")
     num_negatives: PositiveInt = Field(16384, description="K, rows drawn for each image from a bank.")
     momentum: Share = Field(0.5, description="Of a row when it is mixed with the new embedding.")
+    maps: tuple[MapConfig, ...] = Field(
+        (), description="Modalities beside the image, in the order of the last axis of each sample's .npy."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -58,6 +68,8 @@ class CMCConfig(BaseModel, frozen=True, extra="forbid", strict=True):
             raise ValueError(
                 "negatives batch goes with form softmax: nce compares with rows drawn from a bank"
             )
+        if len({each.name for each in self.maps}) < len(self.maps):
+            raise ValueError("two maps have one name")
         return self
 
 
@@ -76,7 +88,7 @@ class CMC(Method[CMCConfig, Embeddings, tuple[()]]):
     """An encoder of several parts, a linear projector and a bank for each."""
 
     about: ClassVar[About] = About(
-        2019, "instance contrast", "1 or more views; encoder.split, banks by sample id"
+        2019, "instance contrast", "1 or more views; encoder.split or maps (.npy), banks by sample id"
     )
     needs: ClassVar[Needs] = Needs(at_least(1))
 
@@ -84,11 +96,17 @@ class CMC(Method[CMCConfig, Embeddings, tuple[()]]):
 
     def __init__(self, config: CMCConfig, encoder: Encoder, data: DataFacts) -> None:
         super().__init__(config, encoder, data)
-        m = len(encoder.part_dims)
+        dims = [*(encoder.part_dims or (encoder.dim,)), *(MAP_DIM for _ in config.maps)]
+        m = len(dims)
         if m < 2:
-            raise ValueError("encoder.split: cmc contrasts parts of an image; give lab, ydbdr or rgb")
+            raise ValueError(
+                "encoder.split: cmc contrasts parts of an image; give lab, ydbdr or rgb, or maps (method.maps)"
+            )
+        if config.maps:
+            self.needs = Needs(at_least(1), (MAPS,))  # type: ignore[misc]  # as the recipe's method has them
+        self.maps = nn.ModuleDict({each.name: MapNetwork(channels(each), MAP_DIM) for each in config.maps})
         self.temperature, self.momentum = scheduled(config.temperature), scheduled(config.momentum)
-        self.projectors = nn.ModuleList(nn.Linear(dim, config.embed_dim) for dim in encoder.part_dims)
+        self.projectors = nn.ModuleList(nn.Linear(dim, config.embed_dim) for dim in dims)
         with_bank = m if config.negatives == "bank" else 0
         self.banks = nn.ModuleList(Bank(data.num_ids, config.embed_dim) for _ in range(with_bank))
         self.register_buffer("normalisers", torch.zeros(m, m))
@@ -98,12 +116,33 @@ class CMC(Method[CMCConfig, Embeddings, tuple[()]]):
     def forward(self, batch: Batch) -> Embeddings:
         """Embed the parts of each view, (b, 3, H, W)."""
         embedded, present = [], []
-        for view in batch.views:
-            parts, there = self.encoder.parts(view)
+        for number, view in enumerate(batch.views):
+            parts, there = self._parts(batch, number, view)
             heads = zip(self.projectors, parts, strict=True)
             embedded.append(torch.stack([head(h) for head, h in heads], dim=1))
             present.append(there)
         return Embeddings(torch.stack(embedded, dim=1), torch.stack(present, dim=1).to(embedded[0].dtype))
+
+    def _parts(self, batch: Batch, number: int, view: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Representations of the parts of a view, and (b, m) whether it has them."""
+        if self.encoder.part_dims:
+            parts, there = self.encoder.parts(view)
+        else:
+            parts, there = [self.encoder(view)], torch.ones(len(view), 1, device=view.device)
+        if not self.maps:
+            return parts, there
+        field = batch.fields[MAPS]
+        if field.dim() != 4 or field.dtype != torch.uint8 or field.shape[-1] != len(self.maps):
+            raise ValueError(
+                f"{len(self.maps)} maps are arrays (H, W, {len(self.maps)}) of uint8, got {tuple(field.shape[1:])} of "
+                f"{field.dtype}"
+            )
+        seen = cropped(field, batch.geometry[number], view.shape[-1]).unbind(dim=-1)
+        for config, values, network in zip(self.config.maps, seen, self.maps.values(), strict=True):
+            x, known = read(values, config, view.dtype)
+            parts.append(network(x))
+            there = torch.cat([there, known[:, None].to(there.dtype)], dim=1)
+        return parts, there
 
     def criterion(self, out: Embeddings, targets: tuple[()], batch: Batch) -> Losses:
         """Sum over directions of this rank's part, against the banks as they were before this batch; collective."""

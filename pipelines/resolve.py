@@ -241,7 +241,9 @@ def _bytes_per_sample(recipe: Recipe, method: Method, precision: Precision, stre
     def example(n: int) -> Batch:
         views = [_distinct_images(n, side) for side in sides]
         few = {name: field[torch.arange(n) % len(field)] for name, field in fields.items()}
-        return Batch(views=views, ids=torch.arange(n), fields=few, num_large=num_large(sides))
+        # cut where any picture has a pixel
+        geometry = [torch.tensor([0.0, 0.0, 1.0, 1.0, 0.0]).expand(n, -1) for _ in sides]
+        return Batch(views, torch.arange(n), few, geometry, num_large=num_large(sides))
 
     def autocast() -> Any:
         return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from vergence.methods.catalog import METHODS
 from vergence.methods.cmc import CMC, CMCConfig, Embeddings
+from vergence.methods.method import Batch
 from vergence.methods.parts.backbones import EncoderConfig, build_encoder
+from vergence.methods.parts.maps import MapConfig
 
 N, D = 4, 5
 
@@ -171,3 +173,74 @@ def test_published_defaults() -> None:
         "nce",
     )
     assert config.graph == "full"
+
+
+MAPS = (MapConfig(name="depth"), MapConfig(name="segmentation", classes=3))
+
+
+def of_a_scene(**settings: Any) -> CMC:
+    """An image seen whole, and two maps."""
+    torch.manual_seed(0)
+    config = CMCConfig(embed_dim=D, num_negatives=12, temperature=0.5, maps=MAPS, **settings)
+    encoder = ToyEncoder()
+    encoder.part_dims = ()
+    return CMC(config, encoder, FACTS).double()
+
+
+def scene(unknown: bool = False) -> Batch:
+    """Four pictures of 12 x 12 with maps, seen whole, in part, and mirrored; unknown: the second one's depth."""
+    batch, generator = two_views(N), torch.Generator().manual_seed(0)
+    depth = torch.randint(0, 250, (N, 12, 12), generator=generator, dtype=torch.uint8)
+    classes = torch.randint(0, 3, (N, 12, 12), generator=generator, dtype=torch.uint8)
+    if unknown:
+        depth[1] = 255
+    boxes = torch.tensor(
+        [[0, 0, 12, 12, 0], [2, 3, 4, 4, 0], [5, 0, 7, 3, 0], [0, 0, 12, 12, 1]], dtype=torch.float32
+    )
+    maps = torch.stack([depth, classes], dim=-1)
+    return batch._replace(fields={"array": maps}, geometry=[boxes, boxes.roll(1, dims=0)])
+
+
+def test_modalities_beside_an_image_have_networks_banks_and_directions_of_their_own() -> None:
+    method, batch = of_a_scene(graph="core"), scene()
+    assert method.needs.fields == ("array",)
+    assert of_a_scene().directions == [(a, c) for a in range(3) for c in range(3) if a != c]
+    assert method.directions == [(0, 1), (0, 2), (1, 0), (2, 0)]
+    out = method(batch)
+    assert out.u_bvmd.shape == (N, 2, 3, D)
+    assert out.present_bvm.all()
+    method.criterion(out, (), batch).loss.backward()
+    assert [name for name, p in method.named_parameters() if p.grad is None or not p.grad.any()] == []
+    old = [bank.rows.clone() for bank in method.banks]
+    method.after_step(out, (), batch)
+    assert len(old) == 3
+    assert all((bank.rows[:N] != rows[:N]).any() for bank, rows in zip(method.banks, old, strict=True))
+
+
+def test_a_sample_without_a_modality_counts_in_the_other_directions_only() -> None:
+    method, batch = of_a_scene(), scene(unknown=True)
+    out = method(batch)
+    assert out.present_bvm[:, 0].tolist() == [[1, 1, 1], [1, 0, 1], [1, 1, 1], [1, 1, 1]]
+    assert out.present_bvm[:, 1].tolist() == out.present_bvm[:, 0].tolist()
+    one = out._replace(u_bvmd=out.u_bvmd[:, :1], present_bvm=out.present_bvm[:, :1])
+    having = [{0, 1, 2, 3}, {0, 2, 3}, {0, 1, 2, 3}]
+    expected = sum(
+        transcription(method, one, sorted(having[a] & having[c]), a, c) for a, c in method.directions
+    )
+    assert method.criterion(one, (), batch).loss.item() == pytest.approx(expected, abs=1e-9)
+    row = method.banks[1].rows[1].clone()
+    method.after_step(out, (), batch)
+    assert torch.equal(method.banks[1].rows[1], row)
+
+
+def test_maps_of_another_form_and_maps_of_one_name_are_refused() -> None:
+    method, batch = of_a_scene(), scene()
+    for wrong in (
+        batch.fields["array"][..., :1],
+        batch.fields["array"].float(),
+        batch.fields["array"][..., 0],
+    ):
+        with pytest.raises(ValueError, match=r"2 maps are arrays \(H, W, 2\) of uint8, got"):
+            method(batch._replace(fields={"array": wrong}))
+    with pytest.raises(ValidationError, match="two maps have one name"):
+        CMCConfig(maps=(MAPS[0], MAPS[0]))

@@ -173,7 +173,9 @@ def test_an_encoder_whose_backbone_sees_no_whole_picture_is_loaded_again_and_is_
     expected = encoder(pixels)
     with torch.no_grad():
         np.testing.assert_allclose(encoder.module.eval()(x), expected, atol=1e-4)
-    with pytest.raises(UserError, match=rf"its backbone sees {seen}, so it is no model of pictures by itself"):
+    with pytest.raises(
+        UserError, match=rf"its backbone sees {seen}, so it is no model of pictures by itself"
+    ):
         timm_backbone(encoder)
     for write, out in ((formats.write_timm, "timm"), (formats.write_weights, "a.safetensors")):
         with pytest.raises(UserError, match=rf"sees {seen}: .*export it as pt2 or onnx") as refused:

@@ -1,23 +1,19 @@
 """A method that reads text, in the rank loop: captions of classes in, a zero-shot score of the holdout out."""
 
 import json
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch.distributed as dist
 from ranks import run_ranks
 from shard_files import png, write_shard
+from stopped_runs import State, assert_bit_equal, go_on, undisturbed_and_stopped
 
 from vergence.pipelines.recipe import Recipe, build_method, load_recipe
-from vergence.pipelines.resolve import Resolved, data_facts, resolve
+from vergence.pipelines.resolve import data_facts, resolve
 from vergence.platform.data.index import open_index
 from vergence.platform.errors import UserError
-from vergence.platform.runs import commit as commits
-from vergence.platform.runs.run import Run, locked
-from vergence.platform.train.loop import RankLoop
+from vergence.platform.runs.run import Run
 
 NUM, CLASSES = 96, ("red", "green", "blue")
 
@@ -56,37 +52,14 @@ def train(rank: int, world_size: int, folder: Path) -> list[float]:
     return [record["zero_shot"] for record in records if "zero_shot" in record]
 
 
-def go_on(resolved: Resolved, run: Run, rank: int, world_size: int, stop_at: int | None = None) -> None:
-    """Train from the newest commit on, to the end or for so many steps of the run."""
-    loop = RankLoop(resolved.job(run, {}), commits.newest(run.commits), lambda: loop.step + 1 == stop_at)
-    shares = (resolved.stream.share(step, rank, world_size) for step in range(loop.step, resolved.steps))
-    with locked(run) if rank == 0 else nullcontext():
-        loop.run(shares)
-
-
-def stopped_and_not(rank: int, world_size: int, folder: Path, name: str, zero: int) -> list[dict[str, Any]]:
+def stopped_and_not(rank: int, world_size: int, folder: Path, name: str, zero: int) -> list[State]:
     """The last states of a run of two epochs, and of one that was stopped in its second."""
-    shard, states = folder / "t-000000.tar", []
+    shard = folder / "t-000000.tar"
     recipe = recipe_of(shard, name, "epochs=2", f"scale.zero={zero}")
     index = open_index(shard, folder / "index")
     resolved = resolve(recipe, index, build_method(recipe, data_facts(recipe, index)))
     assert resolved.steps == 6
-    for stop_at in (None, 4):
-        run = Run(f"{name}-{stop_at}", attempt="test")
-        run.logs.mkdir(parents=True, exist_ok=True)
-        if stop_at is not None:
-            go_on(resolved, run, rank, world_size, stop_at)
-            stopped = commits.newest(run.commits)
-            assert stopped is not None
-            assert stopped.step == stop_at
-        dist.barrier()
-        go_on(resolved, run, rank, world_size)
-        dist.barrier()
-        final = commits.newest(run.commits)
-        assert final is not None
-        assert final.step == resolved.steps
-        states.append({key: value.numpy() for key, value in commits.load_state(final).items()})
-    return states
+    return undisturbed_and_stopped(resolved, name, rank, world_size, stop_at=4)
 
 
 @pytest.mark.parametrize(("name", "zero"), [("clip-cifar10", 0), ("shared_transformer-cifar10", 2)])
@@ -95,11 +68,9 @@ def test_a_run_stopped_in_an_epoch_ends_bit_equal_to_one_that_was_not(
 ) -> None:
     monkeypatch.setenv("VERGENCE_HOME", str(tmp_path / "home"))
     shard_of(tmp_path)
-    undisturbed, stopped = run_ranks(stopped_and_not, 2, tmp_path, name, zero)[0]
-    assert stopped.keys() == undisturbed.keys()
-    assert "model.scale.logit_scale" in stopped
-    for key, value in undisturbed.items():
-        assert (stopped[key] == value).all(), key
+    states = run_ranks(stopped_and_not, 2, tmp_path, name, zero)[0]
+    assert "model.scale.logit_scale" in states[0]
+    assert_bit_equal(states)
 
 
 def test_classes_are_told_by_their_names_after_training(
