@@ -183,6 +183,9 @@ def _train(
         cut(run.logs / "metrics.jsonl", start_step, start is not None and start.monitor_due)
         with _Tracked(recipe, run, index, says, part.parent, values) as tracked:
             stages |= {"checks": time.time()}
+            if stop.is_asked:  # nothing is trained yet: no Ray is started for it
+                tracked.status = "KILLED"
+                return "interrupted"
             with ray:
                 cluster = joined or ray.enter_context(session.opened(resolved.need))
                 tracked.tracker.check()  # it has asked while Ray started

@@ -52,6 +52,10 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    return guarded(lambda: _command(argv))
+
+
+def _command(argv: Sequence[str] | None) -> int:
     never_fail_to_print()
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = arguments[0] if arguments and arguments[0] in VERBS else None
@@ -85,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest:
         options.overrides = [*options.overrides, *rest]  # settings that stand after an option
     chosen = importlib.import_module(f"vergence.pipelines.{VERBS[options.verb][0]}")
-    return guarded(lambda: int(chosen.main(options)))
+    return int(chosen.main(options))
 
 
 def guarded(work: Callable[[], int]) -> int:

@@ -161,12 +161,12 @@ class Interrupt:
         self.stop, self.says, self.signal = stop, says, 0
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signal or not self.stop.is_heard:
-            raise (
-                KeyboardInterrupt if number == signal.SIGINT and not self.signal else SystemExit(128 + number)
-            )
-        self.signal = number
-        self.stop.ask()
+        if self.signal:
+            raise SystemExit(128 + number)
+        self.signal, trains = number, self.stop.is_heard
+        self.stop.ask()  # also for what is raised in the middle of a library, which may swallow it
+        if not trains:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
         self.says(f"{signal.Signals(number).name}: committing, then stopping (once more to stop at once)")
 
 

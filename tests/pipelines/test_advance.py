@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import signal
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,6 +18,7 @@ from shard_files import png, write_shard
 from vergence.methods.parts.backbones import EncoderConfig, build_encoder
 from vergence.pipelines import UserError, VergenceError, advance, pretrain
 from vergence.pipelines.advance import Observer, RunResult, what_exists
+from vergence.pipelines.pretrain import Interrupt
 from vergence.pipelines.recipe import load_recipe
 from vergence.pipelines.resolve import Resolved
 from vergence.platform.cluster import session
@@ -89,12 +91,13 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) 
         monkeypatch.setattr(advance, "train", ranks)
         monkeypatch.setattr(session, "opened", ranks.opened)
 
-        def again(*changes: str) -> tuple[RunResult, list[str]]:
+        def again(*changes: str, stop: Stop | None = None) -> tuple[RunResult, list[str]]:
             events: list[Any] = []
             result = pretrain(
                 "simclr-cifar10",
                 [*SETTINGS, f"data.train={shard}", *changes],
                 name="r",
+                stop=stop,
                 observe=events.append,
             )
             return result, [event.text for event in events if isinstance(event, Note)]
@@ -225,3 +228,29 @@ def test_pretrained_weights_that_do_not_fit_are_refused_before_anything_starts(
     with pytest.raises(UserError, match=r"conv1\.weight is 4x3x7x7, needs 4x3x3x3"):
         pretrain_again(f"encoder.pretrained={tmp_path}/w.safetensors")
     assert ranks.sessions == 0
+
+
+def test_a_stop_that_was_asked_before_training_starts_no_ray(command: Callable[..., Any]) -> None:
+    ranks, pretrain_again = command(("finished", STEPS))
+    stop = Stop()
+    stop.ask()
+    stopped, notes = pretrain_again(stop=stop)
+    assert (stopped.status, stopped.commit, ranks.sessions, notes) == ("interrupted", None, 0, [])
+    assert mlflow_status() == "KILLED"
+    finished, _ = pretrain_again()
+    assert finished.status == "finished"
+
+
+def test_a_signal_before_training_ends_the_command_even_if_a_library_swallows_it() -> None:
+    stop, said = Stop(), list[str]()
+    interrupt = Interrupt(stop, said.append)
+    with pytest.raises(KeyboardInterrupt):
+        interrupt.handle(signal.SIGINT, None)
+    assert (stop.is_asked, said) == (True, [])  # what goes on all the same meets the stop
+    with pytest.raises(SystemExit, match="130"):
+        interrupt.handle(signal.SIGINT, None)
+    stop, passed_on = Stop(), list[bool]()
+    interrupt = Interrupt(stop, said.append)
+    with stop.heard(lambda: passed_on.append(True)):
+        interrupt.handle(signal.SIGTERM, None)
+    assert (passed_on, len(said), interrupt.signal) == ([True], 1, signal.SIGTERM)

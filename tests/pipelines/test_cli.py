@@ -1,3 +1,4 @@
+import importlib
 import io
 import json
 import os
@@ -244,3 +245,14 @@ def test_reserved_names_say_so(home: Path, capsys: pytest.CaptureFixture[str]) -
 def test_nearest_lists_what_is_valid() -> None:
     assert nearest("tempratur", ["temperature", "lr"]) == "did you mean temperature? valid: lr, temperature"
     assert nearest("zzz", ["b", "a"]) == "valid: a, b"
+
+
+def test_an_interruption_while_modules_load_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib, "import_module", interrupted)
+    assert cli.main(["look", "mine", "photos/"]) == 130
+    assert capsys.readouterr().err == "vergence: interrupted\n"
