@@ -19,25 +19,23 @@ from vergence.methods.method import Encoder
 from vergence.methods.parts.backbones import EncoderConfig
 from vergence.methods.parts.vision_transformer import sincos
 from vergence.methods.torchvision_shim import timm
+from vergence.platform import yaml
 from vergence.platform.encoders.export import WEIGHTS, EncoderCard
 from vergence.platform.encoders.load import load_encoder
 from vergence.platform.errors import UserError
 from vergence.platform.home import home
 
 State = dict[str, Tensor]
-SHAPES = (
-    "name",
-    "stem",
-    "width",
-    "norm",
-    "patch_size",
-    "depth",
-    "pool",
-    "split",
-    "edges",
-    "sk_ratio",
-    "strides",
-    "inputs",
+# settings in which an encoder may differ from the one that its weights are of
+FREE = (
+    "pretrained",
+    "image_size",
+    "drop_path",
+    "init",
+    "zero_init_residual",
+    "freeze_patches",
+    "positions",
+    "grid",
 )
 PICKLES = (".pth", ".pt", ".ckpt", ".bin", ".npz")
 FEW = 3  # misfits that are named
@@ -98,6 +96,8 @@ def fill(encoder: Encoder, config: EncoderConfig) -> Initial:
         raise UserError(
             f"{asked}: not weights of {config.name} as it is built here: {shown}; {_cure(config, weights)}"
         )
+    if cure := _of_card(config, weights):  # it has the same shapes, and would make something else of them
+        raise UserError(f"{asked}: weights of another {config.name}; {cure}")
     backbone.load_state_dict(given)
     resampled = tuple(
         f"{key} {_shape(value)} -> {_shape(given[key])}"
@@ -241,17 +241,18 @@ def _misfits(expected: State, given: State) -> list[str]:
 
 
 def _cure(config: EncoderConfig, weights: Weights) -> str:
-    made_as = weights.made_as
-    differing = [
-        key for key in SHAPES if made_as is not None and getattr(made_as, key) != getattr(config, key)
-    ]
-    if differing:
-        values = {key: getattr(made_as, key) for key in differing}
-        told = " ".join(
-            f"encoder.{key}={'null' if value is None else value}" for key, value in values.items()
-        )
-        return f"set {told}, as their card says"
-    return "set encoder.name, stem, width, patch_size, pool to those of the network that they are of"
+    return _of_card(config, weights) or (
+        "set encoder.name, stem, width, patch_size, pool to those of the network that they are of"
+    )
+
+
+def _of_card(config: EncoderConfig, weights: Weights) -> str:
+    """The settings of which the weights are, where they are others and a card tells; else empty."""
+    if weights.made_as is None:
+        return ""
+    here, there = (each.model_dump(mode="json", exclude=set(FREE)) for each in (config, weights.made_as))
+    told = [f"encoder.{key}={yaml.dump_inline(value)}" for key, value in there.items() if value != here[key]]
+    return f"set {' '.join(told)}, as their card says" if told else ""
 
 
 def _shape(value: Tensor) -> str:

@@ -112,6 +112,22 @@ def test_the_encoder_of_a_run_is_taken_by_its_name_and_its_card_tells_the_cure(
         filled(pretrained="frist")
 
 
+def test_weights_that_fit_are_refused_where_the_card_tells_that_they_mean_something_else(
+    tmp_path: Path,
+) -> None:
+    vit: dict[str, Any] = {"name": "vit_tiny_patch16_224", "depth": 1}
+    made = EncoderConfig(heads=6, **vit)
+    card = make_card(backbone=made.model_dump()).model_dump_json(exclude={"recipe"}, by_alias=True)
+    state, file = backbone_of(build_encoder(made, image_size=32)), f"{tmp_path}/w.safetensors"
+    save_file(state, file, metadata={"card": card})
+    with pytest.raises(
+        UserError, match=r"weights of another vit_tiny.*; set encoder\.heads=6, as their card says"
+    ):
+        filled(32, pretrained=file, **vit)
+    encoder, _ = filled(32, pretrained=file, heads=6, freeze_patches=True, drop_path=0.1, **vit)
+    assert all(torch.equal(value, state[key]) for key, value in backbone_of(encoder).items())
+
+
 def test_weights_of_another_network_are_refused_by_name(tmp_path: Path) -> None:
     file = tmp_path / "w.safetensors"
     timms(file, "resnet18")
