@@ -103,7 +103,7 @@ class CMC(Method[CMCConfig, Embeddings, tuple[()]]):
                 "encoder.split: cmc contrasts parts of an image; give lab, ydbdr or rgb, or maps (method.maps)"
             )
         if config.maps:
-            self.needs = Needs(at_least(1), (MAPS,))  # type: ignore[misc]  # as the recipe's method has them
+            self.needs = Needs(at_least(1), (MAPS,), places=True)  # type: ignore[misc]  # as the recipe's method has them
         self.maps = nn.ModuleDict({each.name: MapNetwork(channels(each), MAP_DIM) for each in config.maps})
         self.temperature, self.momentum = scheduled(config.temperature), scheduled(config.momentum)
         self.projectors = nn.ModuleList(nn.Linear(dim, config.embed_dim) for dim in dims)

@@ -170,6 +170,12 @@ def _check_lengths(recipe: Recipe, method: Method) -> None:
     if rule is not None and not rule.allows(sizes):
         got = ", ".join(f"{spec.count} x {spec.size} px" for spec in recipe.views) or "none"
         raise UserError(f"views: {recipe.method.name} takes {rule}, got {got}")
+    looks = [look for spec in recipe.views for look in spec.augmentations()]
+    if method.needs.places and any(look.rotate or look.rand_augment for look in looks):
+        raise UserError(
+            f"views: {recipe.method.name} finds the pixels of a view in the picture again, as it cannot where views are "
+            "turned or sheared; set rotate and rand_augment to 0"
+        )
 
 
 def sizes_of(recipe: Recipe) -> list[int]:

@@ -1,5 +1,6 @@
 """What is decided before a run starts: which encoders it refuses."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,27 @@ def test_an_encoder_with_an_unknown_norm_is_refused_by_name(shard: Path, tmp_pat
     ) as caught:
         resolve(recipe, index, method)
     assert caught.value.exit_code == 2
+
+
+def test_views_that_move_pixels_are_refused_where_maps_are_cropped_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VERGENCE_HOME", str(tmp_path / "home"))
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), dtype=np.uint8)
+    maps = io.BytesIO()
+    np.save(maps, pixels[0, ..., :2])
+    members = ((f"{i}", {"png": png(p), "npy": maps.getvalue()}) for i, p in enumerate(pixels))
+    shard = write_shard(tmp_path / "t-000000.tar", members)
+    index = open_index(str(shard), tmp_path / "index")
+
+    def resolved(*more: str) -> None:
+        recipe = load_recipe("cmc-camvid", settings(shard, "norm.group=32", *more))
+        resolve(recipe, index, build_method(recipe, data_facts(recipe, index)))
+
+    resolved()
+    for moved in ("views.0.rotate=0.5", "views.0.rand_augment=1", "views.0.recipe=infomin"):
+        with pytest.raises(UserError, match="set rotate and rand_augment to 0"):
+            resolved(moved)
 
 
 def test_a_run_over_sounds_is_refused_where_they_hold_no_prediction_and_where_nothing_can_be_registered(
