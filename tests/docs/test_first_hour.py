@@ -36,7 +36,7 @@ def steps_of(text: str) -> Iterator[Step]:
         if kind == "console":
             for part in re.split(r"^\$ ", body, flags=re.MULTILINE)[1:]:
                 command, _, shown = part.partition("\n")
-                yield Step(["sh", "-c", command], shown)
+                yield Step(["sh", "-c", f"exec {command}"], shown)  # Ctrl-C is the program's, not the shell's
         elif kind == "python":
             yield Step([sys.executable, "-c", body], next_body if next_kind == "text" else "...\n")
 
@@ -134,5 +134,5 @@ def test_what_the_page_shows_is_compared_but_for_numbers() -> None:
 def test_commands_are_read_with_what_they_print() -> None:
     page = "```console\n$ a b\none\n$ c\n```\nwords\n```python\nprint(1)\n```\n\n```text\n1\n```\n"
     steps = list(steps_of(page))
-    assert [step.command[-1] for step in steps] == ["a b", "c", "print(1)\n"]
+    assert [step.command[-1] for step in steps] == ["exec a b", "exec c", "print(1)\n"]
     assert [step.shown for step in steps] == ["one\n", "", "1\n"]
