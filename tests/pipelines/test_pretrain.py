@@ -229,6 +229,7 @@ def test_resume_with_another_recipe_or_other_data_is_refused(undisturbed: Undist
     assert operational.returncode == 0, operational.stderr
 
 
+@pytest.mark.slow
 def test_a_mistake_found_before_the_first_commit_may_be_corrected(place: Path) -> None:
     home = place / "corrected"
     command = ("pretrain", str(place / "tiny.yaml"), "epochs=1", "track.register=null")
@@ -242,6 +243,7 @@ def test_a_mistake_found_before_the_first_commit_may_be_corrected(place: Path) -
     assert corrected.returncode == 0, corrected.stderr
 
 
+@pytest.mark.slow
 def test_fork_starts_anew_from_the_newest_state(undisturbed: Undisturbed, place: Path) -> None:
     home, state, _ = undisturbed
     forked = vergence(

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from mlflow_stores import Refusing
 from runs_for_real import start, vergence, wait_for_step, write_shards
 
@@ -51,6 +52,7 @@ def attempts(run: Path) -> int:
     return logs.count("rank 0 of 2")
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_with_metrics_is_told_after_one_attempt(
     place: Path, small_disk: Callable[[Path], Path]
 ) -> None:
@@ -81,6 +83,7 @@ def test_a_shard_that_is_cut_off_during_the_run_is_told_after_one_attempt(place:
     assert commits.newest(home / "tiny" / "commits") is not None
 
 
+@pytest.mark.slow
 def test_an_mlflow_server_that_does_not_answer_stops_nothing(place: Path) -> None:
     """When it is back, the version belongs to the run of the metrics; the whole folder can be moved then.
 

@@ -110,7 +110,7 @@ def references() -> dict[tuple, dict[str, np.ndarray]]:
     return {(n, g): step(0, 1, n, g, G, "one") for n, groups in SETTINGS.items() for g in groups}
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_gradients_do_not_depend_on_the_number_of_ranks(references: Any, world_size: int) -> None:
     share = G // world_size
     todo = [(name, group, share, "one") for name, group in references]
