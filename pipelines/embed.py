@@ -4,9 +4,12 @@ import argparse
 import contextlib
 import json
 import os
+import signal
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from vergence.platform.cluster.capacity import physical_cpus
@@ -163,15 +166,42 @@ def _on_ray(
     def vectors(pieces: "Sequence[Ids]") -> "Generator[tuple[Ids, Rows]]":
         split = [blocks_of(ids, encoder.size, images.part) for ids in pieces]
         flat = [block for blocks in split for block in blocks]
-        with contextlib.closing(embedded(encoder, flat, workers=workers, gpus=gpus)) as found:
+        with (
+            _interruptible() as check,
+            contextlib.closing(embedded(encoder, flat, workers=workers, gpus=gpus)) as found,
+        ):
             for blocks in split:
                 parts = []
                 for block in blocks:
                     parts.append(next(found))
+                    check()
                     advance(len(block.ids))
                 yield _joined(parts, encoder.dim)
 
     return vectors
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[Callable[[], None]]:
+    """Ctrl-C interrupts as ever; what met a callback of Ray's, which swallows it, is raised by calling what is given."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    heard = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        heard.set()
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if heard.is_set():
+            raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGINT, handle)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _joined(parts: "list[tuple[Ids, Rows]]", dim: int) -> "tuple[Ids, Rows]":

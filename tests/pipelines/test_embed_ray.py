@@ -133,20 +133,15 @@ def test_an_interruption_and_a_rerun_give_every_key_once(
 ) -> None:
     out, slow = tmp_path / "out", Watched(encoder, tmp_path / "log", pause_s=0.3)
 
-    stopped = threading.Event()
-
     def interrupt() -> None:
-        """Ctrl-C, once the first file is there; again if it met a callback of Ray's, which swallows it."""
+        """Ctrl-C, once the first file is there."""
         while not (out / "train-0.parquet").exists():
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
-        while not stopped.wait(1):
-            os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         embed(slow, str(shards), out, workers=1)  # type: ignore[arg-type]
-    stopped.set()
     assert not (out / "_MANIFEST.json").exists()
     assert not list(out.glob(".*"))
     done = {file.name: file.stat().st_mtime_ns for file in out.glob("*.parquet")}
@@ -156,6 +151,24 @@ def test_an_interruption_and_a_rerun_give_every_key_once(
     assert {name: (out / name).stat().st_mtime_ns for name in done} == done
     table = pd.read_parquet(out)
     assert sorted(table["key"]) == [f"{i:03d}" for i in range(NUM_IMAGES) if i != 45]
+
+
+def test_ctrl_c_that_a_callback_of_rays_has_swallowed_ends_with_the_next_block(
+    encoder: LoadedEncoder, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def blocks(*_: object, **__: object) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for number in range(100):
+            with contextlib.suppress(KeyboardInterrupt):  # as Ray's callbacks do
+                os.kill(os.getpid(), signal.SIGINT)
+            done.append(number)
+            yield np.empty(0, np.int64), np.empty((0, encoder.dim), np.float32)
+
+    done, before = list[int](), signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(on_ray, "embedded", blocks)
+    with pytest.raises(KeyboardInterrupt):
+        embed(encoder, str(shards), tmp_path / "out", workers=1)
+    assert done == [0]
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_duckdb_and_pandas_read_the_folder_as_the_page_says(
