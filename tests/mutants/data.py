@@ -221,7 +221,7 @@ _WARPS: Faults = {
 }
 
 _FILTERS: Faults = {
-    "the-border-is-sharpened": (
+    "sharpness-changes-a-copy": (
         "inner = x[:, :, 1:-1, 1:-1]",
         "inner = x[:, :, 1:-1, 1:-1].clone()",
         "tests/platform/augment/test_filters.py::test_sharpness_equals_torchvision",
