@@ -2,6 +2,7 @@
 
 make ablations                                  all of ablations.yaml; the same command goes on
 make ablations ABLATIONS="--only simsiam dino --jobs 2"
+make ablations ABLATIONS="--jobs 16 --gpu"      all runs on one GPU, side by side
 OMP_NUM_THREADS=1 python -m benchmarks.ablations --small         minutes: proves only that everything works
 
 Results go to benchmarks/results/ablations.json, and from there to docs/ablations.md and its pictures. Nothing is tuned for
@@ -35,12 +36,13 @@ FIGURES = (KNN, LINEAR, "h_std", "effective_rank")
 class Bench:
     """One use of this script."""
 
-    def __init__(self, plan: Mapping[str, Any], small: bool, jobs: int) -> None:
+    def __init__(self, plan: Mapping[str, Any], small: bool, jobs: int, gpu: bool) -> None:
         from benchmarks.experiments import Ledger, Sets
         from vergence.platform import yaml
 
         self.plan, self.budget = plan["ablations"], SMALL if small else plan["budget"]
         self.table = yaml.read(TABLE)
+        self.common = [*self.table["common"], *(["scale.gpus_per_worker=1"] if gpu else [])]
         self.rows = rows(self.table)
         folder = data.CACHE / ("ablations-small" if small else "ablations")
         self.json = folder / "ablations.json" if small else Path("benchmarks/results/ablations.json")
@@ -56,7 +58,7 @@ class Bench:
         asked = self.plan[name]
         row = self.rows[asked["recipe"]]
         base = [
-            *self.table["common"],
+            *self.common,
             *row.settings,
             *best(row),
             f"epochs={self.budget['epochs']}",
@@ -205,10 +207,11 @@ def main() -> int:
     parser.add_argument(
         "--only", nargs="+", metavar="NAME", choices=[*plan["ablations"]], help="default: all"
     )
-    parser.add_argument("--jobs", type=int, choices=(1, 2), default=1, help="runs at a time, a core each")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, a core each")
+    parser.add_argument("--gpu", action="store_true", help="train on one GPU, which all runs share")
     parser.add_argument("--small", action="store_true", help="minutes: proves only that everything works")
     options = parser.parse_args()
-    bench = Bench(plan, options.small, options.jobs)
+    bench = Bench(plan, options.small, options.jobs, options.gpu)
     failed: dict[str, Exception] = {}
 
     def fill(name: str) -> None:

@@ -1,0 +1,174 @@
+"""Objects by URL, against moto's S3 and a web server; faults are real answers of real servers."""
+
+import os
+import time
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+from object_servers import Faults, s3_server, web_server
+
+from vergence.platform import store as stores
+from vergence.platform.errors import UserError
+from vergence.platform.store import Away, Changed, NotThere, Object, Store, is_url, store_of
+
+DATA = os.urandom(3 << 20)
+
+
+@pytest.fixture(scope="module")
+def faults() -> Faults:
+    return Faults()
+
+
+@pytest.fixture(scope="module")
+def environment(faults: Faults) -> Iterator[dict[str, str]]:
+    with s3_server("bucket", faults) as environment:
+        yield environment
+
+
+@pytest.fixture
+def s3(environment: dict[str, str], faults: Faults, monkeypatch: pytest.MonkeyPatch) -> Store:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(stores, "FIRST_PAUSE_S", 0.01)
+    faults.__init__()  # type: ignore[misc]
+    return Store("s3://bucket", patience_s=5)
+
+
+def test_ranges_are_read_in_the_order_in_which_they_are_asked_for(s3: Store) -> None:
+    s3.put("s3://bucket/a/x.tar", DATA)
+    found = s3.stat("s3://bucket/a/x.tar")
+    assert (found.url, found.size) == ("s3://bucket/a/x.tar", len(DATA))
+    asked = [(1_000_000, 5), (7, 3), (0, 0), (len(DATA) - 4, 4)]
+    assert [*s3.read(found.url, asked, found.version)] == [DATA[at : at + size] for at, size in asked]
+    assert b"".join(s3.stream(found)) == DATA == s3.get(found.url)[0]
+
+
+def test_pieces_of_a_long_object_make_the_whole(s3: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "PIECE", 1 << 20)
+    s3.put("s3://bucket/long", DATA[:-1])
+    pieces = [len(piece) for piece in s3.stream(s3.stat("s3://bucket/long"))]
+    assert pieces == [1 << 20, 1 << 20, (1 << 20) - 1]
+
+
+def test_a_folder_is_listed_in_the_order_of_names(s3: Store) -> None:
+    for name in ("b.tar", "a.tar", "a.tar.idx"):
+        s3.put(f"s3://bucket/folder/{name}", b"x")
+    s3.put("s3://bucket/folder-2/c.tar", b"x")
+    names = [found.url for found in s3.list("s3://bucket/folder")]
+    assert names == [f"s3://bucket/folder/{name}" for name in ("a.tar", "a.tar.idx", "b.tar")]
+
+
+def test_of_two_who_write_only_what_is_not_there_one_wins(s3: Store) -> None:
+    first = s3.put("s3://bucket/lock", b"1", None)
+    with pytest.raises(Changed):
+        s3.put("s3://bucket/lock", b"2", None)
+    second = s3.put("s3://bucket/lock", b"3", first)
+    with pytest.raises(Changed):
+        s3.put("s3://bucket/lock", b"4", first)
+    assert s3.get("s3://bucket/lock") == (b"3", Object("s3://bucket/lock", 1, second))
+    s3.delete("s3://bucket/lock")
+    s3.delete("s3://bucket/lock")
+    with pytest.raises(NotThere):
+        s3.stat("s3://bucket/lock")
+
+
+def test_an_object_that_has_changed_is_not_read(s3: Store) -> None:
+    version = s3.put("s3://bucket/changing", b"first")
+    s3.put("s3://bucket/changing", b"other")
+    with pytest.raises(Changed, match="has changed"):
+        s3.read("s3://bucket/changing", [(0, 5)], version)
+
+
+def test_what_fails_for_a_while_is_asked_for_again(s3: Store, faults: Faults) -> None:
+    s3.put("s3://bucket/x", DATA)
+    faults.errors = faults.busy = faults.resets = faults.halves = 0.1
+    asked = [(i * 1000, 1000) for i in range(100)]
+    assert [*s3.read("s3://bucket/x", asked)] == [DATA[at : at + size] for at, size in asked]
+    assert s3.retries > 10
+
+
+def test_a_store_that_stays_away_ends_in_one_line_within_the_patience(s3: Store, faults: Faults) -> None:
+    s3.patience_s, faults.away = 0.5, True
+    began = time.monotonic()
+    with pytest.raises(Away, match=r"s3://bucket/x: the store has not answered as it should for \d s"):
+        s3.stat("s3://bucket/x")
+    assert time.monotonic() - began < 3
+
+
+def test_an_answer_that_does_not_end_is_given_up(
+    s3: Store, faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.put("s3://bucket/slow", b"x" * 100)
+    monkeypatch.setattr(stores, "ANSWER_S", 1)
+    slow = Store("s3://bucket", patience_s=1)
+    faults.one_byte_a_second = True
+    with pytest.raises(Away):
+        slow.read("s3://bucket/slow", [(0, 100)])
+
+
+def test_what_asking_again_would_not_mend_ends_at_once(s3: Store, faults: Faults) -> None:
+    with pytest.raises(UserError, match="there is no such bucket"):
+        store_of("s3://other/x").list("s3://other/x")
+    with pytest.raises(UserError, match=r"names no bucket; a URL is s3://BUCKET/FOLDER"):
+        store_of("s3:///x")
+    assert len(faults.requests) == 1
+
+
+def test_a_store_that_refuses_says_what_to_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with s3_server("closed", Refusing()) as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=r"the store refuses .*403.*; set AWS_ACCESS_KEY_ID") as caught:
+            Store("s3://closed").list("s3://closed/x")
+    assert "secret" not in str(caught.value)
+
+
+class Refusing(Faults):
+    """A server that knows nobody."""
+
+    def draw(self, request: str) -> str | None:
+        return "refused"
+
+
+def test_the_aws_tools_own_files_are_read(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", environment["AWS_ENDPOINT_URL"])
+    (tmp_path / "credentials").write_text("[lab]\naws_access_key_id = one\naws_secret_access_key = two\n")
+    (tmp_path / "config").write_text("[profile lab]\nregion = eu-central-1\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    lab = Store("s3://bucket")
+    lab.put("s3://bucket/of-a-profile", b"x")
+    assert lab.stat("s3://bucket/of-a-profile").size == 1
+
+
+def test_a_web_server_is_read_and_cannot_be_listed(tmp_path: Path) -> None:
+    (tmp_path / "two words.tar").write_bytes(DATA)
+    with web_server(tmp_path) as address:
+        web = store_of(f"{address}/x")
+        found = web.stat(f"{address}/two%20words.tar")
+        assert [*web.read(found.url, [(5, 7)], found.version)] == [DATA[5:12]]
+        with pytest.raises(UserError, match="name the objects"):
+            web.list(f"{address}/")
+        with pytest.raises(NotThere):
+            web.stat(f"{address}/none.tar")
+
+
+def test_a_url_is_no_path_and_one_of_another_kind_is_refused() -> None:
+    assert [is_url(text) for text in ("s3://b/x", "http://h/x", "a/b.tar", "C:/x", "/s3:/x", "a b://x")] == [
+        True, True, False, False, False, False
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="no store is reached by hdfs://"):
+        is_url("hdfs://host/x")
+
+
+def test_a_store_that_is_not_installed_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "obstore.store", None)
+    with pytest.raises(UserError, match=r'pip install "vergence\[stores\]"'):
+        Store(f"s3://not-opened-{next(count())}")
