@@ -51,7 +51,7 @@ def run(rounds: int, says: Callable[[str], None]) -> dict[str, Any]:
         return _count(rows)
 
     def ray_bytes() -> int:
-        shards = [str(path) for path in index.shards] * epochs
+        shards = index.shards * epochs
         return _count(ray.data.read_webdataset(shards, decoder=None))
 
     def ours_pixels() -> int:

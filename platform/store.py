@@ -44,7 +44,10 @@ T = TypeVar("T")
 
 
 class Object(NamedTuple):
-    """version: changes when the object does: its ETag, or the time of its last change where the store has none."""
+    """url: or a local file's absolute path, where both are meant.
+
+    version: changes when the object does: its ETag, or the time of its last change where the store has none.
+    """
 
     url: str
     size: int
@@ -76,8 +79,14 @@ def is_url(text: str | os.PathLike[str]) -> bool:
 
 
 def name_of(url: str) -> str:
-    """The last part of a URL or path."""
-    return url.rpartition("/")[2]
+    """The last part of a URL or path, as files are named: `a b.tar` of http://host/a%20b.tar."""
+    name = url.rpartition("/")[2]
+    return unquote(name) if url.startswith(("http://", "https://")) else name
+
+
+def folder_of(url: str) -> str:
+    """All of a URL or path but its last part."""
+    return url.rpartition("/")[0]
 
 
 class Store:

@@ -1,5 +1,6 @@
 """What the machines of a Ray session say before a run starts there: what they have, and what they can reach."""
 
+import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,14 +13,16 @@ import numpy as np
 from vergence.platform.cluster.capacity import places
 from vergence.platform.cluster.session import Session, nodes
 from vergence.platform.data.index import Index
-from vergence.platform.errors import UserError
+from vergence.platform.errors import UserError, VergenceError
 from vergence.platform.files import write_atomic
 from vergence.platform.home import home
 from vergence.platform.runs.run import Run
+from vergence.platform.store import is_url, store_of
 from vergence.platform.train.machine import Machine, measure, weakest
 from vergence.platform.version import code_version
 
 ANSWER_S = 60.0  # a worker process starts, and loads torch
+REACH_S = 20.0  # in which a node has reached a store
 SHARDS = 16  # that each node looks for, evenly spaced over all
 
 
@@ -36,7 +39,7 @@ class Asked(NamedTuple):
     gpus: bool
     token: Path  # a file in the run's folder ...
     text: str  # ... and what it says
-    shards: Sequence[tuple[Path, int]]  # with their sizes
+    shards: Sequence[tuple[str, int]]  # with their sizes
 
 
 class Answer(NamedTuple):
@@ -55,7 +58,7 @@ def look(question: Asked) -> Answer:
         sees_home = question.token.read_text() == question.text
     except OSError:
         sees_home = False
-    missing = next((str(path) for path, size in question.shards if _size(path) != size), None)
+    missing = next((shard for shard, size in question.shards if _size(shard) != size), None)
     return Answer(
         socket.gethostname(), measure(question.workers, question.gpus), _versions(), sees_home, missing
     )
@@ -78,7 +81,7 @@ def refusal(answers: Sequence[Answer], ours: Versions) -> str | None:
         if answer.missing is not None:
             return (
                 f"node {answer.host} does not see {answer.missing} as this command does: it is not there, or of another "
-                "size; put the shards where all nodes find them by the same path"
+                "size; put the shards where all nodes find them by the same path, and give all the same credentials"
             )
     return None
 
@@ -153,15 +156,15 @@ def _is_here(node: str) -> bool:
     return not ray.util.client.ray.is_connected() and ray.get_runtime_context().get_node_id() == node
 
 
-def _some_shards(index: Index) -> list[tuple[Path, int]]:
+def _some_shards(index: Index) -> list[tuple[str, int]]:
     chosen = np.unique(np.linspace(0, len(index.shards) - 1, SHARDS).astype(int))
-    return [(index.shards[i].absolute(), index.shard_sizes[i]) for i in chosen]
+    return [(index.shards[i], index.shard_sizes[i]) for i in chosen]
 
 
-def _size(path: Path) -> int | None:
+def _size(shard: str) -> int | None:
     try:
-        return path.stat().st_size
-    except OSError:
+        return store_of(shard, REACH_S).stat(shard).size if is_url(shard) else os.stat(shard).st_size
+    except (OSError, VergenceError):
         return None
 
 

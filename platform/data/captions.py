@@ -12,6 +12,7 @@ from vergence.platform.data.index import Index
 from vergence.platform.data.labels import read_names
 from vergence.platform.data.ragged import Ragged
 from vergence.platform.errors import UserError
+from vergence.platform.store import folder_of
 
 _CAPTION = 0xCA  # stream of random words: which template a sample gets
 
@@ -54,7 +55,7 @@ def captions_of(config: DataConfig, index: Index) -> Captions | None:
         raise UserError(
             f"data.captions: {missing:,} of {len(index):,} samples have no class (.cls) to make text of"
         )
-    names = index.classes or read_names({path.parent for path in index.shards})
+    names = index.classes or read_names({folder_of(shard) for shard in index.shards})
     if names is None or labels.max() >= len(names):
         what = (
             "have no names"

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 from vergence.platform.data.decode import MAX_PIXELS, BadSample
+from vergence.platform.data.expand import expand
 from vergence.platform.data.formats import MEMBER_EXTENSIONS
 from vergence.platform.data.index import Index, keep
 from vergence.platform.data.labels import why_no_class
-from vergence.platform.data.pattern import expand
 from vergence.platform.data.progress import Bar
 from vergence.platform.data.read import Reader
 from vergence.platform.data.scan import scan
@@ -18,7 +18,7 @@ BATCH = 256
 
 
 class Broken(NamedTuple):
-    shard: Path
+    shard: str  # its path or URL
     key: str | None  # None: the shard as a whole
     reason: str
 
@@ -38,19 +38,19 @@ def check_shards(
     Raises UserError when the pattern matches nothing.
     """
     shards = expand(pattern)
-    scanned = scan(shards.paths, progress)
-    others = scanned.without_images if len(scanned.without_images) < len(shards.paths) else {}
+    scanned = scan(shards.found, progress)
+    others = scanned.without_images if len(scanned.without_images) < len(shards.found) else {}
     unusable = scanned.damaged | (others if len(scanned.table) else scanned.without_images)
     broken = [Broken(path, None, reason) for path, reason in unusable.items()]
     for path, lost in scanned.lost.items():
         broken += [Broken(path, None, line) for line in lost.lines("images that end in no sample")]
     notes = shards.notes + scanned.views.lines("images of other views, not used")
     if not len(scanned.table):
-        return Checked(len(shards.paths), 0, broken, notes)
+        return Checked(len(shards.found), 0, broken, notes)
     if scanned.mixed:
-        broken.append(Broken(Path(pattern), "(classes)", scanned.mixed))
-    index = keep(scanned, [path for path in shards.paths if path not in scanned.damaged], cache)
-    return Checked(len(shards.paths), len(index), broken + check(index, max_pixels, progress), notes)
+        broken.append(Broken(str(pattern), "(classes)", scanned.mixed))
+    index = keep(scanned, [each for each in shards.found if each.url not in scanned.damaged], cache)
+    return Checked(len(shards.found), len(index), broken + check(index, max_pixels, progress), notes)
 
 
 def check(index: Index, max_pixels: int = MAX_PIXELS, progress: bool = False) -> list[Broken]:

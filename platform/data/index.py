@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from vergence.platform.data.expand import expand
 from vergence.platform.data.formats import MEMBER_EXTENSIONS
 from vergence.platform.data.index_cache import hold, tidy, used
-from vergence.platform.data.pattern import expand
-from vergence.platform.data.scan import CHUNK, VERSION, Scanned, image_extensions, scan, stamps
+from vergence.platform.data.scan import CHUNK, VERSION, Scanned, image_extensions, scan
 from vergence.platform.errors import UserError
 from vergence.platform.files import replacing
+from vergence.platform.store import Object, name_of
 from vergence.platform.text import printable
 
 SHOWN = 5  # shards that cannot be used, in a message
@@ -42,8 +43,9 @@ class Index:
                 f"{path}: an index of another version of Vergence"
             )  # made anew where it is asked for
         self.digest: str = about["digest"]
-        self.shards = [Path(shard) for shard, _, _ in about["shards"]]
-        self.shard_sizes = [size for _, size, _ in about["shards"]]
+        self.shards: list[str] = [shard for shard, _, _ in about["shards"]]  # absolute paths or URLs
+        self.shard_sizes: list[int] = [size for _, size, _ in about["shards"]]
+        self.shard_versions: list[str] = [version for _, _, version in about["shards"]]  # see `Shards.found`
         self.extensions: dict[str, int] = about["extensions"]  # extension -> samples that have it
         self.classes: list[str] | None = about["classes"]  # by label, where the classes are words
         self.notes: list[str] = about["notes"]  # a line each for what the shards hold and is not used
@@ -77,12 +79,12 @@ class Index:
         group, row = divmod(int(sample_id), CHUNK)
         return str(self._keys(group)[row].as_py())
 
-    def shard_of(self, sample_id: int) -> Path:
+    def shard_of(self, sample_id: int) -> str:
         return self.shards[int(self._shard_numbers()[sample_id])]
 
     def where(self, sample_id: int) -> str:
         """shard.tar:key, for messages."""
-        return printable(f"{self.shard_of(sample_id).name}:{self.key(sample_id)}")
+        return printable(f"{name_of(self.shard_of(sample_id))}:{self.key(sample_id)}")
 
     def members(self, kind: str, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Where one member of each sample lies.
@@ -142,19 +144,19 @@ def open_index(pattern: str | Path, cache: Path, progress: bool = False, images:
     """
     shards = expand(pattern)
     try:
-        index = Index(_file(cache, shards.paths))
+        index = Index(_file(cache, shards.found))
         used(index.path)
     except (OSError, ValueError, KeyError, TypeError):  # not there, or no index: it is only a cache
-        scanned = scan(shards.paths, progress)
-        _refuse_unusable(scanned, len(shards.paths), images)
-        index = keep(scanned, shards.paths, cache)
+        scanned = scan(shards.found, progress)
+        _refuse_unusable(scanned, len(shards.found), images)
+        index = keep(scanned, shards.found, cache)
     if images and not index.extensions_of("image"):
         raise UserError(f"{pattern}: the shards hold no images, only .{', .'.join(index.extensions)}")
     index.notes = shards.notes + index.notes
     return index
 
 
-def keep(scanned: Scanned, shards: Sequence[Path], cache: Path) -> Index:
+def keep(scanned: Scanned, shards: Sequence[Object], cache: Path) -> Index:
     """Write what a scan of `shards` found into the cache, and open it.
 
     The file is named by what tells that a shard has changed: ranks of a run go on with the index they began with.
@@ -168,8 +170,8 @@ def keep(scanned: Scanned, shards: Sequence[Path], cache: Path) -> Index:
     return index
 
 
-def _file(cache: Path, shards: Sequence[Path]) -> Path:
-    name = hashlib.sha256(json.dumps(stamps(shards)).encode("utf-8", "surrogateescape")).hexdigest()[:24]
+def _file(cache: Path, shards: Sequence[Object]) -> Path:
+    name = hashlib.sha256(json.dumps(shards).encode("utf-8", "surrogateescape")).hexdigest()[:24]
     return cache.absolute() / f"{name}-{VERSION}.parquet"
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from vergence.platform.errors import UserError
+from vergence.platform.store import NotThere, is_url, store_of
 from vergence.platform.text import printable
 
 MAX_BYTES = 200  # of a .cls that can be a class
@@ -72,12 +73,12 @@ def _mixed(words: Sequence[str], numeric: np.ndarray, rows: np.ndarray) -> str:
     )
 
 
-def read_names(folders: Iterable[Path]) -> list[str] | None:
-    """The class names in the classes.json of some folders; None unless all have one.
+def read_names(folders: Iterable[str]) -> list[str] | None:
+    """The class names in the classes.json of some folders, by path or URL; None unless all have one.
 
     Raises UserError: they differ, so that the labels of one folder mean something else in another.
     """
-    found = {folder: _names(folder / "classes.json") for folder in folders}
+    found = {folder: _names(f"{folder}/classes.json") for folder in folders}
     known = {folder: names for folder, names in found.items() if names is not None}
     first = next(iter(known), None)
     for folder, names in known.items():
@@ -89,11 +90,11 @@ def read_names(folders: Iterable[Path]) -> list[str] | None:
     return known[first] if first is not None and len(known) == len(found) else None
 
 
-def _names(path: Path) -> list[str] | None:
+def _names(path: str) -> list[str] | None:
     """None as well for a file of another program: no list of names."""
     try:
-        names = json.loads(path.read_text())
-    except FileNotFoundError:
+        names = json.loads(store_of(path).get(path)[0] if is_url(path) else Path(path).read_bytes())
+    except (FileNotFoundError, NotThere):
         return None
     except ValueError:
         raise UserError(

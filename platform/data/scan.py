@@ -21,13 +21,14 @@ from vergence.platform.data.labels import MAX_BYTES, class_text, number
 from vergence.platform.data.progress import Bar
 from vergence.platform.data.walk import LeftOut
 from vergence.platform.errors import UserError
+from vergence.platform.store import Object, name_of
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
 CHUNK = 1 << 16  # samples grouped at a time, and rows of a parquet row group
 MAX_EXTENSIONS = 64
-VERSION = 3  # of the index: its columns, and what its metadata hold
+VERSION = 4  # of the index: its columns, and what its metadata hold
 SECOND = "second images of a key, which ends at the first dot of a file name (`vergence shards pack` replaces dots)"
 LINKS = "links to other members (tar --dereference --hard-dereference packs the files)"
 
@@ -39,29 +40,30 @@ class Scanned(NamedTuple):
     """What was found.
 
     table: the index's columns; in its metadata digest, shards, extensions, class names and notes.
-    damaged: shards that cannot be read, and why.  without_images: those that can be and hold none; they are left out,
-    unless no shard has any.
+    By path or URL: damaged: shards that cannot be read, and why.  without_images: those that can be and hold none; they are
+    left out, unless no shard has any.
     lost: images that end in no sample, by shard.  views: those of named views, beside the image of their sample.
     mixed: a line about classes of two kinds.
     """
 
     table: pa.Table
-    damaged: dict[Path, str]
-    without_images: dict[Path, str]
-    lost: dict[Path, LeftOut]
+    damaged: dict[str, str]
+    without_images: dict[str, str]
+    lost: dict[str, LeftOut]
     views: LeftOut
     mixed: str | None
 
 
-def scan(shards: Sequence[Path], progress: bool = False) -> Scanned:
+def scan(shards: Sequence[Object], progress: bool = False) -> Scanned:
     """Read the headers of all shards, and the .cls members."""
     pictures, others = _Found(), _Found()  # of shards with images, and of those without
-    damaged, without_images, lost = dict[Path, str](), dict[Path, str](), dict[Path, LeftOut]()
+    damaged, without_images, lost = dict[str, str](), dict[str, str](), dict[str, LeftOut]()
     with Bar("scanning shards", len(shards), enabled=progress) as advance:
-        for path in shards:
+        for shard in shards:
+            path = shard.url
             digests, outside = [pictures.sha256.copy(), others.sha256.copy()], LeftOut()
             try:
-                found = _shard(path, digests, outside)
+                found = _shard(Path(path), digests, outside)
             except UserError as error:
                 damaged[path] = str(error).removeprefix(f"{path}: ")
             else:
@@ -69,9 +71,9 @@ def scan(shards: Sequence[Path], progress: bool = False) -> Scanned:
                     name.removesuffix(".size") for chunk in found for name in chunk if name.endswith(".size")
                 }
                 if image_extensions(kinds):
-                    pictures.add(path, found, digests[0])
+                    pictures.add(shard, found, digests[0])
                 else:
-                    others.add(path, found, digests[1])
+                    others.add(shard, found, digests[1])
                     kept = f"only .{', .'.join(sorted(kinds))}" if kinds else "no files"
                     without_images[path] = (
                         f"the tar holds no images ({kept}); an image is KEY.jpg, .png, .webp, ..."
@@ -92,7 +94,7 @@ def scan(shards: Sequence[Path], progress: bool = False) -> Scanned:
     about = {
         "schema": VERSION,
         "digest": chosen.sha256.hexdigest(),
-        "shards": stamps(used),
+        "shards": used,
         "extensions": counts,
         "classes": classes,
         "notes": _notes(scanned, counts, len(shards)),
@@ -104,9 +106,9 @@ class _Found:
     """The samples of some shards, in order."""
 
     def __init__(self) -> None:
-        self.sha256, self.shards, self.chunks = hashlib.sha256(), list[Path](), list[Chunk]()
+        self.sha256, self.shards, self.chunks = hashlib.sha256(), list[Object](), list[Chunk]()
 
-    def add(self, shard: Path, chunks: list[Chunk], sha256: "_Hash") -> None:
+    def add(self, shard: Object, chunks: list[Chunk], sha256: "_Hash") -> None:
         """sha256: continued by this shard."""
         for chunk in chunks:
             number = np.full(len(chunk["key"]), len(self.shards), np.int32)
@@ -162,11 +164,6 @@ def image_extensions(extensions: Collection[str]) -> list[str]:
     """Those of images, best first; `seg.png` counts only where no plain one exists (then only the first)."""
     plain = [extension for extension in IMAGE_EXTENSIONS if extension in extensions]
     return plain or sorted(filter(is_image, extensions))[:1]
-
-
-def stamps(shards: Sequence[Path]) -> list[list[str | int]]:
-    """What tells that a shard has changed."""
-    return [[str(path), status.st_size, status.st_mtime_ns] for path in shards for status in [path.stat()]]
 
 
 def _shard(path: Path, digests: Sequence["_Hash"], lost: LeftOut) -> list[Chunk]:
@@ -242,7 +239,7 @@ def _labelled(table: pa.Table) -> tuple[pa.Table, list[str] | None, str | None]:
 
 
 def _second_images(
-    table: pa.Table, counts: Mapping[str, int], used: Sequence[Path], lost: dict[Path, LeftOut]
+    table: pa.Table, counts: Mapping[str, int], used: Sequence[Object], lost: dict[str, LeftOut]
 ) -> LeftOut:
     """Images beside the one of their sample: those of named views are returned, the others added to `lost`.
 
@@ -261,7 +258,7 @@ def _second_images(
             views.add(f".{extension}", count=len(second))
             continue
         for shard, key in zip(table["shard"].take(second).to_pylist(), table["key"].take(second).to_pylist()):
-            lost.setdefault(used[shard], LeftOut()).add(SECOND, f"{key}.{extension}")
+            lost.setdefault(used[shard].url, LeftOut()).add(SECOND, f"{key}.{extension}")
     return views
 
 
@@ -272,8 +269,8 @@ def _has(table: pa.Table, extension: str) -> np.ndarray:
 def _notes(scanned: Scanned, counts: Mapping[str, int], num_shards: int) -> list[str]:
     """A line each for what is in the shards and is not used."""
     table, notes, lost, skipped = scanned.table, list[str](), LeftOut(), LeftOut()
-    for path in scanned.without_images:
-        skipped.add(f"without images, of {num_shards:,}", path.name)
+    for shard in scanned.without_images:
+        skipped.add(f"without images, of {num_shards:,}", name_of(shard))
     for outside in scanned.lost.values():
         lost.merge(outside)
     has_images = bool(image_extensions(counts))

@@ -1,15 +1,14 @@
 """The data of a run, as MLflow's lineage names it. Importing this imports MLflow."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from mlflow.data.dataset_source import DatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
+from vergence.platform.data.expand import expand
 from vergence.platform.data.index import Index
-from vergence.platform.data.pattern import expand
 from vergence.platform.masking import masked
 from vergence.platform.text import printable
 
@@ -27,9 +26,9 @@ class ShardsSource(DatasetSource):
     def _get_source_type() -> str:
         return "webdataset"
 
-    def load(self) -> list[Path]:
-        """The shards, in order; UserError: they are not there."""
-        return expand(self.pattern).paths
+    def load(self) -> list[str]:
+        """The shards' paths or URLs, in order; UserError: they are not there."""
+        return [shard.url for shard in expand(self.pattern).found]
 
     @staticmethod
     def _can_resolve(raw_source: Any) -> bool:

@@ -18,6 +18,7 @@ from vergence.platform.data.walk import image_files
 from vergence.platform.encoders.images import Ids, ImageSource, shard_source
 from vergence.platform.errors import UserError
 from vergence.platform.home import home
+from vergence.platform.store import is_url, name_of
 from vergence.platform.text import printable
 
 FOLDER_PIECE = 5000  # images of a plain folder in one output file
@@ -41,7 +42,9 @@ class Images:
 
 
 def open_images(source: str) -> Images:
-    """Shards by pattern; a folder without tars is a folder of images. UserError when there are none."""
+    """Shards by pattern or URL; a local folder without tars is a folder of images. UserError when there are none."""
+    if is_url(source):
+        return _open_shards(source)
     folder = Path(source).expanduser()
     if folder.is_dir() and not any(path.suffix.lower() == ".tar" for path in folder.iterdir()):
         return _open_folder(folder)
@@ -52,8 +55,9 @@ def _open_shards(pattern: str) -> Images:
     index = open_index(pattern, home() / "index", progress=True)
     ids = np.arange(len(index), dtype=np.int64)
     shards = index.members("image", ids)[0]
-    unique = len({path.stem for path in index.shards}) == len(index.shards)
-    names = [path.stem if unique else f"{i:06d}-{path.stem}" for i, path in enumerate(index.shards)]
+    stems = [name_of(shard).rpartition(".")[0] or name_of(shard) for shard in index.shards]
+    unique = len(set(stems)) == len(stems)
+    names = [stem if unique else f"{i:06d}-{stem}" for i, stem in enumerate(stems)]
     return Images(
         pieces=[(name, ids[shards == i]) for i, name in enumerate(names)],
         open=shard_source(index),

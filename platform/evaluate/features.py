@@ -89,7 +89,7 @@ class _Work:
             "device": device.type,
             "data": index.digest,
             # the digest does not see an edit that keeps every size
-            "modified": [path.stat().st_mtime_ns for path in index.shards],
+            "modified": index.shard_versions,
             "ids": hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest(),
         }
         self._cache = FeatureCache(cache, about) if cache is not None and encoder.digest else None

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from vergence.platform.data.index import Index, open_index
 from vergence.platform.data.labels import by_name, read_names
 from vergence.platform.errors import UserError
+from vergence.platform.store import folder_of
 
 SHOWN = 3  # classes in a message
 
@@ -55,7 +56,7 @@ def open_labelled(pattern: str, cache: Path) -> Labelled:
             f"{pattern}: these shards have no labels (KEY.cls), and an encoder is measured against labels"
         )
     ids, labels = ids[labels >= 0], labels[labels >= 0]
-    names = index.classes or read_names({path.parent for path in index.shards})
+    names = index.classes or read_names({folder_of(shard) for shard in index.shards})
     if names is not None and labels.max() >= len(names):
         raise UserError(f"{pattern}: holds class {labels.max()}, its classes.json names {len(names)} classes")
     return Labelled(pattern, index, ids, labels, names)

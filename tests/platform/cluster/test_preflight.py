@@ -51,14 +51,14 @@ def test_a_node_says_what_it_sees(tmp_path: Path) -> None:
     token.write_text("mine")
     shard.write_bytes(bytes(10))
 
-    def ask(text: str = "mine", shards: Sequence[tuple[Path, int]] = ((shard, 10),)) -> Answer:
+    def ask(text: str = "mine", shards: Sequence[tuple[str, int]] = ((str(shard), 10),)) -> Answer:
         return look(Asked(2, False, token, text, shards))
 
     assert (ask().sees_home, ask().missing) == (True, None)
     assert ask().machine.host_bytes > 0
     assert not ask(text="of another folder").sees_home
-    assert ask(shards=[(shard, 11)]).missing == str(shard)
-    assert ask(shards=[(shard, 10), (tmp_path / "b.tar", 1)]).missing == str(tmp_path / "b.tar")
+    assert ask(shards=[(str(shard), 11)]).missing == str(shard)
+    assert ask(shards=[(str(shard), 10), (str(tmp_path / "b.tar"), 1)]).missing == str(tmp_path / "b.tar")
     token.unlink()
     assert not ask().sees_home
 
@@ -87,12 +87,12 @@ session = Session(Need(ScaleConfig(workers=4), 1, 1.0), "caller")
 shard = home() / "a.tar"
 home().mkdir()
 shard.write_bytes(bytes(9))
-index = SimpleNamespace(shards=[shard], shard_sizes=[9])
+index = SimpleNamespace(shards=[str(shard)], shard_sizes=[9])
 with asked(session, Run("r"), index) as answer:
     machine = answer()
 found = dict(third=machine.host_bytes / measure(3, False).host_bytes, left=sorted(p.name for p in home().iterdir()))
 try:
-    with asked(session, Run("r"), SimpleNamespace(shards=[shard], shard_sizes=[8])) as answer:
+    with asked(session, Run("r"), SimpleNamespace(shards=[str(shard)], shard_sizes=[8])) as answer:
         answer()
 except UserError as error:
     found["refused"] = str(error)

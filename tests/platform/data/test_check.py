@@ -7,6 +7,7 @@ from shard_files import png, wav, write_shard
 from vergence.platform.data.check import check, check_shards
 from vergence.platform.data.index import open_index
 from vergence.platform.errors import UserError
+from vergence.platform.store import name_of
 
 PNG = png(np.full((8, 8, 3), 7, np.uint8))
 GOOD = {"png": PNG, "cls": b"3"}
@@ -35,7 +36,7 @@ def test_each_kind_of_damage_is_listed(tmp_path: Path) -> None:
     write_shard(tmp_path / "s/d.tar", [])
     checked = check_shards(tmp_path / "s", tmp_path / "cache")
     assert (checked.num_shards, checked.num_samples) == (4, 7)
-    found = [(shard.name, key) for shard, key, _ in checked.broken]
+    found = [(name_of(shard), key) for shard, key, _ in checked.broken]
     assert found == [
         ("c.tar", None),
         ("d.tar", None),
@@ -54,7 +55,7 @@ def test_each_kind_of_damage_is_listed(tmp_path: Path) -> None:
 def test_images_that_end_in_no_sample_are_a_finding(tmp_path: Path) -> None:
     path = write_shard(tmp_path / "a.tar", [(f"frame.{i}", {"png": PNG}) for i in range(5)])
     [finding] = check_shards(path, tmp_path / "cache").broken
-    assert finding[:2] == (path, None)
+    assert finding[:2] == (str(path), None)
     assert finding.reason.startswith("images that end in no sample: second images of a key")
     assert "(4: frame.1.png, frame.2.png, frame.3.png, ...)" in finding.reason
 

@@ -72,20 +72,20 @@ def test_no_classes_at_all() -> None:
 
 
 def test_names_are_read_where_all_folders_agree(tmp_path: Path) -> None:
-    folders = [tmp_path / name for name in "abc"]
+    folders = [str(tmp_path / name) for name in "abc"]
     for folder in folders:
-        folder.mkdir()
+        Path(folder).mkdir()
     assert read_names(folders) is None
     for folder in folders[:2]:
-        (folder / "classes.json").write_text(json.dumps(["x", "y"]))
+        Path(folder, "classes.json").write_text(json.dumps(["x", "y"]))
     assert read_names(folders[:2]) == ["x", "y"]
     assert read_names(folders) is None
-    (folders[2] / "classes.json").write_text(json.dumps(["y", "x"]))
+    Path(folders[2], "classes.json").write_text(json.dumps(["y", "x"]))
     with pytest.raises(UserError, match=r"c/classes\.json names other classes than .*a/classes\.json"):
         read_names(folders)
-    (folders[2] / "classes.json").write_text(json.dumps({"x": 0}))  # another program's
+    Path(folders[2], "classes.json").write_text(json.dumps({"x": 0}))  # another program's
     assert read_names(folders) is None
-    (folders[2] / "classes.json").write_text("[")
+    Path(folders[2], "classes.json").write_text("[")
     with pytest.raises(UserError, match=r"c/classes\.json: damaged, not JSON"):
         read_names(folders)
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from shard_files import png, write_shard
 
+from vergence.platform.data.expand import expand
 from vergence.platform.data.index import open_index
 from vergence.platform.data.scan import SECOND, scan
+from vergence.platform.store import name_of
 
 PNG = png(np.zeros((4, 4, 3), np.uint8))
 
@@ -30,7 +32,11 @@ def write(path: Path, *names: str, links: Iterable[tuple[str, bytes, str]] = ())
 
 
 def lost(*paths: Path) -> dict[str, tuple[dict[str, int], dict[str, list[str]]]]:
-    return {path.name: (dict(found.counts), found.names) for path, found in scan(paths).lost.items()}
+    return {
+        name_of(shard): (dict(found.counts), found.names)
+        for path in paths
+        for shard, found in scan(expand(path).found).lost.items()
+    }
 
 
 def test_dots_in_file_names(tmp_path: Path) -> None:
@@ -123,13 +129,13 @@ def test_shards_without_images_are_a_set_of_their_own_where_there_are_no_others(
     write_shard(tmp_path / "a.tar", sounds)
     write_shard(tmp_path / "b.tar", [("t", {"txt": b"words"})])
     index = open_index(tmp_path, tmp_path / "cache", images=False)
-    assert [path.name for path in index.shards] == ["a.tar", "b.tar"]
+    assert [name_of(shard) for shard in index.shards] == ["a.tar", "b.tar"]
     assert index.extensions == {"cls": 3, "txt": 1, "wav": 3}
-    assert [index.shard_of(i).name for i in range(4)] == ["a.tar"] * 3 + ["b.tar"]
+    assert [name_of(index.shard_of(i)) for i in range(4)] == ["a.tar"] * 3 + ["b.tar"]
     assert index.labels(np.arange(4)).tolist() == [0, 1, 2, -1]
     assert index.notes == ["1 of 4 samples have no class (.cls)"]
     write_shard(tmp_path / "c.tar", [("p", {"png": PNG})])
     with_images = open_index(tmp_path, tmp_path / "cache")
-    assert [path.name for path in with_images.shards] == ["c.tar"]
+    assert [name_of(shard) for shard in with_images.shards] == ["c.tar"]
     alone = open_index(tmp_path / "c.tar", tmp_path / "cache")
     assert with_images.digest == alone.digest != index.digest
