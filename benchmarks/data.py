@@ -100,8 +100,8 @@ def imagenet_shaped() -> str:
     import pyarrow.parquet as pq
     from PIL import Image
 
+    from vergence.platform.data.contents import CHUNK
     from vergence.platform.data.index import open_index
-    from vergence.platform.data.scan import CHUNK
 
     folder = CACHE / "imagenet-shaped"
     if not (folder / "pictures").exists():

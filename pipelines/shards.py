@@ -1,19 +1,22 @@
 """`vergence shards`: pack images into webdataset shards; index, check and preview them."""
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vergence.platform.errors import UserError
 from vergence.platform.home import home
+from vergence.platform.store import is_url
 from vergence.platform.text import printable
 
 if TYPE_CHECKING:
     from vergence.platform.data.check import Checked
 
 SHARDS_HELP = (
-    "a tar, a folder of tars, a glob (** for folders below), or a brace range 'train-{000000..000009}.tar'"
+    "a tar, a folder of tars, a glob (** for folders below), or a brace range 'train-{000000..000009}.tar'; or the URL "
+    "of such in a store (s3://, gs://, az://, https://)"
 )
 SHOWN = 10  # classes, and kinds of members
 RAW = argparse.RawDescriptionHelpFormatter
@@ -26,6 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "index", help="scan the shards once and say what they hold", formatter_class=RAW, epilog=INDEX_EPILOG
     )
     index.add_argument("shards", metavar="SHARDS", help=SHARDS_HELP)
+    index.add_argument("--json", action="store_true", help="print what they hold as JSON")
     check = actions.add_parser(
         "check",
         help="read and decode every sample, list what is broken",
@@ -96,9 +100,14 @@ examples:
 
 INDEX_EPILOG = """\
 The index is kept in the state folder and used by every verb; it is made anew when a shard changes.
+Shards of a store: what each holds is read from the file beside it (NAME.tar.idx); where there is none, or of another
+version, the shard is read once from end to end and the file put there, or kept in the state folder where the store
+takes none. An interrupted call goes on with the rest.
 
-example:
-  vergence shards index 'cifar10/train-{000000..000009}.tar'"""
+examples:
+  vergence shards index 'cifar10/train-{000000..000009}.tar'
+  vergence shards index s3://bucket/imagenet
+  vergence shards index 'https://host/data/train-{000000..000999}.tar' --json"""
 
 CHECK_EPILOG = """\
 One line for each broken sample, and for each shard with images that end in no sample: SHARD  KEY  REASON.
@@ -142,7 +151,19 @@ def _tell(notes: Sequence[str]) -> None:
 def _index(args: argparse.Namespace) -> int:
     from vergence.platform.data.index import open_index
 
-    index = open_index(args.shards, home() / "index", progress=True, images=False)
+    # of a store, what stands beside the shards is to be looked at, and made where it is missing
+    index = open_index(args.shards, home() / "index", progress=True, images=False, anew=is_url(args.shards))
+    if args.json:
+        about = {
+            "samples": len(index),
+            "shards": len(index.shards),
+            "digest": index.digest,
+            "index": str(index.path),
+        }
+        print(
+            json.dumps(about | {"members": index.extensions, "classes": index.classes, "notes": index.notes})
+        )
+        return 0
     kinds = list(index.extensions.items())
     members = ", ".join(f"{count:,} .{extension}" for extension, count in kinds[:SHOWN])
     members += f" and {len(kinds) - SHOWN} more" if len(kinds) > SHOWN else ""

@@ -38,13 +38,13 @@ def check_shards(
     Raises UserError when the pattern matches nothing.
     """
     shards = expand(pattern)
-    scanned = scan(shards.found, progress)
+    scanned = scan(shards.found, progress, cache)
     others = scanned.without_images if len(scanned.without_images) < len(shards.found) else {}
     unusable = scanned.damaged | (others if len(scanned.table) else scanned.without_images)
     broken = [Broken(path, None, reason) for path, reason in unusable.items()]
     for path, lost in scanned.lost.items():
         broken += [Broken(path, None, line) for line in lost.lines("images that end in no sample")]
-    notes = shards.notes + scanned.views.lines("images of other views, not used")
+    notes = shards.notes + scanned.said + scanned.views.lines("images of other views, not used")
     if not len(scanned.table):
         return Checked(len(shards.found), 0, broken, notes)
     if scanned.mixed:

@@ -12,7 +12,7 @@ SHARE, LEAST_SHARE, LEAST_IMAGES = 0.02, 0.1, 500  # of the holdout by default, 
 
 
 class DataConfig(BaseModel, frozen=True, extra="forbid", strict=True):
-    train: str = Field(description="shards: a tar, a folder of tars, a glob or a brace range")
+    train: str = Field(description="shards: a tar, a folder of tars, a glob, a brace range; or their URL")
     captions: tuple[str, ...] = Field(
         (),
         description=f"templates that make a sample's text of its class, e.g. a photo of a {CLASS}; one is drawn for "

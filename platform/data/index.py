@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from vergence.platform.data.contents import CHUNK
 from vergence.platform.data.expand import expand
 from vergence.platform.data.formats import MEMBER_EXTENSIONS
 from vergence.platform.data.index_cache import hold, tidy, used
-from vergence.platform.data.scan import CHUNK, VERSION, Scanned, image_extensions, scan
+from vergence.platform.data.scan import VERSION, Scanned, image_extensions, scan
 from vergence.platform.errors import UserError
 from vergence.platform.files import replacing
 from vergence.platform.store import Object, name_of
@@ -132,7 +133,9 @@ class Index:
         return np.asarray(self._file.read(columns=[name])[name].fill_null(-1).to_numpy())
 
 
-def open_index(pattern: str | Path, cache: Path, progress: bool = False, images: bool = True) -> Index:
+def open_index(
+    pattern: str | Path, cache: Path, progress: bool = False, images: bool = True, anew: bool = False
+) -> Index:
     """The index of the shards of a pattern: from `cache` if no shard has changed, else by a scan.
 
     Args:
@@ -140,19 +143,28 @@ def open_index(pattern: str | Path, cache: Path, progress: bool = False, images:
         cache: folder that keeps the parquet files.
         progress: draw a bar on stderr if the scan is slow.
         images: whether a set without any is refused.
+        anew: scan in any case. What shards of a store hold is read from the files beside them, see `Stored`.
     Raises UserError: nothing matches, a shard is empty, compressed or truncated, or none has images (or samples).
     """
     shards = expand(pattern)
-    try:
-        index = Index(_file(cache, shards.found))
-        used(index.path)
-    except (OSError, ValueError, KeyError, TypeError):  # not there, or no index: it is only a cache
-        scanned = scan(shards.found, progress)
+    index, said = None if anew else _cached(_file(cache, shards.found)), list[str]()
+    if index is None:
+        scanned = scan(shards.found, progress, cache)
         _refuse_unusable(scanned, len(shards.found), images)
-        index = keep(scanned, shards.found, cache)
+        index, said = keep(scanned, shards.found, cache), scanned.said
     if images and not index.extensions_of("image"):
         raise UserError(f"{pattern}: the shards hold no images, only .{', .'.join(index.extensions)}")
-    index.notes = shards.notes + index.notes
+    index.notes = shards.notes + said + index.notes
+    return index
+
+
+def _cached(path: Path) -> Index | None:
+    """None: it is not there, or damaged: it is only a cache."""
+    try:
+        index = Index(path)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    used(path)
     return index
 
 

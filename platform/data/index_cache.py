@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 UNUSED_S = 30 * 24 * 3600.0  # without a use, after which an index is deleted
 DRAFT_LIFE_S = 3600.0
+SHARDS = "shards"  # a folder below: what single shards hold that cannot be put beside them
 
 
 def hold(path: Path) -> BinaryIO:
@@ -43,6 +44,9 @@ def tidy(made: Path) -> None:
             with contextlib.suppress(OSError), path.open("rb+") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
+    for path in (made.parent / SHARDS).glob("*"):
+        if _idle_s(path) > UNUSED_S:
+            path.unlink(missing_ok=True)
     for draft in made.parent.glob(".*.parquet.*"):
         if _idle_s(draft) > DRAFT_LIFE_S:
             draft.unlink(missing_ok=True)

@@ -1,39 +1,26 @@
-"""What a set of shards holds: samples, classes, and every image that ends in none of them.
-
-Members are grouped by webdataset's rule: key = the path up to the first dot of the base name, extension = the
-rest in lower case, one sample = a run of members with the same key.
-"""
+"""What a set of shards holds: samples, classes, and every image that ends in none of them."""
 
 import hashlib
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from vergence.platform.data import tar
-from vergence.platform.data.formats import IMAGE_EXTENSIONS, START, image_format, is_image
-from vergence.platform.data.labels import MAX_BYTES, class_text, number
+from vergence.platform.data.contents import Chunk, Contents, read_contents
+from vergence.platform.data.formats import IMAGE_EXTENSIONS, is_image
+from vergence.platform.data.labels import number
 from vergence.platform.data.progress import Bar
+from vergence.platform.data.stored import Stored
+from vergence.platform.data.tar import DamagedShard
 from vergence.platform.data.walk import LeftOut
-from vergence.platform.errors import UserError
-from vergence.platform.store import Object, name_of
+from vergence.platform.store import Object, is_url, name_of
 
-if TYPE_CHECKING:
-    from hashlib import _Hash
-
-CHUNK = 1 << 16  # samples grouped at a time, and rows of a parquet row group
-MAX_EXTENSIONS = 64
 VERSION = 4  # of the index: its columns, and what its metadata hold
 SECOND = "second images of a key, which ends at the first dot of a file name (`vergence shards pack` replaces dots)"
-LINKS = "links to other members (tar --dereference --hard-dereference packs the files)"
-
-Sample = tuple[str, dict[str, tuple[int, int]]]  # key, {extension: (offset, size)}
-Chunk = dict[str, pa.Array]  # by column; arrow arrays, for 10^7 Python objects would not fit
 
 
 class Scanned(NamedTuple):
@@ -43,7 +30,7 @@ class Scanned(NamedTuple):
     By path or URL: damaged: shards that cannot be read, and why.  without_images: those that can be and hold none; they are
     left out, unless no shard has any.
     lost: images that end in no sample, by shard.  views: those of named views, beside the image of their sample.
-    mixed: a line about classes of two kinds.
+    mixed: a line about classes of two kinds.  said: what was done to know all this, in a line or none.
     """
 
     table: pa.Table
@@ -52,35 +39,33 @@ class Scanned(NamedTuple):
     lost: dict[str, LeftOut]
     views: LeftOut
     mixed: str | None
+    said: list[str]
 
 
-def scan(shards: Sequence[Object], progress: bool = False) -> Scanned:
-    """Read the headers of all shards, and the .cls members."""
+def scan(shards: Sequence[Object], progress: bool = False, cache: Path | None = None) -> Scanned:
+    """Read the headers of all shards, and the .cls members.
+
+    cache: of indexes; keeps what shards of a store hold. Without one, these are refused.
+    """
     pictures, others = _Found(), _Found()  # of shards with images, and of those without
     damaged, without_images, lost = dict[str, str](), dict[str, str](), dict[str, LeftOut]()
-    with Bar("scanning shards", len(shards), enabled=progress) as advance:
-        for shard in shards:
-            path = shard.url
-            digests, outside = [pictures.sha256.copy(), others.sha256.copy()], LeftOut()
-            try:
-                found = _shard(Path(path), digests, outside)
-            except UserError as error:
-                damaged[path] = str(error).removeprefix(f"{path}: ")
-            else:
-                kinds = {
-                    name.removesuffix(".size") for chunk in found for name in chunk if name.endswith(".size")
-                }
-                if image_extensions(kinds):
-                    pictures.add(shard, found, digests[0])
-                else:
-                    others.add(shard, found, digests[1])
-                    kept = f"only .{', .'.join(sorted(kinds))}" if kinds else "no files"
-                    without_images[path] = (
-                        f"the tar holds no images ({kept}); an image is KEY.jpg, .png, .webp, ..."
-                    )
-                if outside.counts:
-                    lost[path] = outside
-            advance(1)
+    stored = Stored(cache, progress) if cache and shards and is_url(shards[0].url) else None
+    found = stored.contents(shards) if stored else _local(shards, progress)
+    for shard, contents in zip(shards, found, strict=True):
+        if isinstance(contents, DamagedShard):
+            damaged[shard.url] = str(contents).removeprefix(f"{shard.url}: ")
+            continue
+        kinds = contents.extensions
+        if image_extensions(kinds):
+            pictures.add(shard, contents)
+        else:
+            others.add(shard, contents)
+            kept = f"only .{', .'.join(sorted(kinds))}" if kinds else "no files"
+            without_images[shard.url] = (
+                f"the tar holds no images ({kept}); an image is KEY.jpg, .png, .webp, ..."
+            )
+        if contents.lost.counts:
+            lost[shard.url] = contents.lost
     chosen = pictures if pictures.shards else others
     used = chosen.shards
     table, classes, mixed = _labelled(_table(chosen.chunks))
@@ -90,7 +75,7 @@ def scan(shards: Sequence[Object], progress: bool = False) -> Scanned:
         if name.endswith(".size")
     }
     views = _second_images(table, counts, used, lost)
-    scanned = Scanned(table, damaged, without_images, lost, views, mixed)
+    scanned = Scanned(table, damaged, without_images, lost, views, mixed, stored.said if stored else [])
     about = {
         "schema": VERSION,
         "digest": chosen.sha256.hexdigest(),
@@ -102,113 +87,35 @@ def scan(shards: Sequence[Object], progress: bool = False) -> Scanned:
     return scanned._replace(table=table.replace_schema_metadata({"vergence": json.dumps(about)}))
 
 
+def _local(shards: Sequence[Object], progress: bool) -> Iterator[Contents | DamagedShard]:
+    with Bar("scanning shards", len(shards), enabled=progress) as advance:
+        for shard in shards:
+            try:
+                with open(shard.url, "rb", buffering=1 << 16) as file:
+                    yield read_contents(file, os.fstat(file.fileno()).st_size, shard.url)
+            except DamagedShard as damage:
+                yield damage
+            advance(1)
+
+
 class _Found:
     """The samples of some shards, in order."""
 
     def __init__(self) -> None:
         self.sha256, self.shards, self.chunks = hashlib.sha256(), list[Object](), list[Chunk]()
 
-    def add(self, shard: Object, chunks: list[Chunk], sha256: "_Hash") -> None:
-        """sha256: continued by this shard."""
-        for chunk in chunks:
+    def add(self, shard: Object, contents: Contents) -> None:
+        contents.digest(name_of(shard.url), self.sha256)
+        for chunk in contents.chunks:
             number = np.full(len(chunk["key"]), len(self.shards), np.int32)
             self.chunks.append({"shard": pa.array(number)} | chunk)
         self.shards.append(shard)
-        self.sha256 = sha256
-
-
-def samples(path: Path, lost: LeftOut) -> Iterator[Sample]:
-    """The samples of one tar, in order; images among the members that end in none are added to `lost`.
-
-    Raises DamagedShard, UserError (two members of one name).
-    """
-    current: str | None = None
-    group: dict[str, tuple[int, int]] = {}
-    for name, offset, size in tar.members(path):
-        folder, slash, base = name.rpartition("/")
-        stem, dot, extension = base.partition(".")
-        reason = _outside(name, stem, dot, size)
-        if reason:
-            if is_image(base.lower()) if size < 0 else _starts_as_image(path, offset, size):
-                lost.add(reason, name)
-            continue
-        key, extension = folder + slash + stem, extension.lower()
-        if key != current:
-            if current is not None:
-                yield current, group
-            current, group = key, {}
-        elif extension in group:
-            raise UserError(f"{path}: the sample {key} has two members .{extension}; pack it again")
-        group[extension] = (offset, size)
-    if current is not None:
-        yield current, group
-
-
-def _outside(name: str, stem: str, dot: str, size: int) -> str | None:
-    """Why a member ends in no sample."""
-    if size < 0:
-        return LINKS if size == tar.LINK else "sparse files (tar without --sparse packs them whole)"
-    if not stem:
-        return "hidden names"
-    if name.startswith("__") and "__" in name[2:].partition("/")[0]:
-        return "names __like this__, which webdataset keeps for its own notes"
-    return None if dot else "names without an ending"
-
-
-def _starts_as_image(path: Path, offset: int, size: int) -> bool:
-    with path.open("rb", buffering=0) as file:
-        return image_format(os.pread(file.fileno(), min(START, size), offset)) is not None
 
 
 def image_extensions(extensions: Collection[str]) -> list[str]:
     """Those of images, best first; `seg.png` counts only where no plain one exists (then only the first)."""
     plain = [extension for extension in IMAGE_EXTENSIONS if extension in extensions]
     return plain or sorted(filter(is_image, extensions))[:1]
-
-
-def _shard(path: Path, digests: Sequence["_Hash"], lost: LeftOut) -> list[Chunk]:
-    def note(data: bytes) -> None:
-        for digest in digests:
-            digest.update(data)
-
-    note(f"{path.name}\n".encode("utf-8", "surrogateescape"))
-    chunks, found = list[Chunk](), samples(path, lost)
-    while batch := list(islice(found, CHUNK)):
-        keys, places = _places(batch, path)
-        note("\0".join(keys).encode())
-        chunk = {"key": pa.array(keys, pa.string())}
-        for extension, (offset, size) in places.items():
-            note(f"{extension}\n".encode() + offset.astype("<i8").tobytes() + size.astype("<i8").tobytes())
-            chunk[f"{extension}.offset"] = pa.array(offset, mask=offset < 0)
-            chunk[f"{extension}.size"] = pa.array(size, mask=offset < 0)
-        if "cls" in places:
-            chunk["label"] = pa.array(_classes(path, *places["cls"]), pa.string()).dictionary_encode()
-        chunks.append(chunk)
-    return chunks
-
-
-def _classes(path: Path, offsets: np.ndarray, sizes: np.ndarray) -> list[str | None]:
-    with path.open("rb", buffering=0) as file:
-        return [
-            class_text(os.pread(file.fileno(), min(size, MAX_BYTES + 1), offset)) if offset >= 0 else None
-            for offset, size in zip(offsets.tolist(), sizes.tolist())
-        ]
-
-
-def _places(batch: list[Sample], path: Path) -> tuple[list[str], dict[str, np.ndarray]]:
-    """Keys, and for each extension an int64 (2, n): offsets and sizes, -1 where missing."""
-    extensions: set[str] = set().union(*(group for _, group in batch))
-    if len(extensions) > MAX_EXTENSIONS:
-        raise UserError(
-            f"{path}: {len(extensions)} different extensions, such as .{min(extensions)}; a key ends at the first "
-            "dot of the file name, so replace dots inside names (`vergence shards pack` does)"
-        )
-    missing = (-1, -1)
-    places = {
-        extension: np.array([group.get(extension, missing) for _, group in batch], np.int64).T.copy()
-        for extension in sorted(extensions)
-    }
-    return [key for key, _ in batch], places
 
 
 def _table(chunks: list[Chunk]) -> pa.Table:

@@ -4,10 +4,8 @@ POSIX.1-2001 (ustar and pax) and GNU tar, uncompressed. About three times as fas
 joined (`cat a.tar b.tar`) are read to the end of the file, not to the first end mark.
 """
 
-import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from vergence.platform.errors import UserError
@@ -19,27 +17,27 @@ _LINKS_AND_FOLDERS = b"123456"  # their size field, if any, is not followed by d
 
 
 class DamagedShard(UserError):
-    """A shard that cannot be read as a tar file."""
+    """A shard that cannot be read as a tar of samples."""
 
 
-def members(path: Path) -> Iterator[tuple[str, int, int]]:
+def members(file: BinaryIO, size: int, shard: str) -> Iterator[tuple[str, int, int]]:
     """(name, offset of the data, size in bytes) of each file in the tar, in order; size LINK or SPARSE as above.
 
+    The file is read forward, and back by at most 1 MiB; between two members its position is the caller's to change.
+    size: of the whole.  shard: its name, for messages.
     Raises DamagedShard, one line with the cure: empty, compressed, truncated, or no tar at all.
     """
-    with path.open("rb", buffering=1 << 16) as file:
-        size = os.fstat(file.fileno()).st_size
-        _refuse_compressed(path, file.read(6), size)
-        yield from _walk(path, file, size)
+    _refuse_compressed(shard, file.read(6), size)
+    yield from _walk(shard, file, size)
 
 
-def _refuse_compressed(path: Path, start: bytes, size: int) -> None:
+def _refuse_compressed(shard: str, start: bytes, size: int) -> None:
     if size == 0:
-        raise DamagedShard(f"{path}: the file is empty (0 bytes); fetch or pack it again")
+        raise DamagedShard(f"{shard}: the file is empty (0 bytes); fetch or pack it again")
     for magic, kind in _COMPRESSED.items():
         if start.startswith(magic):
             raise DamagedShard(
-                f"{path}: a {kind}-compressed tar cannot be read at random places; "
+                f"{shard}: a {kind}-compressed tar cannot be read at random places; "
                 "unpack it to a plain .tar (images do not compress anyway)"
             )
 
@@ -55,7 +53,7 @@ class _Extended(NamedTuple):
 _NOTHING = _Extended()
 
 
-def _walk(path: Path, file: BinaryIO, end: int) -> Iterator[tuple[str, int, int]]:
+def _walk(shard: str, file: BinaryIO, end: int) -> Iterator[tuple[str, int, int]]:
     position, extended, ended = 0, _NOTHING, False
     while True:
         file.seek(position)
@@ -67,9 +65,9 @@ def _walk(path: Path, file: BinaryIO, end: int) -> Iterator[tuple[str, int, int]
                     return
                 position, ended = more, True
                 continue
-            _check_header(path, header, position, ended)
+            _check_header(shard, header, position, ended)
         kind, offset = header[156:157], position + BLOCK
-        size = _number(path, header[124:136], position)
+        size = _number(shard, header[124:136], position)
         if extended.size is not None and kind not in b"xgLK":
             size = extended.size
         if kind == b"S" and header[482]:
@@ -77,7 +75,7 @@ def _walk(path: Path, file: BinaryIO, end: int) -> Iterator[tuple[str, int, int]
         payload = 0 if kind in _LINKS_AND_FOLDERS else size
         if offset + payload > end:
             name = extended.name or _name(header)
-            raise _truncated(path, f"member {name} ends at byte {offset + payload:,}, the file at {end:,}")
+            raise _truncated(shard, f"member {name} ends at byte {offset + payload:,}, the file at {end:,}")
         position = offset + -(-payload // BLOCK) * BLOCK
         if kind == b"x":
             extended = _pax(file.read(size), extended)
@@ -106,19 +104,19 @@ def _next_block(file: BinaryIO, position: int) -> int | None:
     return None
 
 
-def _check_header(path: Path, header: bytes, position: int, ended: bool) -> None:
+def _check_header(shard: str, header: bytes, position: int, ended: bool) -> None:
     """Raise DamagedShard unless this is the header of a tar from before POSIX, which has no magic word."""
     whole = len(header) == BLOCK
     if whole and _sum_is_right(header):
         return
     if ended:
         raise DamagedShard(
-            f"{path}: behind the end mark of the tar, at byte {position:,}, stands something that is no tar; "
+            f"{shard}: behind the end mark of the tar, at byte {position:,}, stands something that is no tar; "
             "cut it off, or fetch or pack the shard again"
         )
     if not whole:
-        raise _truncated(path, f"it ends at byte {position + len(header):,} without the end mark of a tar")
-    raise DamagedShard(f"{path}: no tar header at byte {position:,}; fetch or pack it again")
+        raise _truncated(shard, f"it ends at byte {position + len(header):,} without the end mark of a tar")
+    raise DamagedShard(f"{shard}: no tar header at byte {position:,}; fetch or pack it again")
 
 
 def _behind_the_map(file: BinaryIO, offset: int) -> int:
@@ -130,8 +128,8 @@ def _behind_the_map(file: BinaryIO, offset: int) -> int:
     return offset
 
 
-def _truncated(path: Path, detail: str) -> DamagedShard:
-    return DamagedShard(f"{path}: the tar is truncated ({detail}); fetch or pack it again")
+def _truncated(shard: str, detail: str) -> DamagedShard:
+    return DamagedShard(f"{shard}: the tar is truncated ({detail}); fetch or pack it again")
 
 
 def _sum_is_right(header: bytes) -> bool:
@@ -140,12 +138,12 @@ def _sum_is_right(header: bytes) -> bool:
     return octal and int(digits, 8) == sum(header) - sum(header[148:156]) + 8 * 32
 
 
-def _number(path: Path, field: bytes, position: int) -> int:
+def _number(shard: str, field: bytes, position: int) -> int:
     if field[0] & 0x80:  # GNU: base 256, for sizes from 8 GB
         return int.from_bytes(field[1:], "big")
     digits = field.strip(b" \0") or b"0"
     if not digits.isdigit() or b"8" in digits or b"9" in digits:
-        raise DamagedShard(f"{path}: no size in the tar header at byte {position:,}; fetch or pack it again")
+        raise DamagedShard(f"{shard}: no size in the tar header at byte {position:,}; fetch or pack it again")
     return int(digits, 8)
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from shard_files import as_webdataset_reads, png, write_shard
 
+from vergence.platform.data import contents, scan, tar
 from vergence.platform.data import index as module
-from vergence.platform.data import scan, tar
 from vergence.platform.data.expand import expand
 from vergence.platform.data.index import Index, open_index
 from vergence.platform.errors import UserError
@@ -222,7 +222,7 @@ def test_truncated_shard_is_named(folder: Path, tmp_path: Path) -> None:
 
 def test_sets_larger_than_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ids, keys and rare extensions across the bounds of chunks, which are parquet row groups."""
-    monkeypatch.setattr(scan, "CHUNK", 4)
+    monkeypatch.setattr(contents, "CHUNK", 4)
     monkeypatch.setattr(module, "CHUNK", 4)
     for i in range(3):
         samples = [
@@ -237,7 +237,7 @@ def test_sets_larger_than_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_ten_million_samples_fit_in_a_gigabyte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     count = 200_000
     members = ((f"class/name_{i:08d}.{ext}", i, 1) for i in range(count) for ext in ("cls", "jpg"))
-    monkeypatch.setattr(tar, "members", lambda path: members)
+    monkeypatch.setattr(tar, "members", lambda file, size, shard: members)
     (tmp_path / "big.tar").touch()
     table = scan.scan(expand(tmp_path / "big.tar").found).table
     assert table.num_rows == count
