@@ -24,7 +24,7 @@ def run(rounds: int, says: Callable[[str], None]) -> dict[str, Any]:
     from vergence.platform.cluster.session import opened
     from vergence.platform.data.index import open_index
     from vergence.platform.data.plan import Plan
-    from vergence.platform.data.read import Reader
+    from vergence.platform.data.read import KEPT, Reader
     from vergence.platform.data.stream import BLOCK_BYTES, Stream, reader_of
 
     pattern = data.shards_of(NUM_IMAGES)
@@ -42,7 +42,7 @@ def run(rounds: int, says: Callable[[str], None]) -> dict[str, Any]:
 
         def read(batch: dict[str, Any]) -> pa.Table:
             epoch, place = divmod(batch["id"], plan.num_samples)  # a block lies in one epoch
-            found = reader_of(path, 1 << 24).raw(plan.epoch(int(epoch[0]))[place], extension)
+            found = reader_of(path, 1 << 24, KEPT).raw(plan.epoch(int(epoch[0]))[place], extension)
             return pa.table({"bytes": pa.array(found, pa.binary())})
 
         rows = ray.data.range(len(ids), override_num_blocks=len(ids) // BYTES_ROWS).map_batches(

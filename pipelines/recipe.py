@@ -48,6 +48,8 @@ OPERATIONAL = (
     "data.train",
     "data.readers",
     "data.reader_cpus",
+    "data.cache",
+    "data.patience",
 )
 
 

@@ -230,6 +230,7 @@ def _stream(recipe: Recipe, index: Index, plan: Plan, method: Method) -> Stream:
         needs.fields,
         recipe.data.max_pixels,
         captions=captions,
+        access=recipe.data.access,
     )
     return stream.measured()
 

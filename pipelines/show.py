@@ -12,6 +12,7 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TextColumn
 
 from vergence.pipelines.advance import Planned
+from vergence.pipelines.resolve import Resolved
 from vergence.pipelines.scale import told
 from vergence.platform.cluster.session import Place
 from vergence.platform.data.plan import Plan
@@ -60,6 +61,7 @@ def first_screen(planned: Planned) -> None:
         f"{planned.num_parameters / 1e6:.2f} M parameters",
         **({} if resolved.initial is None else {"weights": _weights(resolved.initial)}),
         "data": f"{_held_out(plan)}; digest {resolved.index.digest[:12]}",
+        **({} if plan.order.kind == "full" else {"order": _windows(resolved)}),
         "batch": f"{plan.global_batch} = {scale.workers} workers x {layout.share}, micro {layout.micro} "
         f"({layout.regime}), batch norm over {layout.norm_group}; about {decimal(layout.num_bytes)} a worker",
         "steps": f"{resolved.steps:,} = {recipe.epochs} epochs x {plan.batches_per_epoch:,}; {recipe.optim.name}, "
@@ -82,6 +84,17 @@ def first_screen(planned: Planned) -> None:
 def _weights(initial: Initial) -> str:
     interpolated = f"; interpolated: {', '.join(initial.resampled)}" if initial.resampled else ""
     return f"{initial.where}, sha256 {initial.digest[:12]}{interpolated}"
+
+
+def _windows(resolved: Resolved) -> str:
+    """What the order holds, and what that costs a node."""
+    index, plan = resolved.index, resolved.plan
+    windows = plan.num_windows
+    held = sum(index.shard_sizes) // windows
+    return (
+        f"chunks of {plan.order.chunk} neighbours, {-(-plan.num_samples // plan.order.chunk // windows):,} of them shuffled "
+        f"together ({decimal(held)}); data.order.kind=full shuffles all"
+    )
 
 
 def _held_out(plan: Plan) -> str:

@@ -13,7 +13,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SCHEMES = ("s3", "gs", "az", "http", "https")
 INSTALL = 'pip install "vergence[stores]"'
-AT_ONCE = 32  # requests of a process to one store
+AT_ONCE = 16  # requests of a process to one store
 PATIENCE_S = 300.0
 CONNECT_S, ANSWER_S = 10, 60  # after which a connection, or an answer as a whole, is given up
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 15.0
@@ -130,7 +130,11 @@ class Store:
 
         Raises NotThere, Changed: another version than `version`.
         """
-        return list(self._pool.map(lambda part: self._read(url, part[0], part[1], version), ranges))
+        return [each.result() for each in [self.reading(url, *part, version) for part in ranges]]
+
+    def reading(self, url: str, offset: int, size: int, version: str | None = None) -> "Future[bytes]":
+        """The same for one range, on its way."""
+        return self._pool.submit(self._read, url, offset, size, version)
 
     def get(self, url: str) -> tuple[bytes, Object]:
         """All bytes of a small object. Raises NotThere."""
@@ -150,10 +154,10 @@ class Store:
         """All bytes of an object in pieces, the next of which is on its way. Raises NotThere, Changed."""
         starts = [*range(0, object.size, PIECE), object.size]
         parts = [(start, end - start) for start, end in pairwise(starts)]
-        coming = [self._pool.submit(self._read, object.url, *part, object.version) for part in parts[:1]]
-        for i in range(len(parts)):
-            if i + 1 < len(parts):
-                coming.append(self._pool.submit(self._read, object.url, *parts[i + 1], object.version))
+        coming = [self.reading(object.url, *part, object.version) for part in parts[:1]]
+        for following in [*parts[1:], None]:
+            if following:
+                coming.append(self.reading(object.url, *following, object.version))
             yield coming.pop(0).result()
 
     def put(self, url: str, data: bytes | Path, replaces: str | None = "") -> str:

@@ -1,14 +1,24 @@
 """The recipe's `data` section."""
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from vergence.platform.data.order import FULL, Order
+from vergence.platform.data.remote import Access
+from vergence.platform.store import PATIENCE_S, is_url
 
 CLASS = "{class}"  # in a template
 
 SHARE, LEAST_SHARE, LEAST_IMAGES = 0.02, 0.1, 500  # of the holdout by default, and what it is at least
+
+
+class CacheConfig(BaseModel, frozen=True, extra="forbid", strict=True):
+    """What is kept, on each node, of shards that lie in a store."""
+
+    folder: str | None = Field(None, description="a disk of the node; null: the folder for temporary files")
+    gigabytes: PositiveFloat = Field(10.0, description="at most; a set that fits is fetched once")
 
 
 class DataConfig(BaseModel, frozen=True, extra="forbid", strict=True):
@@ -19,6 +29,10 @@ class DataConfig(BaseModel, frozen=True, extra="forbid", strict=True):
         "each sample and epoch; none: the text is the sample's own (.txt)",
     )
     order: Order = Field(FULL, description="in which samples come; a part of the run's identity")
+    cache: CacheConfig = Field(CacheConfig(), description="of shards that lie in a store")
+    patience: PositiveFloat = Field(
+        PATIENCE_S, description="seconds that a store may fail to answer before the run ends"
+    )
     holdout: Annotated[float, Field(ge=0, le=0.5)] | Literal["auto"] = Field(
         "auto",
         description=f"share of the samples kept for the monitor; 0 = none; auto: {SHARE:g}, but at least the smaller of "
@@ -32,6 +46,22 @@ class DataConfig(BaseModel, frozen=True, extra="forbid", strict=True):
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field(
         (0.229, 0.224, 0.225), description="pixel standard deviation, RGB in [0, 1]"
     )
+
+    @property
+    def access(self) -> Access:
+        """How shards in a store are read."""
+        folder = Path(self.cache.folder).expanduser() if self.cache.folder else None
+        fit = self.order.kind == "full"
+        return Access(self.patience, self.order.chunk, fit, folder, int(self.cache.gigabytes * 1e9))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _neighbours_from_a_store(cls, raw: Any) -> Any:
+        """A store is asked once for a chunk, where a full order would ask for each sample."""
+        if not isinstance(raw, dict) or not isinstance(raw.get("train"), str) or not is_url(raw["train"]):
+            return raw
+        order = raw.get("order", {})
+        return {**raw, "order": {"kind": "chunk", **order}} if isinstance(order, dict) else raw
 
     def holdout_share(self, num_samples: int) -> float:
         """The share that is held out of so many samples."""

@@ -1,9 +1,9 @@
-"""In which order the training samples of an epoch come: a pure function of (their number, seed, epoch).
+"""In which order the training samples of an epoch come: a pure function of (their ids, seed, epoch).
 
 full: any order of all samples is as likely as any other. A store that answers in milliseconds is then asked once for
 each sample.
 
-chunk: samples that lie side by side are read at once. The set is cut into chunks of consecutive samples, every window
+chunk: samples that lie side by side are read at once. The set is cut into chunks of consecutive ids, every window
 takes chunks from all over the set, and its samples are in random order: of each run of as many chunks as there are
 windows, every window gets one, drawn anew in each epoch. So a window looks like the whole set even where shards are
 sorted by class: drawn without regard to their places, the 192 chunks of a window would have made the counts of classes
@@ -32,26 +32,30 @@ class Order(BaseModel, frozen=True, extra="forbid", strict=True):
         description=f"chunks that are shuffled together, and held in memory (chunk); auto: of {WINDOW_BATCHES} batches",
     )
 
-    def windows(self, num: int, global_batch: int) -> int:
-        """How many windows an epoch of `num` samples has."""
-        chunks = -(-num // self.chunk)
-        held = -(-WINDOW_BATCHES * global_batch // self.chunk) if self.window == "auto" else self.window
-        return max(1, -(-chunks // held))
-
-    def positions(self, num: int, global_batch: int, seed: int, epoch: int) -> np.ndarray:
-        """0 ... num-1 in the order of this epoch, int64 (num,)."""
+    def arrange(self, ids: np.ndarray, global_batch: int, seed: int, epoch: int) -> np.ndarray:
+        """The ids, int64 (n,) ascending, in the order of this epoch."""
         if self.kind == "full":
-            return rng.permutation(num, _ORDER, seed, epoch)
-        windows, places = self.windows(num, global_batch), np.arange(num)
-        window = _windows(-(-num // self.chunk), windows, seed, epoch)[places // self.chunk]
-        return np.lexsort((rng.mix(_WINDOW, seed, epoch, places), window)).astype(np.int64, copy=False)
+            return ids[rng.permutation(len(ids), _ORDER, seed, epoch)]
+        window = self._window_of(ids, global_batch, seed, epoch)
+        return ids[np.lexsort((rng.mix(_WINDOW, seed, epoch, ids), window))]
+
+    def window_starts(self, ids: np.ndarray, global_batch: int, seed: int, epoch: int) -> np.ndarray:
+        """Positions at which the windows of this epoch begin, and n: int64 (windows + 1,)."""
+        if self.kind == "full":
+            return np.array([0, len(ids)])
+        sizes = np.bincount(self._window_of(ids, global_batch, seed, epoch))
+        return np.concatenate([[0], np.cumsum(sizes)])
+
+    def _window_of(self, ids: np.ndarray, global_batch: int, seed: int, epoch: int) -> np.ndarray:
+        """int64 (n,): of each run of as many chunks as there are windows, every window has one."""
+        chunk_of = ids // self.chunk
+        chunks = int(chunk_of[-1]) + 1
+        held = -(-WINDOW_BATCHES * global_batch // self.chunk) if self.window == "auto" else self.window
+        windows = -(-chunks // held)
+        runs = -(-chunks // windows)
+        keys = rng.mix(_CHUNKS, seed, epoch, np.arange(runs * windows)).reshape(runs, windows)
+        window_of_chunk = np.argsort(np.argsort(keys, axis=1), axis=1).reshape(-1)
+        return np.asarray(window_of_chunk[chunk_of])
 
 
 FULL = Order()
-
-
-def _windows(chunks: int, windows: int, seed: int, epoch: int) -> np.ndarray:
-    """The window of each chunk, int64 (chunks,): a permutation of all windows for every run of as many chunks."""
-    runs = -(-chunks // windows)
-    keys = rng.mix(_CHUNKS, seed, epoch, np.arange(runs * windows)).reshape(runs, windows)
-    return np.argsort(np.argsort(keys, axis=1), axis=1).reshape(-1)[:chunks]

@@ -65,6 +65,11 @@ class Plan:
         """B, the global batches of an epoch."""
         return self.num_training // self.global_batch
 
+    @property
+    def num_windows(self) -> int:
+        """Windows of an epoch."""
+        return len(_epoch(self, 0)[1]) - 1
+
     def training_ids(self, positions: ArrayLike) -> np.ndarray:
         """Sample ids, int64, of positions 0 ... num_training-1 among the training samples."""
         positions, (p, q) = np.asarray(positions, np.int64), _ratio(self.holdout)
@@ -98,7 +103,32 @@ class Plan:
 
     def epoch(self, epoch: int) -> np.ndarray:
         """All training ids in the order of this epoch: int64 (num_training,), read-only, the last two cached."""
-        return _epoch(self, epoch)
+        return _epoch(self, epoch)[0]
+
+    def coming(self, epoch: int, start: int, stop: int, is_last: bool) -> np.ndarray:
+        """Ids to fetch while batches start ... stop-1 of an epoch are read: as large a part of the window that follows.
+
+        int64. The window behind the last one is the first of the next epoch; is_last: there is none.
+        """
+        ids, starts = _epoch(self, epoch)
+        found = [ids[:0]]
+        ends = np.minimum(
+            starts[1:], self.batches_per_epoch * self.global_batch
+        )  # the rest of the epoch is left out
+        for window, (begin, end) in enumerate(zip(starts[:-1].tolist(), ends.tolist())):
+            first, last = (min(max(batch * self.global_batch, begin), end) for batch in (start, stop))
+            if first >= last:
+                continue
+            if window + 2 < len(starts):
+                following = ids[starts[window + 1] : starts[window + 2]]
+            elif is_last:
+                break
+            else:
+                others, other_starts = _epoch(self, epoch + 1)
+                following = others[: other_starts[1]]
+            part = [(place - begin) * len(following) // (end - begin) for place in (first, last)]
+            found.append(np.sort(following)[part[0] : part[1]])
+        return np.concatenate(found)
 
     def batch_ids(self, step: int) -> np.ndarray:
         """Ids of the global batch consumed at `step`, counted from 0 over the whole run: int64 (G,)."""
@@ -135,8 +165,11 @@ def _drawn(use: int, numbers: np.ndarray, starts: np.ndarray, ends: np.ndarray) 
 
 
 @lru_cache(maxsize=2)
-def _epoch(plan: Plan, epoch: int) -> np.ndarray:
-    positions = plan.order.positions(plan.num_training, plan.global_batch, plan.seed, epoch)
-    ids = plan.training_ids(positions)
-    ids.flags.writeable = False
-    return ids
+def _epoch(plan: Plan, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """All training ids in the order of an epoch, and where its windows begin; read-only."""
+    training = plan.training_ids(np.arange(plan.num_training))
+    how = plan.global_batch, plan.seed, epoch
+    found = plan.order.arrange(training, *how), plan.order.window_starts(training, *how)
+    for array in found:
+        array.flags.writeable = False
+    return found

@@ -15,10 +15,13 @@ from vergence.platform.data.decode import MAX_PIXELS, BadSample, decode
 from vergence.platform.data.formats import MEMBER_EXTENSIONS
 from vergence.platform.data.index import Index
 from vergence.platform.data.modality import LABEL, MODALITIES, Parts
+from vergence.platform.data.remote import Access, Remote
 from vergence.platform.errors import VergenceError
+from vergence.platform.store import is_url
 
 OPEN_FILES = 64
 TRIES, PAUSE_S = 3, 0.2
+KEPT = Access()
 
 
 class Sample(NamedTuple):
@@ -31,12 +34,15 @@ class Sample(NamedTuple):
 class Reader:
     """Random access to the samples of an index; one a process or thread.
 
+    access: how shards that lie in a store are read.
+
     A sample is bad because of its bytes, for every reader alike. An error of the storage is no property of
     the sample: it is tried three times and then raised (OSError).
     """
 
-    def __init__(self, index: Index, max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(self, index: Index, max_pixels: int = MAX_PIXELS, access: Access = KEPT) -> None:
         self.index, self.max_pixels = index, max_pixels
+        self.remote = Remote(index, access) if is_url(index.shards[0]) else None
         self._files: OrderedDict[int, FileIO] = OrderedDict()
         weakref.finalize(
             self, _close, self._files
@@ -66,12 +72,23 @@ class Reader:
         found: list[bytes | None] = [None] * len(shards)
         rows = np.lexsort((offsets, shards))  # each file from front to back
         rows = rows[offsets[rows] >= 0]
+        if self.remote is not None:
+            for row, data in zip(rows.tolist(), self.remote.read(shards[rows], offsets[rows], sizes[rows])):
+                found[row] = data
+            return found
         places = (
             array[rows].tolist() for array in (shards, sizes, offsets)
         )  # plain ints: three times as fast
         for row, shard, size, offset in zip(rows.tolist(), *places):
             found[row] = self._read(shard, size, offset)
         return found
+
+    def fetch_ahead(self, ids: np.ndarray, kind: str) -> None:
+        """Have what lies in a store on this node soon; see `Remote`."""
+        if self.remote is not None:
+            shards, offsets, _ = self.index.members(kind, ids)
+            there = offsets >= 0
+            self.remote.fetch_ahead(shards[there], offsets[there])
 
     def _image(self, data: bytes | None) -> np.ndarray | BadSample:
         if data is None:

@@ -24,6 +24,8 @@ class Share(NamedTuple):
     bad: NDArray[np.bool_]  # (n,) another sample stands in for the planned one
     pictures: Cut | None
     fields: Mapping[str, Array]
+    retries: int = 0  # requests that the store was asked again for
+    is_bypassed: bool = False  # whether a node could not keep what it fetched
 
     @classmethod
     def of(cls, table: pa.Table) -> "Share":
@@ -35,8 +37,9 @@ class Share(NamedTuple):
             geometry = Ragged.of_column(pieces.pop("geometry")).flat.astype(np.float32, copy=False)
             pixels = Ragged.of_column(pieces.pop("pixels"))
             pictures = Cut(pixels, sizes, geometry.reshape(len(table), -1, GEOMETRY))
+        retries, bypassed = (int(pieces.pop(name).to_numpy().sum()) for name in ("retries", "bypassed"))
         ids, positions, bad = (pieces.pop(name).to_numpy() for name in ("id", "position", "bad"))
-        return cls(ids, positions, bad.view(np.bool_), pictures, _collated(pieces))
+        return cls(ids, positions, bad.view(np.bool_), pictures, _collated(pieces), retries, bypassed > 0)
 
 
 def table_of(
@@ -45,9 +48,13 @@ def table_of(
     bad: NDArray[np.bool_],
     pictures: Cut | None,
     fields: Mapping[str, Array | Ragged],
+    retries: int = 0,
+    is_bypassed: bool = False,
 ) -> pa.Table:
     """n samples as the columns of a table, which is cut and joined by rows: any run of its rows is a share."""
     columns: dict[str, Array | Ragged] = {"id": ids, "position": positions, "bad": bad.view(np.uint8)}
+    columns["retries"] = np.where(np.arange(len(ids)) == 0, retries, 0).astype(np.int32)
+    columns["bypassed"] = np.full(len(ids), is_bypassed, np.uint8)
     if pictures is not None:
         columns |= {"pixels": pictures.pixels, "height": pictures.sizes[:, 0], "width": pictures.sizes[:, 1]}
         width = pictures.geometry.shape[1] * GEOMETRY

@@ -20,7 +20,8 @@ from vergence.platform.data.index import Index
 from vergence.platform.data.modality import LABEL, TEXT
 from vergence.platform.data.plan import Plan
 from vergence.platform.data.ragged import Array, Ragged
-from vergence.platform.data.read import Reader, Sample
+from vergence.platform.data.read import KEPT, Reader, Sample
+from vergence.platform.data.remote import Access
 from vergence.platform.data.share import Share, rows_of, table_of
 from vergence.platform.errors import VergenceError
 
@@ -49,6 +50,7 @@ class Stream:
     decoded_bytes: int = 1 << 20  # of a typical picture
     row_bytes: int = 1 << 20  # of a typical sample as it travels
     captions: Captions | None = None  # what makes the text, where it is not read
+    access: Access = KEPT  # how shards in a store are read
 
     @property
     def steps(self) -> int:
@@ -87,6 +89,7 @@ class Stream:
         size, share = self.plan.global_batch, self.plan.global_batch // world_size
         steps = start_step + positions // share
         run_positions = steps * size + rank * share + positions % share
+        self._fetch_ahead(int(steps[0]), int(steps[-1]) + 1)
         epochs = steps // self.plan.batches_per_epoch
         in_epoch = run_positions - epochs * self.plan.batches_per_epoch * size
         ids = np.empty(len(positions), np.int64)
@@ -99,6 +102,19 @@ class Stream:
             ids[row], read[row] = self.replacement(int(epochs[row]), int(in_epoch[row]))
         samples = [sample for sample in read if isinstance(sample, Sample)]
         return self._table(ids, run_positions, bad, epochs, samples)
+
+    def _fetch_ahead(self, start_step: int, stop_step: int) -> None:
+        """A part of the window that follows comes to the node while these steps are read; all ranks ask for the same."""
+        if self.plan.order.kind == "full" or self._reader.remote is None:
+            return
+        per_epoch, kinds = self.plan.batches_per_epoch, ["image"] if self.views else self._members
+        for epoch in range(start_step // per_epoch, (stop_step - 1) // per_epoch + 1):
+            first, last = (
+                min(max(step - epoch * per_epoch, 0), per_epoch) for step in (start_step, stop_step)
+            )
+            ids = self.plan.coming(epoch, first, last, is_last=epoch + 1 == self.epochs)
+            for kind in kinds[:1]:
+                self._reader.fetch_ahead(ids, kind)
 
     def _table(
         self,
@@ -122,15 +138,21 @@ class Stream:
                 fields[name] = self.captions.drawn(labels, ids, epochs, self.plan.seed)
             else:
                 fields |= rows_of(name, [sample.members[name] for sample in samples])
-        return table_of(ids, positions, bad, pieces, fields)
+        remote = self._reader.remote
+        store = (remote.retries(), remote.is_bypassed) if remote else (0, False)
+        return table_of(ids, positions, bad, pieces, fields, *store)
 
     def _read(self, ids: np.ndarray) -> list[Sample | BadSample]:
-        read = [name for name in self.fields if name != TEXT or self.captions is None]
-        return self._reader.samples(ids, bool(self.views), read)
+        return self._reader.samples(ids, bool(self.views), self._members)
+
+    @property
+    def _members(self) -> list[str]:
+        """What is read of a sample beside its picture."""
+        return [name for name in self.fields if name != TEXT or self.captions is None]
 
     @property
     def _reader(self) -> Reader:
-        return reader_of(self.index, self.max_pixels)
+        return reader_of(self.index, self.max_pixels, self.access)
 
     def replacement(self, epoch: int, position: int) -> tuple[int, Sample]:
         """The first good sample among the plan's candidates: the same one for every reader."""
@@ -165,6 +187,6 @@ class Stream:
 
 
 @lru_cache(maxsize=4)
-def reader_of(index: Path, max_pixels: int) -> Reader:
+def reader_of(index: Path, max_pixels: int, access: Access) -> Reader:
     """The process's own reader of an index, kept between tasks."""
-    return Reader(Index(index), max_pixels=max_pixels)
+    return Reader(Index(index), max_pixels, access)

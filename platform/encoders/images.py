@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from vergence.platform.data.decode import MAX_PIXELS, BadSample
 from vergence.platform.data.index import Index
-from vergence.platform.data.read import Reader
+from vergence.platform.data.read import KEPT, Reader
+from vergence.platform.data.remote import Access
 from vergence.platform.encoders.resize import resize
 
 READ_AT_ONCE = 8  # full-size images that a thread holds
@@ -90,7 +91,9 @@ def _pieces(ids: Ids, batch: int) -> Iterator[tuple[Ids, bool]]:
             yield whole[first : first + PIECE], first + PIECE >= len(whole)
 
 
-def shard_source(index: Index, max_pixels: int = MAX_PIXELS) -> Callable[[], ImageSource]:
+def shard_source(
+    index: Index, max_pixels: int = MAX_PIXELS, access: Access = KEPT
+) -> Callable[[], ImageSource]:
     """open_source of shards. The columns are loaded here, once: parquet files are not for several threads."""
     index.members("image", np.empty(0, np.int64))
-    return lambda: Reader(index, max_pixels)
+    return lambda: Reader(index, max_pixels, access)

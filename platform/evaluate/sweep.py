@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from vergence.methods import collectives
 from vergence.platform.data.decode import MAX_PIXELS
 from vergence.platform.data.index import Index
+from vergence.platform.data.read import KEPT
+from vergence.platform.data.remote import Access
 from vergence.platform.encoders.images import shard_source, stream_images
 
 BATCH = 256
@@ -37,18 +39,21 @@ class Sweep:
         device: torch.device,
         threads: int,
         max_pixels: int = MAX_PIXELS,
+        access: Access = KEPT,
         keep: bool = False,
     ) -> None:
         """size: side in pixels of what the encoder sees.  mean, std: RGB, of pixels in [0, 1].
 
-        threads: how many read and resize.  keep: hold the resized images in memory (3 size² bytes each), read here
-        and once; otherwise each pass reads them again, with a bounded number ahead.
+        threads: how many read and resize.  access: how shards in a store are read.
+        keep: hold the resized images in memory (3 size² bytes each), read here and once; otherwise each pass reads them
+        again, with a bounded number ahead.
         """
         self.index, self.device = index, device
         self.ids = ids[collectives.rank() :: collectives.world_size()]
         # samples of this rank that cannot be read, known after the first pass
         self.num_bad: int | None = None
-        self._size, self._threads, self._max_pixels = size, threads, max_pixels
+        self._size, self._threads = size, threads
+        self._open_source = shard_source(index, max_pixels, access)
         self._mean = torch.tensor(mean, device=device).view(3, 1, 1) * 255
         self._std = torch.tensor(std, device=device).view(3, 1, 1) * 255
         self._kept = self._in_memory() if keep else None
@@ -64,8 +69,10 @@ class Sweep:
             yield torch.from_numpy(ids).to(self.device), self._embed(encoder, images, autocast)
 
     def _read(self) -> Iterator[tuple[Ids, Images]]:
-        source, num_good = shard_source(self.index, self._max_pixels), 0
-        for ids, images in stream_images(source, self.ids, self._size, batch=BATCH, threads=self._threads):
+        num_good = 0
+        for ids, images in stream_images(
+            self._open_source, self.ids, self._size, batch=BATCH, threads=self._threads
+        ):
             num_good += len(ids)
             yield ids, images
         self.num_bad = len(self.ids) - num_good

@@ -21,6 +21,7 @@ from vergence.platform.augment.views import Views
 from vergence.platform.data.captions import captions_of
 from vergence.platform.data.index import Index
 from vergence.platform.data.read import Reader
+from vergence.platform.data.remote import BYPASSED
 from vergence.platform.data.share import Share
 from vergence.platform.evaluate.monitor import Monitor, remarks
 from vergence.platform.evaluate.spread import effective_rank, embedding_std
@@ -87,6 +88,7 @@ class RankLoop:
         self.score_name: str | None = None  # which of the monitor's figures it is
         self.skipped_in_a_row = 0
         self.num_alike = 0  # samples of this rank without a gradient since the last record
+        self.retries, self.is_bypassed = 0, False  # of the stores, on this rank
         self.views = Views(
             job.views,
             seed=job.plan.seed,
@@ -95,7 +97,7 @@ class RankLoop:
             dtype=torch.bfloat16 if self.layout.precision == "bf16" else torch.float32,
             device=self.device,
         )
-        self.reader = Reader(Index(job.index), max_pixels=job.data.max_pixels)
+        self.reader = Reader(Index(job.index), job.data.max_pixels, job.data.access)
         self.monitor = self._monitor()
         self.looks_ahead = type(self.method).before_epoch is not Method.before_epoch
         self.recorder = Recorder(job, commit, speaks=self.rank == 0)
@@ -166,6 +168,8 @@ class RankLoop:
         expected = step * job.plan.global_batch + self.rank * self.share
         assert share.positions[0] == expected, f"stream is at {share.positions[0]}, loop at {expected}"
         bad = self._report_bad(share)
+        self.retries += share.retries
+        self.is_bypassed |= share.is_bypassed
         self.engine.set_progress(self.progress)
         agreed: list[float] = []
 
@@ -255,6 +259,11 @@ class RankLoop:
         """Metrics of this step, without a loss where no rank has one; collective."""
         metrics: dict[str, float] = {"lr": self.engine.lr, **self.counts}
         warning = self._alike_message()
+        if self.reader.remote is not None:
+            store = torch.tensor([float(self.retries), float(self.is_bypassed)], device=self.device)
+            metrics["store_retries"], bypassed = collectives.sum(store).tolist()
+            if bypassed and warning is None:
+                warning = f"data.cache.folder {BYPASSED}"
         if math.isfinite(loss):
             metrics["loss"] = loss
         if result is not None and grad_norms is not None:
@@ -290,6 +299,7 @@ class RankLoop:
             device=self.device,
             threads=self.job.threads,
             max_pixels=self.job.data.max_pixels,
+            access=self.job.data.access,
             keep=keep,
         )
 

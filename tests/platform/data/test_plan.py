@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from plain_rng import chain, permutation
 
+from vergence.platform.data.order import Order
 from vergence.platform.data.plan import Plan
 from vergence.platform.errors import UserError
 
@@ -189,3 +190,25 @@ def test_batch_larger_than_the_data_names_the_largest() -> None:
 def test_holdout_out_of_range(holdout: float) -> None:
     with pytest.raises(UserError, match=r"data\.holdout"):
         Plan(50, holdout, 0, 4)
+
+
+@pytest.mark.parametrize("holdout", [0.0, 0.1])
+def test_the_window_that_follows_is_fetched_while_one_is_read(holdout: float) -> None:
+    plan = Plan(1000, holdout, 3, 10, Order(kind="chunk", chunk=8, window=10))
+    windows = _windows(plan, 0)
+    assert len(windows) > 5
+    fetched = [
+        plan.coming(0, start, min(start + 3, plan.batches_per_epoch), is_last=False)
+        for start in range(0, plan.batches_per_epoch, 3)
+    ]
+    expected = [*windows[1:], _windows(plan, 1)[0]]
+    np.testing.assert_array_equal(np.concatenate(fetched), np.concatenate([np.sort(w) for w in expected]))
+    assert max(map(len, fetched)) < 3 * 3 * 10  # spread over the window that is read
+    last = [plan.coming(0, start, start + 1, is_last=True) for start in range(plan.batches_per_epoch)]
+    np.testing.assert_array_equal(np.concatenate(last), np.concatenate([np.sort(w) for w in windows[1:]]))
+
+
+def _windows(plan: Plan, epoch: int) -> list[np.ndarray]:
+    training = plan.training_ids(np.arange(plan.num_training))
+    starts = plan.order.window_starts(training, plan.global_batch, plan.seed, epoch)
+    return np.split(plan.epoch(epoch), starts[1:-1])
