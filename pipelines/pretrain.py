@@ -28,6 +28,7 @@ examples:
   vergence pretrain simclr-cifar10 --dry-run               what would run, and with which memory
   vergence pretrain my.yaml --name second optim.lr=0.2     settings by dotted path; values are YAML
   vergence pretrain my.yaml --name OLD --fork NEW          start NEW from OLD's newest state
+  vergence pretrain my.yaml commit.mirror=s3://BUCKET/runs copy its commits: another machine can go on with it
 
 The same command goes on from the newest commit after any stop (Ctrl-C, kill, power cut), at the exact next
 batch; when all is done it does nothing. All settings: `vergence methods --settings`.
@@ -102,10 +103,12 @@ def _pretrain(
     """source: the run to fork from, if any."""
     from vergence.pipelines.advance import advance
     from vergence.platform.runs.fork import fork, unfork
+    from vergence.platform.runs.mirror import mirrored
+    from vergence.platform.runs.records import Note
 
     is_new = source is not None and fork(source, run)
     try:
-        with locked(run):
+        with locked(run), mirrored(run, recipe.commit, stop, lambda text: observe(Note(text))):
             return advance(recipe, run, stop=stop, observe=observe, entered_s=entered_s)
     except UserError:
         if is_new:

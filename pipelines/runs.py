@@ -1,11 +1,13 @@
-"""`vergence runs`: list, show, rename and delete runs."""
+"""`vergence runs`: list, show, rename and delete runs; those of a mirror are listed and shown."""
 
 import argparse
 import json
 import shutil
 import sys
+import time
 from typing import Any
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
@@ -13,17 +15,24 @@ from rich.table import Table
 from vergence.platform import yaml
 from vergence.platform.errors import UserError, VergenceError, nearest
 from vergence.platform.files import read_mapping
+from vergence.platform.masking import masked
 from vergence.platform.runs import commit as commits
+from vergence.platform.runs.commit import CommitConfig
 from vergence.platform.runs.past import Past, kept_recipe
+from vergence.platform.runs.remote import Remote, runs_in
 from vergence.platform.runs.run import Run, is_live, run_names, valid_name
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="what", metavar="list|show|rename|rm", required=True)
     listing = verbs.add_parser("list", help="all runs of the state folder (VERGENCE_HOME, default ./runs)")
+    listing.add_argument(
+        "--mirror", metavar="URL", help="those that a store has (commit.mirror), and who holds them"
+    )
     listing.add_argument("--json", action="store_true", help="as JSON")
     show = verbs.add_parser("show", help="one run: state, commits, counts, recipe")
     show.add_argument("name", metavar="NAME")
+    show.add_argument("--mirror", metavar="URL", help="as a store has it (commit.mirror)")
     show.add_argument("--json", action="store_true", help="as JSON")
 
     renaming = verbs.add_parser(
@@ -37,6 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = """\
 examples:
   vergence runs list
+  vergence runs list --mirror s3://BUCKET/runs
   vergence runs show mine --json
   vergence runs rename mine cats
   vergence runs rm cats --yes"""
@@ -44,8 +54,12 @@ examples:
 
 def main(options: argparse.Namespace) -> int:
     match options.what:
+        case "list" if options.mirror is not None:
+            return _print_mirror(list_mirror(options.mirror), options.mirror, options.json)
         case "list":
             return _print_list(list_runs(), options.json)
+        case "show" if options.mirror is not None:
+            return _print_run(show_mirror(options.mirror, options.name), options.json)
         case "show":
             return _print_run(show_run(options.name), options.json)
         case "rename":
@@ -105,6 +119,20 @@ def list_runs() -> list[dict[str, Any]]:
     return [_facts(name) for name in run_names()]
 
 
+def list_mirror(url: str) -> list[dict[str, Any]]:
+    """Facts of every run that a store has. Raises UserError: the store refuses, or cannot be listed; store.Away."""
+    return [_facts_there(there) for there in runs_in(_mirror(url))]
+
+
+def show_mirror(url: str, name: str) -> dict[str, Any]:
+    """Facts of one run that a store has, with its resolved recipe. Raises UserError naming the nearest, store.Away."""
+    found = {there.name: there for there in runs_in(_mirror(url))}
+    if name not in found:
+        raise UserError(f"runs show: {url} has no run {name!r} ({nearest(name, found)})")
+    newest = next(found[name].whole(), None)
+    return {**_facts_there(found[name]), "recipe": newest.manifest.get("recipe") if newest else None}
+
+
 def show_run(name: str) -> dict[str, Any]:
     """Facts of one run with its commits and resolved recipe.
 
@@ -144,6 +172,34 @@ def _facts(name: str) -> dict[str, Any]:
     }
 
 
+def _mirror(url: str) -> str:
+    """The URL. Raises UserError: no mirror can be there."""
+    try:
+        return CommitConfig(mirror=url).mirror or url
+    except ValidationError as error:
+        raise UserError(f"--mirror {url}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+
+
+def _facts_there(there: Remote) -> dict[str, Any]:
+    whole, found = list(there.whole()), there.holder()
+    newest, holder = whole[0] if whole else None, found.holder if found else None
+    return {
+        "name": there.name,
+        "url": there.url,
+        "method": newest.manifest["recipe"]["method"]["name"]
+        if newest and "recipe" in newest.manifest
+        else None,
+        "step": newest.step if newest else 0,
+        "score": newest.score if newest else None,
+        "score_name": newest.score_name if newest and newest.score is not None else None,
+        "finished": newest is not None and there.facts(newest).finished,
+        "commits": [{"step": commit.step, "score": commit.score} for commit in reversed(whole)],
+        "held_by": None
+        if holder is None
+        else {name: holder.get(name) for name in ("host", "pid", "renewed")},
+    }
+
+
 def _damage(run: Run) -> list[str]:
     """What a power cut has left half or nothing of, relative to the run's folder."""
 
@@ -173,6 +229,35 @@ def _print_list(runs: list[dict[str, Any]], as_json: bool) -> int:
         )
     Console().print(table if runs else "no runs yet; start one with `vergence pretrain RECIPE`")
     return 0
+
+
+def _print_mirror(runs: list[dict[str, Any]], url: str, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps(runs, indent=1))
+        return 0
+
+    table = Table("run", "method", "step", "kNN", "rank", "commits", "held by", box=None)
+    for run in runs:
+        table.add_row(
+            run["name"],
+            run["method"] or "",
+            f"{run['step']:,}{', finished' if run['finished'] else ''}",
+            *(_score(run, name) for name in ("knn", "h_effective_rank")),
+            str(len(run["commits"])),
+            _held(run["held_by"]),
+        )
+    Console().print(
+        table if runs else f"no runs in {masked(url)}; a run with commit.mirror={masked(url)} is copied there"
+    )
+    return 0
+
+
+def _held(holder: dict[str, Any] | None) -> str:
+    """By this machine's clock; the holder's may go otherwise."""
+    if holder is None:
+        return ""
+    ago = f", {max(0.0, time.time() - holder['renewed']):.0f} s ago" if holder["renewed"] else ""
+    return f"process {holder['pid']} on {holder['host']}{ago}"
 
 
 def _score(run: dict[str, Any], name: str) -> str:

@@ -98,6 +98,10 @@ class Search:
         for parameters in self.config.planned():
             words = ", ".join(f"{path}={value}" for path, value in parameters.items())
             recipe_of(self.base, parameters, f"search: {words}")
+        if self.recipe.commit.mirror is not None:
+            raise UserError(
+                "commit.mirror: runs have a mirror, searches have none; leave it out, and give it to the run that follows"
+            )
         if self.name in run_names():
             raise UserError(
                 f"--name {self.name}: there is a run of this name; give the search another --name"

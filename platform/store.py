@@ -31,6 +31,9 @@ AT_ONCE = 16  # requests of a process to one store
 PATIENCE_S = 300.0
 CONNECT_S, ANSWER_S = 10, 60  # after which a connection, or an answer as a whole, is given up
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 15.0
+# of a large file that is written: bytes of a part, at least; parts of it, at most, for S3; those on their way, so that
+# each is there before it is given up; how often one is asked for again, with pauses of obstore's own
+LEAST_PART, MOST_PARTS, PARTS_AT_ONCE, PART_RETRIES = 5 << 20, 9_000, 4, 8
 PIECE = 8 << 20  # bytes a request, where an object is read from end to end
 _CURES = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; AWS_ENDPOINT_URL for a server of your own",
@@ -163,15 +166,21 @@ class Store:
     def put(self, url: str, data: bytes | Path, replaces: str | None = "") -> str:
         """Write an object, whole or not at all; its version.
 
+        data: a file that is large goes in parts, several at once, each of which is asked for again by itself.
         replaces: the version that is there, None: nothing is; by default whatever is there. Raises Changed: it is not so.
         """
         import obstore
 
-        mode: Any = "overwrite" if replaces == "" else "create" if replaces is None else {"e_tag": replaces}
+        condition = {self._compared: replaces}
+        mode: Any = "overwrite" if replaces == "" else "create" if replaces is None else condition
+        store, parts = self._store, dict[str, Any]()
+        if isinstance(data, Path):
+            size = max(LEAST_PART, -(-data.stat().st_size // MOST_PARTS))
+            store, parts = self._sender, {"chunk_size": size, "max_concurrency": PARTS_AT_ONCE}
 
         def written() -> str:
-            found = obstore.put(self._store, self._path(url), data, mode=mode)
-            return str(found["e_tag"] or "")
+            found: Any = obstore.put(store, self._path(url), data, mode=mode, **parts)
+            return str(found[self._compared] or "")
 
         return self._patiently(written, url)
 
@@ -180,6 +189,16 @@ class Store:
         import obstore
 
         self._patiently(lambda: obstore.delete(self._store, self._path(url)), url)
+
+    @property
+    def _compared(self) -> str:
+        """By which name the store knows the version that a conditional put compares."""
+        return "version" if self.scheme == "gs" else "e_tag"
+
+    @cached_property
+    def _sender(self) -> "ObjectStore":
+        """For files: of an upload in parts only obstore itself can ask for one part again."""
+        return _opened(self.root, retries=PART_RETRIES)
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
@@ -190,7 +209,7 @@ class Store:
         return unquote(path) if self.scheme.startswith("http") else path
 
     def _object(self, meta: Any, url: str = "") -> Object:
-        version = meta["e_tag"] or meta["last_modified"].isoformat()
+        version = meta[self._compared] or meta["last_modified"].isoformat()
         return Object(url or f"{self.root}/{meta['path']}", meta["size"], version)
 
     def _read(self, url: str, offset: int, size: int, version: str | None) -> bytes:
@@ -249,14 +268,14 @@ def _store(root: str, patience_s: float, pid: int) -> Store:
     return Store(root, patience_s)
 
 
-def _opened(root: str) -> "ObjectStore":
+def _opened(root: str, retries: int = 0) -> "ObjectStore":
     try:
         from obstore.store import from_url
     except ImportError:
         raise UserError(f"{root}: stores need one more package: {INSTALL}") from None
     options: Any = {"timeout": f"{ANSWER_S}s", "connect_timeout": f"{CONNECT_S}s", "allow_http": True}
     try:
-        return from_url(root, client_options=options, retry_config={"max_retries": 0}, **_own(root))
+        return from_url(root, client_options=options, retry_config={"max_retries": retries}, **_own(root))
     except Exception as error:
         raise UserError(f"{root}: cannot be opened: {_first_line(error)}") from None
 

@@ -29,13 +29,13 @@ class Faults:
     """What a server does wrong, to be changed while it runs.
 
     Shares of requests, drawn from a seed: errors (500), busy (429), resets (the connection is closed without an answer),
-    halves (half of the body, then closed).  latency_s: before each answer.  away: no request is answered.
-    one_byte_a_second: of a body.
+    halves (half of the body, then closed), lost (done, then closed without an answer).  latency_s: before each answer.
+    away: no request is answered.  one_byte_a_second: of a body.  unconditional: conditions of requests are not looked at.
     """
 
     def __init__(self, seed: int = 0) -> None:
-        self.errors = self.busy = self.resets = self.halves = self.latency_s = 0.0
-        self.away = self.one_byte_a_second = False
+        self.errors = self.busy = self.resets = self.halves = self.lost = self.latency_s = 0.0
+        self.away = self.one_byte_a_second = self.unconditional = False
         self.requests: list[str] = []  # `METHOD path` of all that came
         self._random, self._lock = random.Random(seed), threading.Lock()
 
@@ -47,7 +47,8 @@ class Faults:
         if self.away:
             return "reset"
         for name, share in {
-            "error": self.errors, "busy": self.busy, "reset": self.resets, "half": self.halves
+            "error": self.errors, "busy": self.busy, "reset": self.resets, "half": self.halves,
+            "lost": self.lost,
         }.items():  # fmt: skip
             if drawn < share:
                 return name
@@ -93,7 +94,14 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "refused":
             answer = Answer(403, {}, b"")
         else:
-            answer = self.server.answer(self.command, self.path, dict(self.headers.items()), body)
+            given = dict(self.headers.items())
+            if faults.unconditional:
+                given = {name: value for name, value in given.items() if not name.lower().startswith("if-")}
+            answer = self.server.answer(self.command, self.path, given, body)
+        if fault == "lost":
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
         self.send_response(answer.status)
         headers = {"Content-Length": str(len(answer.body))} | answer.headers
         for name, value in headers.items():

@@ -14,15 +14,17 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field, PositiveInt
+from pydantic import BaseModel, Field, PositiveInt, field_validator
 
-from vergence.platform.errors import VergenceError
+from vergence.platform.errors import UserError, VergenceError
 from vergence.platform.files import sync, write_atomic
 from vergence.platform.schema import SCHEMA
+from vergence.platform.store import is_url
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +39,30 @@ DRAFT_LIFE_S = 3600.0  # without a write, after which another attempt's draft is
 class CommitConfig(BaseModel, frozen=True, extra="forbid", strict=True):
     every_steps: PositiveInt = Field(200, description="steps between commits")
     keep: PositiveInt = Field(3, description="newest commits kept, besides the best and the final one")
+    mirror: str | None = Field(
+        None, description="URL of a folder in a store to which commits are copied; null = none"
+    )
+
+    @field_validator("mirror")
+    @classmethod
+    def _can_be_locked(cls, url: str | None) -> str | None:
+        """A place of which one machine at a time can be the owner, without credentials in its address."""
+        if url is None:
+            return None
+        try:
+            parts = urlsplit(url)
+            known = is_url(url)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        if not known or not parts.netloc:
+            raise ValueError("a mirror is a folder in a store, such as s3://BUCKET/runs")
+        if parts.scheme.startswith("http"):
+            raise ValueError(
+                "a web server has no conditional put, so that two machines could own a run; use s3://, gs:// or az://"
+            )
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise ValueError("credentials come from the environment, never from an address")
+        return url.rstrip("/")
 
 
 class Commit(NamedTuple):
@@ -205,13 +231,18 @@ def prune(commits: Path, keep: int, made: Commit) -> None:
             shutil.rmtree(draft, ignore_errors=True)
     paths = [path for path in sorted(commits.glob("step-*")) if path <= made.path]
     whole = [commit for path in paths if (commit := read(path))]
-    scores = {commit.path: commit.score for commit in whole if commit.score is not None}
-    best = max(scores, key=lambda path: (scores[path], path), default=None)
-    kept = {best, *(commit.path for commit in whole[-keep:])}
+    kept = retained(whole, keep)
     for path in paths:
         if path not in kept:
             with contextlib.suppress(OSError):  # no reason to fail: the next commit tries again
                 _discard(path, made.manifest["attempt"])
+
+
+def retained(whole: Sequence[Commit], keep: int) -> set[Path]:
+    """Of whole commits, oldest first, the newest `keep` and the one with the best score."""
+    scores = {commit.path: commit.score for commit in whole if commit.score is not None}
+    best = max(scores, key=lambda path: (scores[path], path), default=None)
+    return {commit.path for commit in whole[-keep:]} | ({best} if best is not None else set())
 
 
 def _idle_s(draft: Path) -> float:

@@ -109,9 +109,9 @@ def locked(run: Run) -> Iterator[None]:
             sign = f" (its last sign of life is {_silence_s(lock):.0f} s old; {STALE_AFTER_S:.0f} s count as death)"
             raise UserError(
                 f"{run.name}: process {holder['pid']} on {holder['host']} is working on this run"
-                f"{'' if _is_near(holder) else sign}; wait for it, stop it, or choose another --name"
+                f"{'' if is_near(holder) else sign}; wait for it, stop it, or choose another --name"
             )
-        write_atomic(lock, json.dumps(_myself(run.attempt)))
+        write_atomic(lock, json.dumps(myself(run.attempt)))
     stop = threading.Event()
     beat = threading.Thread(target=_heartbeat, args=(lock, run.attempt, stop), daemon=True)
     beat.start()
@@ -142,7 +142,8 @@ def is_live(path: Path) -> bool:
     return holder is not None and _lives(holder, path / "lock.json")
 
 
-def _myself(attempt: str) -> dict[str, Any]:
+def myself(attempt: str) -> dict[str, Any]:
+    """This process as the holder of a lock."""
     return {**_place(), "pid": os.getpid(), "started": _started(os.getpid()), "attempt": attempt}
 
 
@@ -157,12 +158,18 @@ def _place() -> dict[str, str]:
 
 def _lives(holder: Mapping[str, Any], lock: Path) -> bool:
     """By its process where that can be seen from here, else by its heartbeat."""
-    if _is_near(holder):
-        return _started(holder["pid"]) == holder["started"]
+    if is_near(holder):
+        return lives_here(holder)
     return _silence_s(lock) < STALE_AFTER_S
 
 
-def _is_near(holder: Mapping[str, Any]) -> bool:
+def lives_here(holder: Mapping[str, Any]) -> bool:
+    """Whether a holder that is near is alive."""
+    return _started(holder["pid"]) == holder["started"]
+
+
+def is_near(holder: Mapping[str, Any]) -> bool:
+    """Whether the holder's process can be seen from here: same host, boot and process ids."""
     return all(holder.get(name) == value for name, value in _place().items())
 
 

@@ -61,7 +61,7 @@ _RUN = "tests/platform/runs/test_run.py"
 
 _LOCK: Faults = {
     "holders-out-of-sight-are-dead": (
-        "    if _is_near(holder):\n",
+        "    if is_near(holder):\n",
         "    if True:\n",
         f"{_RUN}::test_a_holder_in_another_pid_namespace_of_this_host_keeps_its_lock",
     ),

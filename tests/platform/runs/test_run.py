@@ -61,7 +61,7 @@ def test_a_killed_holder_gives_way_even_before_it_is_reaped(holder: subprocess.P
 def write_lock(run: Run, **changes: Any) -> Path:
     """A lock as of this very process, with changes; its path."""
     run.path.mkdir(exist_ok=True)
-    (run.path / "lock.json").write_text(json.dumps(module._myself("old") | changes))
+    (run.path / "lock.json").write_text(json.dumps(module.myself("old") | changes))
     return run.path / "lock.json"
 
 
