@@ -1,9 +1,9 @@
 """The recipe's `data` section."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 
 from vergence.platform.data.order import FULL, Order
 from vergence.platform.data.remote import Access
@@ -28,7 +28,9 @@ class DataConfig(BaseModel, frozen=True, extra="forbid", strict=True):
         description=f"templates that make a sample's text of its class, e.g. a photo of a {CLASS}; one is drawn for "
         "each sample and epoch; none: the text is the sample's own (.txt)",
     )
-    order: Order = Field(FULL, description="in which samples come; a part of the run's identity")
+    order: Order = Field(
+        FULL, validate_default=True, description="in which samples come; a part of the run's identity"
+    )
     cache: CacheConfig = Field(CacheConfig(), description="of shards that lie in a store")
     patience: PositiveFloat = Field(
         PATIENCE_S, description="seconds that a store may fail to answer before the run ends"
@@ -54,14 +56,13 @@ class DataConfig(BaseModel, frozen=True, extra="forbid", strict=True):
         fit = self.order.kind == "full"
         return Access(self.patience, self.order.chunk, fit, folder, int(self.cache.gigabytes * 1e9))
 
-    @model_validator(mode="before")
+    @field_validator("order")
     @classmethod
-    def _neighbours_from_a_store(cls, raw: Any) -> Any:
+    def _neighbours_from_a_store(cls, order: Order, info: ValidationInfo) -> Order:
         """A store is asked once for a chunk, where a full order would ask for each sample."""
-        if not isinstance(raw, dict) or not isinstance(raw.get("train"), str) or not is_url(raw["train"]):
-            return raw
-        order = raw.get("order", {})
-        return {**raw, "order": {"kind": "chunk", **order}} if isinstance(order, dict) else raw
+        if "kind" in order.model_fields_set or not is_url(info.data.get("train", "")):
+            return order
+        return order.model_copy(update={"kind": "chunk"})
 
     def holdout_share(self, num_samples: int) -> float:
         """The share that is held out of so many samples."""
