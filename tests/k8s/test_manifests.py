@@ -21,7 +21,7 @@ from vergence.platform.jobs.kubernetes.render import pod_cpus, rayjob
 from vergence.platform.search.config import SearchConfig
 
 K8S = Path(__file__).parents[2] / "k8s"
-OVERLAYS = ("dev", "gpu", "production")
+OVERLAYS = ("dev", "gpu", "production", "stores")
 
 
 @cache
@@ -39,7 +39,8 @@ def of(overlay: str, kind: str, name: str = "") -> list[dict[str, Any]]:
 def test_overlay_builds_and_has_no_faults(overlay: str) -> None:
     assert list(map(str, faults(built(overlay)))) == []
     jobs = {(each.kind, each.name) for each in built(overlay) if each.group == "ray.io"}
-    assert jobs == {("RayJob", "pretrain"), ("RayJob", "tune"), ("RayService", "encoder")}
+    search = {("RayJob", "tune")} if overlay != "stores" else set()  # a search has no mirror
+    assert jobs == {("RayJob", "pretrain"), ("RayService", "encoder")} | search
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -89,6 +90,43 @@ def test_recipe_fits_the_pods_that_train_it(folder: str) -> None:
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert int(limits["cpu"]) == pod_cpus(need)
     assert limits.get("nvidia.com/gpu", 0) == need.scale.gpus_per_worker
+
+
+def test_overlay_of_stores_has_no_volume_that_pods_share() -> None:
+    assert of("stores", "PersistentVolumeClaim") == []
+    for document in built("stores"):
+        for template in templates(document):
+            assert not [each for each in template.spec["volumes"] if "persistentVolumeClaim" in each]
+    modes = [
+        claim["spec"]["accessModes"]
+        for owner in of("stores", "StatefulSet")
+        for claim in owner["spec"]["volumeClaimTemplates"]
+    ]
+    assert modes
+    assert all(each == ["ReadWriteOnce"] for each in modes)
+
+
+def test_overlay_of_stores_has_all_ranks_in_the_pod_of_the_command() -> None:
+    recipe = load_recipe(str(K8S / "overlays" / "stores" / "files" / "pretrain.yaml"))
+    need = need_of(recipe)
+    assert recipe.data.train.startswith("s3://")
+    assert recipe.commit.mirror == "s3://runs"
+    (job,) = of("stores", "RayJob", "pretrain")
+    cluster = job["spec"]["rayClusterSpec"]
+    assert "workerGroupSpecs" not in cluster
+    head = cluster["headGroupSpec"]
+    (container,) = head["template"]["spec"]["containers"]
+    cpus = need.scale.workers * pod_cpus(need)
+    assert int(head["rayStartParams"]["num-cpus"]) == cpus
+    assert int(container["resources"]["limits"]["cpu"]) > cpus
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == need.scale.workers
+    environment = {each["name"]: each for each in container["env"]}
+    assert environment["VERGENCE_HOME"]["value"] == "/runs"
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        assert environment[name]["valueFrom"]["secretKeyRef"]["name"] == "objects"
+    volumes = {each["name"]: each for each in head["template"]["spec"]["volumes"]}
+    mounts = {each["mountPath"]: each["name"] for each in container["volumeMounts"]}
+    assert "emptyDir" in volumes[mounts["/runs"]]
 
 
 def parse_base() -> list[dict[str, Any]]:
