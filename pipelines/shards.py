@@ -57,7 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def _configure_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("src", metavar="SRC", help="where the images are: see below")
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder of the shards")
+    parser.add_argument("out", metavar="OUT", help="folder of the shards, or its URL in a store")
     parser.add_argument("--name", default="train", help="shards are NAME-000000.tar, ... (default train)")
     parser.add_argument(
         "--per-shard", type=int, default=5000, metavar="N", help="samples a shard (default 5000)"
@@ -89,14 +89,16 @@ SRC:
 Bytes are copied, never re-encoded; PNG where the source has none. Key = relative path without extension,
 dots become _, a repeated key gets -2, -3. Files without an ending that we know are images if their first
 bytes say so. What is left out is said with its count. An interrupted pack goes on where it stopped; when all
-shards are there, it does nothing.
+shards are there, it does nothing. Into a store, each shard is made on this machine, put there whole, and after it
+NAME.tar.idx, by which others index it without reading it.
 
 examples:
   vergence shards pack ~/Pictures shards/
   vergence shards pack 'cifar10/train-*.parquet' cifar10/
   vergence shards pack 'cifar10/test-*.parquet' cifar10/ --name test
   vergence shards pack 'cifar100/train-*.parquet' cifar100/ --label fine_label
-  vergence shards pack 'torchvision:FakeData?size=200&image_size=3,32,32' fake/"""
+  vergence shards pack 'torchvision:FakeData?size=200&image_size=3,32,32' fake/
+  vergence shards pack 'imagenet/train-*.parquet' s3://bucket/imagenet"""
 
 INDEX_EPILOG = """\
 The index is kept in the state folder and used by every verb; it is made anew when a shard changes.
@@ -133,7 +135,9 @@ def _pack(args: argparse.Namespace) -> int:
 
     done = pack(args.src, args.out, args.name, args.per_shard, args.size, args.label, progress=True)
     last = len(done.shards) - 1
-    pattern = f"{args.out}/{args.name}-" + ("000000.tar" if last == 0 else f"{{000000..{last:06d}}}.tar")
+    pattern = f"{args.out.rstrip('/')}/{args.name}-" + (
+        "000000.tar" if last == 0 else f"{{000000..{last:06d}}}.tar"
+    )
     kept = len(done.shards) - done.num_written
     state = "exists already, nothing to do" if not done.num_written else f"{done.num_written} shards written"
     kept_text = f" ({kept} were there already)" if kept and done.num_written else ""
