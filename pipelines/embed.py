@@ -3,28 +3,25 @@
 import argparse
 import contextlib
 import json
-import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from vergence.pipelines.embedded import Writer, Written
 from vergence.platform.cluster.capacity import physical_cpus
 from vergence.platform.errors import UserError, VergenceError
-from vergence.platform.text import printable
+from vergence.platform.store import folder_of, is_url, name_of
 
 if TYPE_CHECKING:
+    from vergence.pipelines.embedded import Vectors
     from vergence.platform.encoders.encoder import Embedder, Rows
     from vergence.platform.encoders.images import Ids
     from vergence.platform.encoders.sources import Images
+    from vergence.platform.place import Place
 
-    # pieces of ids, and for each its readable ids with their vectors
-    Vectors = Callable[[Sequence[Ids]], Generator[tuple[Ids, Rows]]]
-
-MANIFEST = "_MANIFEST.json"
 FILE_ENDINGS = (".csv", ".txt", ".tsv", ".json", ".npy", ".npz", ".pt", ".pq", ".h5", ".tar", ".zip")
 GPUS = {"auto": None, "cpu": False, "cuda": True}  # --device of workers
 
@@ -40,9 +37,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "out",
         metavar="OUT",
-        type=Path,
         help="one file if it ends in .parquet; else a folder with one file a shard, which an interrupted "
-        "command goes on with",
+        "command goes on with; either may be a URL in a store",
     )
     parser.add_argument(
         "--device", default="auto", help="cpu, cuda or cuda:N (default: a GPU if there is one)"
@@ -68,7 +64,7 @@ def main(args: argparse.Namespace) -> int:
     from vergence.platform.encoders.encoder import usable
     from vergence.platform.encoders.load import load_encoder
 
-    _check_ending(args.out)
+    _place(args.out)
     encoder, gpus = load_encoder(args.encoder), None
     if args.workers is None:
         encoder = encoder.to(usable(args.device))
@@ -76,7 +72,7 @@ def main(args: argparse.Namespace) -> int:
         gpus = gpus_of(args.workers, args.device)
     written = embed(encoder, args.source, args.out, workers=args.workers, gpus=gpus)
     if args.json:
-        about = {"out": str(args.out), "encoder": encoder.name, "dim": encoder.dim, "rows": written.rows}
+        about = {"out": args.out, "encoder": encoder.name, "dim": encoder.dim, "rows": written.rows}
         print(json.dumps(about | {"unreadable": written.bad, "existed": written.existed}))
         return 0
     state = "exists already, nothing to do" if written.existed else "written"
@@ -98,24 +94,20 @@ def gpus_of(workers: int, device: str) -> bool | None:
     return GPUS[device]
 
 
-@dataclass
-class Written:
-    """What is in OUT now."""
-
-    rows: int = 0
-    bad: list[str] = field(default_factory=list)  # places of images left out
-    notes: list[str] = field(default_factory=list)  # a line each for what else was given and is not used
-    existed: bool = True  # nothing had to be computed
-
-
 def embed(
-    encoder: "Embedder", source: str, out: Path, *, workers: int | None = None, gpus: bool | None = None
+    encoder: "Embedder",
+    source: str,
+    out: str | Path,
+    *,
+    workers: int | None = None,
+    gpus: bool | None = None,
 ) -> Written:
     """Write the embeddings of all readable images in `source` to `out`, atomically.
 
     A file or folder that this encoder made from these data is kept; what is missing in a folder is added.
 
     Args:
+        out: a file that ends in .parquet, or a folder; paths or URLs.
         workers: actors of a Ray session that embed; None: this process does, on the encoder's device.
         gpus: whether each of them takes a GPU; None: if there are as many.
     Raises UserError: no images, or `out` holds something else; VergenceError: no image can be read.
@@ -123,7 +115,7 @@ def embed(
     from vergence.platform.data.progress import Bar
     from vergence.platform.encoders.sources import open_images
 
-    _check_ending(out)
+    place, name = _place(out)
     images = open_images(source)
     total = sum(len(ids) for _, ids in images.pieces)
     with Bar("embedding", total, enabled=True) as advance:
@@ -131,14 +123,14 @@ def embed(
             vectors = _here(encoder, images, advance)
         else:
             vectors = _on_ray(encoder, images, advance, workers, gpus)
-        writer = _Writer(encoder, images, vectors, advance)
-        if out.suffix == ".parquet":
-            writer.file(out)
+        writer = Writer(place, encoder, images, vectors, advance)
+        if name:
+            writer.file(name)
         else:
-            writer.folder(out)
+            writer.folder()
     if not writer.written.rows:
-        if out.is_file():
-            out.unlink()
+        if name:
+            place.delete(name)
         raise VergenceError(
             f"{source}: none of its {total:,} images can be read, the first is {writer.written.bad[0]}"
         )
@@ -215,118 +207,17 @@ def _joined(parts: "list[tuple[Ids, Rows]]", dim: int) -> "tuple[Ids, Rows]":
     return np.concatenate(ids), np.concatenate(rows)
 
 
-def _check_ending(out: Path) -> None:
-    if out.suffix.lower() in FILE_ENDINGS:
+def _place(out: str | Path) -> tuple["Place", str]:
+    """The folder of OUT and, if that is one file, its name in there. Raises UserError: another kind of file."""
+    from vergence.platform.place import place_of
+
+    text = str(out).rstrip("/") if is_url(out) else str(Path(out))
+    if text.lower().endswith(FILE_ENDINGS):
         raise UserError(
             f"{out}: embeddings are written as parquet; OUT ends in .parquet, or is a folder's name"
         )
-
-
-class _Writer:
-    """Writes what is missing in OUT, and counts all that is there in `written`."""
-
-    def __init__(
-        self, encoder: "Embedder", images: "Images", vectors: "Vectors", advance: Callable[[int], None]
-    ) -> None:
-        self.images, self.vectors, self.advance = images, vectors, advance
-        self.written = Written(notes=images.notes)
-        self.about: dict[str, Any] = {
-            "encoder": encoder.name,
-            "encoder_digest": encoder.digest,
-            "data_digest": images.digest,
-            "dim": encoder.dim,
-            "size": encoder.size,
-        }
-
-    def file(self, out: Path) -> None:
-        """All pieces in one file."""
-        pieces = [ids for _, ids in self.images.pieces]
-        if out.exists():
-            self._keep(out, pieces)
-        else:
-            with contextlib.closing(self.vectors(pieces)) as found:
-                self._write(out, pieces, found)
-
-    def folder(self, out: Path) -> None:
-        """One file a piece, then the manifest: its presence says that the folder is whole."""
-        if out.exists() and not out.is_dir():
-            raise UserError(f"{out}: is a file; OUT is a name that ends in .parquet, or a folder")
-        out.mkdir(parents=True, exist_ok=True)
-        there = set(out.glob("*.parquet"))
-        for file in sorted(there):
-            self._refuse_other(file)
-        files = [(out / f"{name}.parquet", ids) for name, ids in self.images.pieces]
-        rows = {}
-        with contextlib.closing(self.vectors([ids for file, ids in files if file not in there])) as found:
-            for file, ids in files:
-                before = self.written.rows
-                if file in there:
-                    self._keep(file, [ids])
-                else:
-                    self._write(file, [ids], found)
-                rows[printable(file.name)] = self.written.rows - before
-        manifest = self.about | {"rows": rows, "unreadable": self.written.bad}
-        draft = out / f".{MANIFEST}.{os.getpid()}"
-        draft.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        draft.replace(out / MANIFEST)
-
-    def _keep(self, file: Path, pieces: "Sequence[Ids]") -> None:
-        found = self._refuse_other(file)
-        self.advance(sum(map(len, pieces)))
-        self._count(found)
-
-    def _count(self, about: dict[str, Any]) -> None:
-        self.written.rows += about["rows"]
-        self.written.bad += about["unreadable"]
-
-    def _refuse_other(self, file: Path) -> dict[str, Any]:
-        """What a file of this encoder and these data says about itself; UserError for any other file."""
-        found = _read_about(file)
-        for key in ("encoder_digest", "data_digest"):
-            if found.get(key) != self.about[key]:
-                got = f"{found.get('encoder', 'another program')}, {key} {found.get(key)}"
-                raise UserError(
-                    f"{file}: exists and is of {got}, not {self.about[key]}; choose another OUT or delete it"
-                )
-        return found
-
-    def _write(self, file: Path, pieces: "Sequence[Ids]", found: "Iterator[tuple[Ids, Rows]]") -> None:
-        """Write a parquet file under another name, a row group a piece, then rename it."""
-        import numpy as np
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        images = self.images
-        schema = pa.schema([("key", pa.string()), ("embedding", pa.list_(pa.float32()))])
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_name(f".{file.name}.{os.getpid()}")
-        about = self.about | {"rows": 0, "unreadable": []}
-        try:
-            with draft.open("wb") as stream, pq.ParquetWriter(stream, schema) as writer:
-                for ids in pieces:
-                    rows, embeddings = next(found)
-                    offsets = np.arange(len(rows) + 1, dtype=np.int32) * self.about["dim"]
-                    lists = pa.ListArray.from_arrays(offsets, embeddings.reshape(-1))
-                    writer.write_table(pa.table([[images.key(i) for i in rows], lists], schema=schema))
-                    about["rows"] += len(rows)
-                    about["unreadable"] += [images.where(i) for i in np.setdiff1d(ids, rows)]
-                writer.add_key_value_metadata({"vergence": json.dumps(about)})
-            draft.replace(file)
-        finally:
-            draft.unlink(missing_ok=True)
-        self._count(about)
-        self.written.existed = False
-
-
-def _read_about(file: Path) -> dict[str, Any]:
-    """What a file of ours says about itself; nothing for any other file."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with file.open("rb") as stream:
-            about = (pq.read_metadata(stream).metadata or {}).get(b"vergence", b"{}")
-        found: dict[str, Any] = json.loads(about)
-        return found
-    except (pa.ArrowInvalid, OSError):
-        return {}
+    if text.endswith(".parquet"):
+        return place_of(folder_of(text) if is_url(text) else Path(text).parent), name_of(text)
+    if Path(text).is_file():
+        raise UserError(f"{out}: is a file; OUT is a name that ends in .parquet, or a folder")
+    return place_of(text), ""
