@@ -92,7 +92,7 @@ def test_a_search_has_no_mirror(here: Path, place: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_whose_machine_is_gone_goes_on_elsewhere_to_the_same_weights(here: Path, place: Path) -> None:
-    command = ("pretrain", str(place / "tiny.yaml"), "epochs=2")
+    command = ("pretrain", str(place / "tiny.yaml"), "epochs=1", "scale.workers=1", "track.register=null")
     done = vergence(place / "undisturbed", *command, timeout_s=600)
     assert done.returncode == 0, done.stderr
     reference = final_state(place / "undisturbed")
@@ -103,6 +103,7 @@ def test_a_run_whose_machine_is_gone_goes_on_elsewhere_to_the_same_weights(here:
         assert process.poll() is None, log.read_text()
         time.sleep(0.1)
     process.send_signal(signal.SIGSTOP)  # nothing is copied any more, while the second one starts
+    assert there["step"] < 9
     assert there["held_by"]["pid"] == process.pid
     second = vergence(place / "two", *mirrored, timeout_s=600)
     assert second.returncode == 2, second.stderr
@@ -115,11 +116,11 @@ def test_a_run_whose_machine_is_gone_goes_on_elsewhere_to_the_same_weights(here:
     assert f"run tiny: goes on from {MIRROR}/tiny, step" in done.stderr
     assert_equal(final_state(place / "two"), reference)
     (there,) = list_mirror(MIRROR)
-    assert (there["step"], there["finished"], there["held_by"]) == (18, True, None)
+    assert (there["step"], there["finished"], there["held_by"]) == (9, True, None)
 
     done = vergence(place / "three", *mirrored, timeout_s=600)  # all is trained: the encoder is made anew
     assert done.returncode == 0, done.stderr
-    assert "run tiny is trained, step 18" in done.stderr
+    assert "run tiny is trained, step 9" in done.stderr
     assert (place / "three" / "tiny" / "exports" / "encoder.pt2").exists()
     assert_equal(final_state(place / "three"), reference)
 
@@ -127,7 +128,7 @@ def test_a_run_whose_machine_is_gone_goes_on_elsewhere_to_the_same_weights(here:
 def final_state(home: Path) -> dict[str, torch.Tensor]:
     commit = commits.newest(home / "tiny" / "commits")
     assert commit is not None
-    assert commit.step == 18
+    assert commit.step == 9
     return commits.load_state(commit)
 
 
