@@ -35,6 +35,23 @@ class Volume(Section):
     read_only: bool = Field(False, description="whether jobs only read it")
 
 
+class Storage(Section):
+    claim: str | None = Field(
+        None, description="a PersistentVolumeClaim of the namespace that every pod can mount"
+    )
+    size: Quantity | None = Field(
+        None,
+        description="in the place of a claim: an emptyDir of the one pod that then has command and workers",
+    )
+    path: Folder = Field(description="where pods see it")
+
+    @model_validator(mode="after")
+    def _is_one(self) -> "Storage":
+        if (self.claim is None) == (self.size is None):
+            raise ValueError("give claim, a volume that pods share, or size, an emptyDir of one pod")
+        return self
+
+
 class Pods(Section):
     memory: Quantity = Field(description="of each pod, e.g. 16Gi; asked for and limited to")
     cpu: PositiveInt = Field(
@@ -79,7 +96,9 @@ class Profile(Section):
         None, description="with the key auth_token; default: the operator makes one"
     )
     pull_secrets: tuple[str, ...] = Field((), description="for the image's registry")
-    storage: Volume = Field(description="the state folder (VERGENCE_HOME): runs, commits; shared by all pods")
+    storage: Storage = Field(
+        description="the state folder (VERGENCE_HOME): runs, commits; shared by all pods"
+    )
     data: tuple[Volume, ...] = Field((), description="other volumes, e.g. with shards")
     head: Pods = Pods(memory="8Gi")
     worker: Pods = Pods(memory="8Gi")

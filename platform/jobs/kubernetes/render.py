@@ -21,7 +21,7 @@ from vergence.platform.jobs.check.kueue import PRIORITY, QUEUE
 from vergence.platform.jobs.check.pods import quantity
 from vergence.platform.jobs.check.rayjob import DNS_1035, LONGEST, shell_words
 from vergence.platform.jobs.job import Job
-from vergence.platform.jobs.kubernetes.profile import Pods, Profile
+from vergence.platform.jobs.kubernetes.profile import Pods, Profile, Volume
 
 FILES = "/etc/vergence"  # where a job finds its files
 COMMAND = "command.sh"  # a file that holds a command with words that a shell would act on
@@ -50,6 +50,7 @@ POD = {
 def rayjob(job: Job, profile: Profile) -> dict[str, Any]:
     """The manifest; equal jobs have equal ones. Raises UserError: what a RayJob cannot hold."""
     _check_name(job.name)
+    _check_state(job, profile)
     entrypoint, files = _command(job)
     limits = profile.limits
     labels = {NAME: job.name, VERB: job.verb, "app.kubernetes.io/part-of": "vergence"}
@@ -119,6 +120,23 @@ def _check_name(name: str) -> None:
         )
 
 
+def _check_state(job: Job, profile: Profile) -> None:
+    """What outlives its pod only in a mirror needs one."""
+    if profile.storage.size is None:
+        return
+    if job.verb == "tune":
+        raise UserError(
+            "submit tune: a search has no mirror, and storage.size of the profile goes with its pod; give storage.claim"
+        )
+    if job.verb == "pretrain" and not (yaml.safe_load(job.files["recipe.yaml"]).get("commit") or {}).get(
+        "mirror"
+    ):
+        raise UserError(
+            "submit pretrain: storage.size of the profile goes with its pod; give commit.mirror=s3://BUCKET/runs, from "
+            "where the next pod goes on"
+        )
+
+
 def _command(job: Job) -> tuple[str, dict[str, str]]:
     """The entrypoint, which a shell of the submitter reads first, and the files of the job."""
     words = job.command(FILES)
@@ -134,7 +152,7 @@ def _command(job: Job) -> tuple[str, dict[str, str]]:
 
 
 def _head(job: Job, files: dict[str, str], profile: Profile) -> dict[str, Any]:
-    """Drivers run there, tasks and actors do not; trials of a search have their drivers there too."""
+    """Drivers run there, those of a search's trials too; tasks and actors only where there is no other pod."""
     address = f"http://127.0.0.1:{DASHBOARD}"
     stop = [
         "ray",
@@ -144,7 +162,16 @@ def _head(job: Job, files: dict[str, str], profile: Profile) -> dict[str, Any]:
         address,
         job.name,
     ]  # waits until the run has committed and ended
-    template = _template(job, profile, profile.head, profile.head.cpu, 0, stop)
+    pods, cpus, gpus = profile.head, profile.head.cpu, 0
+    ray_cpus = 1 if job.verb == "tune" else 0
+    if (
+        profile.storage.size is not None and job.need is not None
+    ):  # workers share the state folder: they are here
+        scale = job.need.scale
+        ray_cpus, gpus = scale.workers * pod_cpus(job.need), scale.workers * scale.gpus_per_worker
+        memory = (quantity(pods.memory) or 0) + scale.workers * (quantity(profile.worker.memory) or 0)
+        cpus, pods = cpus + ray_cpus, profile.worker.model_copy(update={"memory": f"{memory:.0f}"})
+    template = _template(job, profile, pods, cpus, gpus, stop)
     if files:
         template["metadata"]["annotations"] |= {f"vergence/{name}": text for name, text in files.items()}
         items = [
@@ -154,13 +181,12 @@ def _head(job: Job, files: dict[str, str], profile: Profile) -> dict[str, Any]:
         template["spec"]["volumes"].append({"name": "files", "downwardAPI": {"items": items}})
         mounts = template["spec"]["containers"][0]["volumeMounts"]
         mounts.append({"name": "files", "mountPath": FILES, "readOnly": True})
-    cpus = "1" if job.verb == "tune" else "0"
-    return {"rayStartParams": {"num-cpus": cpus, **_store(profile)}, "template": template}
+    return {"rayStartParams": {"num-cpus": str(ray_cpus), **_store(profile)}, "template": template}
 
 
 def _workers(job: Job, profile: Profile) -> list[dict[str, Any]]:
     """A pod for each worker of a run, with its readers; for all runs that a search has at a time."""
-    if job.need is None:
+    if job.need is None or profile.storage.size is not None:
         return []
     cpus, gpus = pod_cpus(job.need), job.need.scale.gpus_per_worker
     count = job.need.scale.workers * job.concurrent
@@ -194,7 +220,10 @@ def _template(
         {"name": "tmp", "mountPath": "/tmp"},
         {"name": "shm", "mountPath": "/dev/shm"},
     ]
-    for i, volume in enumerate((profile.storage, *profile.data)):
+    if profile.storage.size is not None:
+        volumes.append({"name": "state", "emptyDir": {"sizeLimit": profile.storage.size}})
+        mounts.append({"name": "state", "mountPath": profile.storage.path})
+    for i, volume in enumerate(_claims(profile)):
         claim = {"claimName": volume.claim, **({"readOnly": True} if volume.read_only else {})}
         volumes.append({"name": f"claim-{i}", "persistentVolumeClaim": claim})
         read_only = {"readOnly": True} if volume.read_only else {}
@@ -222,6 +251,12 @@ def _template(
         spec["tolerations"] = tolerations
     annotations = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}
     return {"metadata": {"labels": _labels(job), "annotations": annotations}, "spec": spec}
+
+
+def _claims(profile: Profile) -> list[Volume]:
+    """Volumes that pods share."""
+    state = profile.storage
+    return [*([Volume(claim=state.claim, path=state.path)] if state.claim else []), *profile.data]
 
 
 def _submitter(job: Job, profile: Profile) -> dict[str, Any]:

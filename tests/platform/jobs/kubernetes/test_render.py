@@ -191,3 +191,39 @@ def test_image_that_changes_is_refused(tmp_path: Path) -> None:
     file.write_text(PROFILE.replace("vergence:0.1.0-ray2.60.0", "vergence:latest"))
     with pytest.raises(UserError, match="another one tomorrow"):
         load_profile(file)
+
+
+def alone(tmp_path: Path) -> Profile:
+    """A profile whose state folder is in one pod."""
+    file = tmp_path / "alone.yaml"
+    file.write_text(PROFILE.replace("{claim: runs, path: /runs}", "{size: 50Gi, path: /runs}"))
+    return load_profile(file)
+
+
+MIRRORED = {"recipe.yaml": "commit: {mirror: 's3://bucket/runs'}\n"}
+
+
+def test_without_a_shared_volume_command_and_workers_are_one_pod(tmp_path: Path) -> None:
+    need = Need(ScaleConfig(workers=2, cpus_per_worker=3, gpus_per_worker=1), 4, 0.5)
+    manifest = rayjob(Job("moco", "pretrain", ["recipe.yaml"], MIRRORED, need=need), alone(tmp_path))
+    assert list(map(str, faults_of(Document("it", manifest)))) == []
+    cluster = manifest["spec"]["rayClusterSpec"]
+    assert cluster["workerGroupSpecs"] == []
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "8"  # twice 3 and two readers of a half
+    (container,) = pod(manifest, "head")["containers"]
+    assert container["resources"]["limits"] == {"cpu": "10", "memory": f"{24 << 30}", "nvidia.com/gpu": 2}
+    volumes = {each["name"]: each for each in pod(manifest, "head")["volumes"]}
+    mounts = {each["mountPath"]: each["name"] for each in container["volumeMounts"]}
+    assert volumes[mounts["/runs"]] == {"name": "state", "emptyDir": {"sizeLimit": "50Gi"}}
+    assert {"name": "VERGENCE_HOME", "value": "/runs"} in container["env"]
+    assert pod(manifest, "head")["nodeSelector"] == {"gpu": "a100"}
+
+
+def test_what_would_go_with_its_pod_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"give commit\.mirror=s3://BUCKET/runs"):
+        rayjob(job(), alone(tmp_path))
+    with pytest.raises(UserError, match="a search has no mirror"):
+        rayjob(job(verb="tune"), alone(tmp_path))
+    (tmp_path / "both.yaml").write_text(PROFILE.replace("{claim: runs,", "{claim: runs, size: 1Gi,"))
+    with pytest.raises(UserError, match="storage: give claim, a volume that pods share, or size"):
+        load_profile(tmp_path / "both.yaml")
