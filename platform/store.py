@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from vergence.platform.errors import UserError, VergenceError
+from vergence.platform.masking import masked
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -140,21 +141,24 @@ class Store:
         return self._pool.submit(self._read, url, offset, size, version)
 
     def get(self, url: str) -> tuple[bytes, Object]:
-        """All bytes of a small object. Raises NotThere."""
+        """All bytes of a small object, and its version as `put` compares it. Raises NotThere."""
         import obstore
 
         def whole() -> tuple[bytes, Object]:
             answer = obstore.get(self._store, self._path(url))
-            meta = answer.meta
+            meta: Any = answer.meta
             data = bytes(answer.bytes())
             if len(data) != meta["size"]:
                 raise _HalfAnswer(f"{len(data):,} of {meta['size']:,} bytes")
-            return data, self._object(meta, url)
+            found = self._object(meta, url)
+            return data, found._replace(version=meta[self._compared] or found.version)
 
         return self._patiently(whole, url)
 
     def stream(self, object: Object) -> Iterator[bytes]:
         """All bytes of an object in pieces, the next of which is on its way. Raises NotThere, Changed."""
+        if not object.size:
+            return
         starts = [*range(0, object.size, PIECE), object.size]
         parts = [(start, end - start) for start, end in pairwise(starts)]
         coming = [self.reading(object.url, *part, object.version) for part in parts[:1]]
@@ -192,7 +196,7 @@ class Store:
 
     @property
     def _compared(self) -> str:
-        """By which name the store knows the version that a conditional put compares."""
+        """By which name the store knows the version that a conditional put compares; no listing of gs:// has it."""
         return "version" if self.scheme == "gs" else "e_tag"
 
     @cached_property
@@ -209,7 +213,7 @@ class Store:
         return unquote(path) if self.scheme.startswith("http") else path
 
     def _object(self, meta: Any, url: str = "") -> Object:
-        version = meta[self._compared] or meta["last_modified"].isoformat()
+        version = meta["e_tag"] or meta["last_modified"].isoformat()  # what a listing says too
         return Object(url or f"{self.root}/{meta['path']}", meta["size"], version)
 
     def _read(self, url: str, offset: int, size: int, version: str | None) -> bytes:
@@ -259,6 +263,8 @@ def store_of(url: str, patience_s: float = PATIENCE_S) -> Store:
     parts = urlsplit(url)
     if not parts.netloc:
         raise UserError(f"{url}: names no bucket; a URL is {parts.scheme}://BUCKET/FOLDER")
+    if "@" in parts.netloc:
+        raise UserError(f"{masked(url)}: a URL holds no user or password; see docs/stores.md")
     return _store(f"{parts.scheme}://{parts.netloc}", patience_s, os.getpid())
 
 

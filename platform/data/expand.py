@@ -13,6 +13,7 @@ from vergence.platform.data.formats import IMAGE_EXTENSIONS
 from vergence.platform.data.pattern import alternatives, match
 from vergence.platform.data.walk import LeftOut, few
 from vergence.platform.errors import UserError
+from vergence.platform.masking import masked
 from vergence.platform.store import AT_ONCE, NotThere, Object, folder_of, is_url, store_of
 
 SIDE = ".idx"  # the ending of the file beside a shard that says what the shard holds
@@ -127,6 +128,11 @@ def _once(paths: list[Path], pattern: str) -> tuple[list[Object], LeftOut]:
 
 
 def _objects(pattern: str) -> Shards:
+    if pattern.startswith("http") and ("?" in pattern or "@" in pattern.split("/")[2]):
+        raise UserError(
+            f"{masked(pattern)}: signed URLs and passwords are not taken, for a recipe holds no secret; for a closed bucket "
+            "use s3://, gs:// or az:// (docs/stores.md)"
+        )
     parts = list(dict.fromkeys(part.rstrip("/") for part in alternatives(pattern)))
     named = [part for part in parts if _is_object(part)]
     found, notes = _named(named), list[str]()

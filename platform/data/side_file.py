@@ -37,7 +37,7 @@ def unpacked(data: bytes, shard: Object) -> Contents | None:
     try:
         with pa.ipc.open_stream(data) as reader:
             about = json.loads(reader.schema.metadata[b"vergence"])
-            if (about["schema"], about["size"]) != (SCHEMA, shard.size) or not _same(about["version"], shard):
+            if [about[name] for name in ("schema", "size", "version")] != [SCHEMA, shard.size, shard.version]:
                 return None
             chunks = [_used(batch) for batch in reader]
         lost = LeftOut()
@@ -46,11 +46,6 @@ def unpacked(data: bytes, shard: Object) -> Contents | None:
         return Contents([_encoded(chunk) for chunk in chunks], lost)
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
         return None
-
-
-def _same(version: str, shard: Object) -> bool:
-    """A store may not say which version was written: then the size decides."""
-    return not version or version == shard.version
 
 
 def _used(batch: pa.RecordBatch) -> Chunk:

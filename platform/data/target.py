@@ -14,7 +14,7 @@ from vergence.platform.data.contents import read_contents
 from vergence.platform.data.expand import SIDE
 from vergence.platform.data.side_file import packed
 from vergence.platform.errors import UserError
-from vergence.platform.store import Changed, NotThere, Object, is_url, name_of, store_of
+from vergence.platform.store import Changed, NotThere, is_url, name_of, store_of
 
 
 class Target(Protocol):
@@ -128,8 +128,8 @@ class _Stored:
             size = temporary.stat().st_size
             with temporary.open("rb") as written:
                 contents = read_contents(written, size, url)
-            version = self._store.put(url, temporary)
-            self._store.put(url + SIDE, packed(contents, Object(url, size, version)))
+            self._store.put(url, temporary)
+            self._store.put(url + SIDE, packed(contents, self._store.stat(url)))
 
 
 def _shards(name: str, files: "Iterator[str] | list[str]") -> set[str]:

@@ -5,9 +5,13 @@ import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import obstore
 import pytest
 from object_servers import Faults, s3_server, web_server
+from obstore.store import MemoryStore
 
 from vergence.platform import store as stores
 from vergence.platform.errors import UserError
@@ -50,6 +54,8 @@ def test_pieces_of_a_long_object_make_the_whole(s3: Store, monkeypatch: pytest.M
     s3.put("s3://bucket/long", DATA[:-1])
     pieces = [len(piece) for piece in s3.stream(s3.stat("s3://bucket/long"))]
     assert pieces == [1 << 20, 1 << 20, (1 << 20) - 1]
+    s3.put("s3://bucket/empty", b"")
+    assert [*s3.stream(s3.stat("s3://bucket/empty"))] == []
 
 
 def test_a_folder_is_listed_in_the_order_of_names(s3: Store) -> None:
@@ -79,6 +85,28 @@ def test_an_object_that_has_changed_is_not_read(s3: Store) -> None:
     s3.put("s3://bucket/changing", b"other")
     with pytest.raises(Changed, match="has changed"):
         s3.read("s3://bucket/changing", [(0, 5)], version)
+
+
+def test_what_a_listing_calls_a_version_is_read_where_puts_compare_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As of Google's store, of which there is no server here: generations, which its listings lack."""
+    memory = MemoryStore()
+    monkeypatch.setattr(stores, "_opened", lambda *_, **__: memory)
+    obstore.put(memory, "x.tar", b"0123")
+    get = obstore.get
+
+    def with_generation(*arguments: Any, **options: Any) -> Any:
+        answer = get(*arguments, **options)
+        return SimpleNamespace(meta=answer.meta | {"version": "17"}, bytes=answer.bytes)
+
+    monkeypatch.setattr(obstore, "get", with_generation)
+    google = Store("gs://bucket")
+    [found] = google.list("gs://bucket")
+    assert found == google.stat("gs://bucket/x.tar")
+    assert google.read(found.url, [(1, 2)], found.version) == [b"12"]
+    assert b"".join(google.stream(found)) == b"0123"
+    assert google.get(found.url)[1].version == "17"
 
 
 def test_what_fails_for_a_while_is_asked_for_again(s3: Store, faults: Faults) -> None:
@@ -113,6 +141,8 @@ def test_what_asking_again_would_not_mend_ends_at_once(s3: Store, faults: Faults
         store_of("s3://other/x").list("s3://other/x")
     with pytest.raises(UserError, match=r"names no bucket; a URL is s3://BUCKET/FOLDER"):
         store_of("s3:///x")
+    with pytest.raises(UserError, match=r"s3://\*\*\*@b/x: a URL holds no user or password"):
+        store_of("s3://me:hush@b/x")
     assert len(faults.requests) == 1
 
 

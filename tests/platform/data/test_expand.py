@@ -216,6 +216,10 @@ def test_objects_of_a_web_server_are_named_one_by_one(folder: Path) -> None:
             UserError, match=r"2 of 3: .*/train-000012.tar, .*/train-000013.tar does not exist"
         ):
             expand(f"{address}/train-{{000011..000013}}.tar")
+        for secret in (f"{address}/a.tar?token=hush", address.replace("//", "//me:hush@") + "/a.tar"):
+            with pytest.raises(UserError, match="a recipe holds no secret") as caught:
+                expand(secret)
+            assert "hush" not in str(caught.value)
         for pattern in ("", "/*.tar"):
             with pytest.raises(UserError, match="name the objects"):
                 expand(f"{address}{pattern}")
