@@ -42,6 +42,7 @@ _CURES = {
     "az": "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
 }
 
+_INSTANCE = ("computeMetadata", "metadata/identity")  # of an instance, who is asked last for credentials
 _STATUS = re.compile(r"status code: (\d+)")
 
 T = TypeVar("T")
@@ -103,7 +104,7 @@ class Store:
         """root: `scheme://bucket`. Raises UserError: obstore is not installed."""
         self.root, self.patience_s, self.retries = root, patience_s, 0
         self.scheme = root.partition("://")[0]
-        self._store = _opened(root)
+        self._store, self._has_answered = _opened(root), False
 
     def list(self, prefix: str) -> list[Object]:
         """Objects whose URL begins with `prefix`/, sorted. Raises UserError: the store cannot list, or refuses."""
@@ -237,11 +238,17 @@ class Store:
         began, pause = time.monotonic(), FIRST_PAUSE_S
         while True:
             try:
-                return request()
+                answer = request()
+                self._has_answered = True
+                return answer
             except VergenceError:
                 raise
             except Exception as error:
                 reason = _first_line(error)
+                if not self._has_answered and any(place in reason for place in _INSTANCE):
+                    raise UserError(
+                        f"{url}: no credentials are set, and no instance has any; {_CURES[self.scheme]}"
+                    ) from None
                 _raise_if_lasting(error, reason, url, self.scheme)
                 waited = time.monotonic() - began
                 if waited + pause > self.patience_s:
@@ -283,7 +290,8 @@ def _opened(root: str, retries: int = 0) -> "ObjectStore":
     try:
         return from_url(root, client_options=options, retry_config={"max_retries": retries}, **_own(root))
     except Exception as error:
-        raise UserError(f"{root}: cannot be opened: {_first_line(error)}") from None
+        cure = _CURES.get(root.partition("://")[0], "is it a URL?")
+        raise UserError(f"{root}: cannot be opened ({_first_line(error)}); {cure}") from None
 
 
 def _own(root: str) -> dict[str, Any]:

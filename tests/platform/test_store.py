@@ -155,6 +155,17 @@ def test_a_store_that_refuses_says_what_to_set(monkeypatch: pytest.MonkeyPatch, 
     assert "secret" not in str(caught.value)
 
 
+def test_a_store_whose_credentials_nobody_has_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOST", "ROOT", "IP"):
+        monkeypatch.setenv(f"GCE_METADATA_{name}", "127.0.0.1:1")
+    for name in ("GOOGLE_APPLICATION_CREDENTIALS", "AZURE_STORAGE_ACCOUNT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=r"no credentials are set, .*; set GOOGLE_APPLICATION_CREDENTIALS"):
+        Store("gs://bucket").stat("gs://bucket/x")
+    with pytest.raises(UserError, match=r"cannot be opened .*; set AZURE_STORAGE_ACCOUNT_NAME"):
+        Store("az://container")
+
+
 class Refusing(Faults):
     """A server that knows nobody."""
 

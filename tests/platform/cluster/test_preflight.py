@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from object_servers import web_server
 
+from vergence.platform.cluster import preflight
 from vergence.platform.cluster.preflight import Answer, Asked, Versions, look, refusal
 from vergence.platform.train.machine import Machine
 
@@ -63,6 +65,20 @@ def test_a_node_says_what_it_sees(tmp_path: Path) -> None:
     assert not ask().sees_home
 
 
+def test_a_node_looks_into_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = tmp_path / "token"
+    token.write_text("mine")
+    (tmp_path / "a.tar").write_bytes(bytes(10))
+    monkeypatch.setattr(preflight, "REACH_S", 0.1)
+    with web_server(tmp_path) as address:
+        for size, name, missing in ((10, "a.tar", False), (11, "a.tar", True), (1, "b.tar", True)):
+            url = f"{address}/{name}"
+            answer = look(Asked(2, False, token, "mine", [(url, size)]))
+            assert answer.missing == (url if missing else None)
+    nobody = "http://127.0.0.1:1/a.tar"
+    assert look(Asked(2, False, token, "mine", [(nobody, 10)])).missing == nobody
+
+
 TWO_NODES = """
 import json
 from pathlib import Path
@@ -76,6 +92,7 @@ cluster.add_node(num_cpus=3, object_store_memory=80 << 20)
 ray.init(cluster.address, log_to_driver=False, logging_level="error")
 
 from vergence.platform.cluster.capacity import Need, ScaleConfig
+from vergence.platform.cluster import preflight
 from vergence.platform.cluster.preflight import asked
 from vergence.platform.cluster.session import Session
 from vergence.platform.errors import UserError
