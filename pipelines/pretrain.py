@@ -103,10 +103,11 @@ def _pretrain(
     """source: the run to fork from, if any."""
     from vergence.pipelines.advance import advance
     from vergence.platform.runs.fork import fork, unfork
-    from vergence.platform.runs.mirror import mirrored
+    from vergence.platform.runs.mirror import is_mirrored, mirrored
     from vergence.platform.runs.records import Note
 
-    is_new = source is not None and fork(source, run)
+    # another machine may have begun it: then the run it was forked from need not be here
+    is_new = source is not None and not is_mirrored(run, recipe.commit) and fork(source, run)
     try:
         with locked(run), mirrored(run, recipe.commit, stop, lambda text: observe(Note(text))):
             return advance(recipe, run, stop=stop, observe=observe, entered_s=entered_s)

@@ -63,6 +63,11 @@ def mirrored(run: Run, config: CommitConfig, stop: Stop, says: Says) -> Iterator
         )
 
 
+def is_mirrored(run: Run, config: CommitConfig) -> bool:
+    """Whether the mirror has a commit to go on from."""
+    return config.mirror is not None and any(True for _ in Remote(config.mirror, run.name).whole())
+
+
 def newer_wins(run: Run, there: Remote, says: Says) -> list[Commit]:
     """Bring the run's folder to the newest commit of the two places; those that the mirror has, newest first.
 

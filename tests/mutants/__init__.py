@@ -4,10 +4,10 @@ Changes without an effect that anyone could see (a second zeroing, statistics co
 taken) are left out.
 """
 
-from . import clusters, control, data, evaluate, loop, methods, parts, sequences, state, stored, train
+from . import clusters, control, data, evaluate, loop, methods, mirror, parts, sequences, state, stored, train
 from .names import Faults
 
 MUTANTS: dict[str, Faults] = {}
-for _part in (loop, train, data, state, evaluate, control, methods, parts, clusters, sequences, stored):
+for _part in (loop, train, data, state, mirror, evaluate, control, methods, parts, clusters, sequences, stored):
     for _file, _faults in _part.FAULTS.items():
         MUTANTS[_file] = MUTANTS.get(_file, {}) | _faults

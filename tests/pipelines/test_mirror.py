@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from object_servers import s3_server
-from runs_for_real import kill_everything, start, vergence
+from object_servers import Faults, s3_server
+from runs_for_real import kill_everything, start, vergence, wait_for_step
 
 from vergence.pipelines import pretrain
 from vergence.pipelines.cli import main
@@ -25,11 +25,17 @@ from vergence.platform.runs.run import Run
 from vergence.platform.runs.stop import Stop
 
 MIRROR = "s3://bucket/runs"
+SMALL = ("scale.workers=1", "track.register=null")
 
 
 @pytest.fixture(scope="module")
-def environment() -> Iterator[dict[str, str]]:
-    with s3_server("bucket") as environment:
+def faults() -> Faults:
+    return Faults()
+
+
+@pytest.fixture(scope="module")
+def environment(faults: Faults) -> Iterator[dict[str, str]]:
+    with s3_server("bucket", faults) as environment:
         yield environment
 
 
@@ -79,6 +85,19 @@ def test_a_mirror_that_is_not_there_is_refused_before_anything(here: Path, place
     assert not (here / "index").exists()
 
 
+def test_a_fork_that_another_machine_has_begun_is_gone_on_with(here: Path, place: Path) -> None:
+    run, mirror = Run("new"), f"{MIRROR}-forked"
+    with mirrored(run, CommitConfig(mirror=mirror), Stop(), print):
+        facts = {"step": 40, "counts": {}}
+        commits.write(run.commits, {"model.w": torch.zeros(2)}, facts, run.attempt, owned=lambda: True)
+    shutil.rmtree(run.path)
+    arguments = [f"commit.mirror={mirror}"]
+    with pytest.raises(UserError, match="run new was begun by another version"):  # it was made by hand
+        pretrain(str(place / "tiny.yaml"), arguments, name="old", fork="new")
+    with pytest.raises(UserError, match="run old has no commit to start from"):
+        pretrain(str(place / "tiny.yaml"), arguments, name="old", fork="newer")
+
+
 def test_a_search_has_no_mirror(here: Path, place: Path) -> None:
     from vergence.pipelines.tune import asked
 
@@ -92,7 +111,7 @@ def test_a_search_has_no_mirror(here: Path, place: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_whose_machine_is_gone_goes_on_elsewhere_to_the_same_weights(here: Path, place: Path) -> None:
-    command = ("pretrain", str(place / "tiny.yaml"), "epochs=1", "scale.workers=1", "track.register=null")
+    command = ("pretrain", str(place / "tiny.yaml"), "epochs=1", *SMALL)
     done = vergence(place / "undisturbed", *command, timeout_s=600)
     assert done.returncode == 0, done.stderr
     reference = final_state(place / "undisturbed")
@@ -123,6 +142,43 @@ def test_a_run_whose_machine_is_gone_goes_on_elsewhere_to_the_same_weights(here:
     assert "run tiny is trained, step 9" in done.stderr
     assert (place / "three" / "tiny" / "exports" / "encoder.pt2").exists()
     assert_equal(final_state(place / "three"), reference)
+
+
+@pytest.mark.slow
+def test_a_store_that_goes_away_while_a_run_trains_costs_it_nothing(
+    here: Path, faults: Faults, place: Path
+) -> None:
+    command = ("pretrain", str(place / "tiny.yaml"), f"commit.mirror={MIRROR}-away", "epochs=1", *SMALL)
+    log = place / "away.log"
+    process = start(place / "away", *command, log=log)
+    wait_for_step(place / "away" / "tiny", 0, process, timeout_s=600)
+    faults.away = True
+    assert process.wait(600) == 0, log.read_text()
+    faults.away = False
+    told = [line for line in log.read_text().splitlines() if "tiny" in line and "-away" in line]
+    assert "training goes on, commits wait in" in log.read_text()
+    assert "has not got the commit at step 9" in told[-1]
+    assert commits.newest(place / "away" / "tiny" / "commits")
+    done = vergence(place / "away", *command, timeout_s=600)
+    assert done.returncode == 0, done.stderr
+    (there,) = list_mirror(f"{MIRROR}-away")
+    assert (there["step"], there["finished"], there["held_by"]) == (9, True, None)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_with_the_last_commit_in_the_mirror_and_the_run_given_back(
+    here: Path, place: Path
+) -> None:
+    command = ("pretrain", str(place / "tiny.yaml"), f"commit.mirror={MIRROR}-stopped", "epochs=30", *SMALL)
+    log = place / "stopped.log"
+    process = start(place / "stopped", *command, log=log)
+    wait_for_step(place / "stopped" / "tiny", 3, process, timeout_s=600)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(600) == 130, log.read_text()
+    last = commits.newest(place / "stopped" / "tiny" / "commits")
+    assert last is not None
+    (there,) = list_mirror(f"{MIRROR}-stopped")
+    assert (there["step"], there["held_by"]) == (last.step, None)
 
 
 def final_state(home: Path) -> dict[str, torch.Tensor]:

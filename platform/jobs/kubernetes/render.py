@@ -162,15 +162,7 @@ def _head(job: Job, files: dict[str, str], profile: Profile) -> dict[str, Any]:
         address,
         job.name,
     ]  # waits until the run has committed and ended
-    pods, cpus, gpus = profile.head, profile.head.cpu, 0
-    ray_cpus = 1 if job.verb == "tune" else 0
-    if (
-        profile.storage.size is not None and job.need is not None
-    ):  # workers share the state folder: they are here
-        scale = job.need.scale
-        ray_cpus, gpus = scale.workers * pod_cpus(job.need), scale.workers * scale.gpus_per_worker
-        memory = (quantity(pods.memory) or 0) + scale.workers * (quantity(profile.worker.memory) or 0)
-        cpus, pods = cpus + ray_cpus, profile.worker.model_copy(update={"memory": f"{memory:.0f}"})
+    pods, cpus, gpus, for_ray = _room(job, profile)
     template = _template(job, profile, pods, cpus, gpus, stop)
     if files:
         template["metadata"]["annotations"] |= {f"vergence/{name}": text for name, text in files.items()}
@@ -181,7 +173,21 @@ def _head(job: Job, files: dict[str, str], profile: Profile) -> dict[str, Any]:
         template["spec"]["volumes"].append({"name": "files", "downwardAPI": {"items": items}})
         mounts = template["spec"]["containers"][0]["volumeMounts"]
         mounts.append({"name": "files", "mountPath": FILES, "readOnly": True})
-    return {"rayStartParams": {"num-cpus": str(ray_cpus), **_store(profile)}, "template": template}
+    return {"rayStartParams": {"num-cpus": str(for_ray), **_store(profile)}, "template": template}
+
+
+def _room(job: Job, profile: Profile) -> tuple[Pods, int, int, int]:
+    """Of the head: its kind, CPUs, GPUs, and how many of the CPUs are Ray's to give.
+
+    Where the state folder is in one pod, that is the workers' too.
+    """
+    own = profile.head.cpu
+    if profile.storage.size is None or job.need is None:
+        return profile.head, own, 0, 1 if job.verb == "tune" else 0
+    workers, for_ray = job.need.scale.workers, job.need.scale.workers * pod_cpus(job.need)
+    memory = (quantity(profile.head.memory) or 0) + workers * (quantity(profile.worker.memory) or 0)
+    pods = profile.worker.model_copy(update={"memory": f"{memory:.0f}"})
+    return pods, own + for_ray, workers * job.need.scale.gpus_per_worker, for_ray
 
 
 def _workers(job: Job, profile: Profile) -> list[dict[str, Any]]:

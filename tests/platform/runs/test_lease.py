@@ -82,6 +82,7 @@ def test_who_ends_gives_it_back(url: str) -> None:
     with held(url, "a"):
         assert not holder(url).is_free
     assert holder(url).is_free
+    assert holder(url).holder["released"] is True
     with held(url, "b") as second:
         assert second.may_write
         assert holder(url).holder["attempt"] == "b"

@@ -1,6 +1,7 @@
 """A run's commits in a store: whole ones only, in another home bit-equal, and never in the run's way."""
 
 import json
+import logging
 import os
 import shutil
 import threading
@@ -14,6 +15,7 @@ import pytest
 import torch
 from object_servers import Faults
 
+from vergence.platform import store as stores
 from vergence.platform.errors import UserError, VergenceError
 from vergence.platform.runs import commit as commits
 from vergence.platform.runs import lease, mirror, remote
@@ -193,6 +195,15 @@ def test_half_a_commit_is_passed_over_for_the_one_before(
     assert len(there.folders()) == 2  # what was damaged is gone
 
 
+def test_commits_of_the_wrong_size_are_none(bucket: str) -> None:
+    run = begun()
+    with working(run, bucket) as there:
+        made = write(run, 6)
+    assert steps(there) == [6]
+    there.store.put(there.file(f"step-00000006.{run.attempt}", STATE), (made.path / STATE).read_bytes()[:-1])
+    assert steps(there) == []
+
+
 def test_a_local_commit_whose_bytes_have_changed_comes_back_from_the_mirror(bucket: str) -> None:
     run = begun()
     with working(run, bucket):
@@ -245,7 +256,35 @@ def test_commits_that_come_faster_than_they_are_copied_supersede_each_other(
     assert len(copied) < 15
 
 
-def test_a_store_that_is_away_stops_nothing_and_is_told_of_twice(bucket: str, faults: Faults) -> None:
+def test_an_end_waits_for_the_last_commit_and_says_for_what(
+    bucket: str, faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror, "QUIET_S", 0.1)
+    run, said = begun(), list[str]()
+    with working(run, bucket, said) as there:
+        faults.latency_s = 0.2
+        made = write(run, 2)
+    assert_equal(there, made)
+    assert said == [f"copying the commit at step 2 to {bucket}/first"]
+
+
+def test_who_cannot_renew_its_lock_writes_nothing(
+    bucket: str, faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "WRITES_S", -1.0)
+    monkeypatch.setattr(mirror, "CLOSE_S", 0.1)
+    run, said = begun(), list[str]()
+    with working(run, bucket, said) as there:
+        write(run, 2)
+    assert there.folders() == {}
+    assert "could not be renewed for a while" in said[-1]
+
+
+def test_a_store_that_is_away_stops_nothing_and_is_told_of_twice(
+    bucket: str, faults: Faults, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "PART_RETRIES", 0)
+    caplog.set_level(logging.INFO, mirror.__name__)
     run, said = begun(), list[str]()
     with working(run, bucket, said) as there:
         write(run, 2)
@@ -254,8 +293,8 @@ def test_a_store_that_is_away_stops_nothing_and_is_told_of_twice(bucket: str, fa
         began = time.monotonic()
         write(run, 4)
         assert time.monotonic() - began < 1
-        wait(lambda: len(said) == 1, 30)
-        time.sleep(0.8)  # it is tried again, and not told of again
+        wait(lambda: sum("mirror: " in line for line in caplog.messages) == 3, 30)  # times that it was tried
+        assert len(said) == 1
         write(run, 6)
     assert len(said) == 2
     assert "training goes on, commits wait in" in said[0]
