@@ -155,9 +155,7 @@ def test_a_store_that_goes_away_while_a_run_trains_costs_it_nothing(
     faults.away = True
     assert process.wait(600) == 0, log.read_text()
     faults.away = False
-    told = [line for line in log.read_text().splitlines() if "tiny" in line and "-away" in line]
-    assert "training goes on, commits wait in" in log.read_text()
-    assert "has not got the commit at step 9" in told[-1]
+    assert f"{MIRROR}-away/tiny has not got the commit at step 9" in log.read_text().splitlines()[-1]
     assert commits.newest(place / "away" / "tiny" / "commits")
     done = vergence(place / "away", *command, timeout_s=600)
     assert done.returncode == 0, done.stderr
