@@ -8,6 +8,19 @@ from . import clusters, control, data, evaluate, loop, methods, mirror, parts, s
 from .names import Faults
 
 MUTANTS: dict[str, Faults] = {}
-for _part in (loop, train, data, state, mirror, evaluate, control, methods, parts, clusters, sequences, stored):
+for _part in (
+    loop,
+    train,
+    data,
+    state,
+    mirror,
+    evaluate,
+    control,
+    methods,
+    parts,
+    clusters,
+    sequences,
+    stored,
+):
     for _file, _faults in _part.FAULTS.items():
         MUTANTS[_file] = MUTANTS.get(_file, {}) | _faults
