@@ -25,6 +25,7 @@ SECTIONS = {
     "equality": "gradients of 1, 2, 3 ranks and of two-pass batches",
     "start": "seconds to the first step on a Ray that runs, and memory, of short and long runs",
     "commit": "seconds and peak memory of a commit of 100 M parameters with AdamW on two ranks",
+    "store": "training from shards behind a slow web server, beside files",
     "serve": "requests of 32 clients, embedded in batches and one at a time",
 }
 ELSEWHERE = {

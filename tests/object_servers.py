@@ -19,6 +19,9 @@ from urllib.parse import unquote, urlsplit
 S3_ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
 
 
+COUNT = "/-/requests"  # how many requests for bytes a web server has had so far
+
+
 class Answer(NamedTuple):
     status: int
     headers: dict[str, str]
@@ -131,6 +134,12 @@ class _Files(_Server):
         self.folder = folder
 
     def answer(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
+        if path == COUNT:
+            return Answer(
+                200,
+                {},
+                b"%d" % sum(each.startswith("GET") and COUNT not in each for each in self.faults.requests),
+            )
         file = self.folder / unquote(path).lstrip("/")
         if method not in ("GET", "HEAD"):
             return Answer(405, {}, b"")
@@ -208,3 +217,18 @@ def s3_server(bucket: str, faults: Faults | None = None) -> Iterator[dict[str, s
             yield S3_ENVIRONMENT | {"AWS_ENDPOINT_URL": address}
     finally:
         server.stop()
+
+
+def main() -> None:
+    """A web server of a FOLDER that takes some SECONDS for each answer, until it is killed; prints its address."""
+    import sys
+
+    faults = Faults()
+    faults.latency_s = float(sys.argv[2])
+    with web_server(Path(sys.argv[1]), faults) as address:
+        print(address, flush=True)
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -60,8 +60,10 @@ class NodeCache:
         return None
 
     def is_whole(self, name: str, file: BinaryIO, size: int) -> bool:
-        """Whether an opened piece is what was written; read again only if it has changed since it was last asked."""
+        """Whether an opened piece is there, as it was written; read only if it has changed since it was last asked."""
         status = os.fstat(file.fileno())
+        if not status.st_nlink:
+            return False
         stamp = status.st_ino, status.st_mtime_ns, status.st_size
         if self._whole.get(name) == stamp:
             return True

@@ -171,6 +171,8 @@ class Remote:
             file = self.cache.open(piece.name, size)
         if file is None:
             raise OSError(errno.EIO, "a piece is not what was written", str(self.cache.path(piece.name)))
+        for other in [other for other, each in self._files.items() if not os.fstat(each.fileno()).st_nlink]:
+            self._drop(other)  # made room: as long as it is open it takes it
         self._files[number] = file
         if len(self._files) > OPEN_PIECES:
             self._drop(next(iter(self._files)))
@@ -184,7 +186,7 @@ class Remote:
     def _fetch(self, numbers: Sequence[int]) -> None:
         """Have these pieces on the node; those that another process fetches are waited for."""
         assert self.cache is not None
-        missing = (n for n in numbers if n not in self._files and not self.cache.has(self._pieces[n].name))
+        missing = (n for n in numbers if not self.cache.has(self._pieces[n].name))
         while some := [*islice(missing, CLAIMED)]:
             others = self._fetch_claimed(some, wait=False)
             for number in others:

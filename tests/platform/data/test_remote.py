@@ -167,6 +167,19 @@ def test_pieces_damaged_by_hand_are_fetched_again(
     assert Reader(moved, access=access).raw(RANDOM, "image") == expected
 
 
+def test_a_piece_that_made_room_is_let_go(moved: Index, access: Access, faults: Faults) -> None:
+    reader = Reader(moved, access=access)
+    reader.raw(RANDOM, "image")
+    for path in access.folder.iterdir():
+        path.unlink()
+    faults.requests.clear()
+    reader.raw(np.arange(CHUNK), "image")
+    assert len(faults.requests) == 1
+    held = [path.name for path in access.folder.iterdir()]
+    assert len(held) == 1
+    assert {Path(each.name).name for each in reader.remote._files.values()} == set(held)
+
+
 def test_a_disk_that_is_full_costs_the_cache_and_nothing_else(
     files: Index,
     moved: Index,
