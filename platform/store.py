@@ -8,6 +8,7 @@ What fails for a while (5xx, 429, resets, time-outs, half an answer) is asked fo
 patience is over. What will not change (no such bucket, not allowed) is raised at once.
 """
 
+import logging
 import os
 import random
 import re
@@ -32,6 +33,7 @@ AT_ONCE = 16  # requests of a process to one store
 PATIENCE_S = 300.0
 CONNECT_S, ANSWER_S = 10, 60  # after which a connection, or an answer as a whole, is given up
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 15.0
+SILENT_S = 5.0  # after which somebody who waits is told for what
 # of a large file that is written: bytes of a part, at least; parts of it, at most, for S3; those on their way, so that
 # each is there before it is given up; how often one is asked for again, with pauses of obstore's own
 LEAST_PART, MOST_PARTS, PARTS_AT_ONCE, PART_RETRIES = 5 << 20, 9_000, 4, 8
@@ -46,6 +48,7 @@ _INSTANCE = ("computeMetadata", "metadata/identity")  # of an instance, who is a
 _STATUS = re.compile(r"status code: (\d+)")
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 class Object(NamedTuple):
@@ -235,7 +238,7 @@ class Store:
         return self._patiently(part, url) if size else b""
 
     def _patiently(self, request: Callable[[], T], url: str) -> T:
-        began, pause = time.monotonic(), FIRST_PAUSE_S
+        began, pause, said = time.monotonic(), FIRST_PAUSE_S, False
         while True:
             try:
                 answer = request()
@@ -256,6 +259,11 @@ class Store:
                         f"{url}: the store has not answered as it should for {waited:.0f} s ({reason}); the same command "
                         "goes on once it does"
                     ) from None
+            if waited > SILENT_S and not said:
+                said = True
+                log.warning(
+                    "%s: does not answer as it should (%s); tried for %g s", url, reason, self.patience_s
+                )
             self.retries += 1
             time.sleep(pause * random.uniform(0.5, 1.5))
             pause = min(2 * pause, LONGEST_PAUSE_S)

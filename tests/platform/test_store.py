@@ -117,12 +117,18 @@ def test_what_fails_for_a_while_is_asked_for_again(s3: Store, faults: Faults) ->
     assert s3.retries > 10
 
 
-def test_a_store_that_stays_away_ends_in_one_line_within_the_patience(s3: Store, faults: Faults) -> None:
+def test_a_store_that_stays_away_ends_in_one_line_within_the_patience(
+    s3: Store, faults: Faults, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     s3.patience_s, faults.away = 0.5, True
+    monkeypatch.setattr(stores, "SILENT_S", 0.1)
     began = time.monotonic()
     with pytest.raises(Away, match=r"s3://bucket/x: the store has not answered as it should for \d s"):
         s3.stat("s3://bucket/x")
     assert time.monotonic() - began < 3
+    [told] = caplog.messages
+    assert told.startswith("s3://bucket/x: does not answer as it should")
+    assert told.endswith("; tried for 0.5 s")
 
 
 def test_an_answer_that_does_not_end_is_given_up(
