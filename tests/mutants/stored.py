@@ -44,7 +44,87 @@ _TARGET: Faults = {
     ),
 }
 
+_REMOTE = f"{_DATA}/test_remote.py"
+_CACHE = f"{_DATA}/test_node_cache.py"
+
+_REMOTE_FAULTS: Faults = {
+    "each-reader-fetches-for-itself": (
+        "if not cache.has(piece.name):",
+        "if True:",
+        f"{_REMOTE}::test_processes_that_want_the_same_chunks_share_them",
+    ),
+    "a-piece-is-one-sample": (
+        "first = np.arange(0, len(self.index), self.access.chunk)",
+        "first = np.arange(0, len(self.index))",
+        f"{_REMOTE}::test_a_chunk_is_fetched_once_for_all_its_samples_and_readers",
+    ),
+    "neighbours-are-strangers": (
+        "offsets[1:] - ends[:-1] > GAP",
+        "offsets[1:] - ends[:-1] > 0",
+        f"{_REMOTE}::test_neighbours_are_asked_for_once",
+    ),
+    "nothing-comes-ahead": (
+        "self._ahead = self._thread.submit(fetch)",
+        "self._ahead = self._thread.submit(int)",
+        f"{_REMOTE}::test_the_next_window_is_there_when_it_is_needed",
+    ),
+    "a-full-disk-ends-the-run": (
+        "            except OSError as error:\n                self._bypass(self.cache.folder, error)\n",
+        "            except ZeroDivisionError as error:\n                self._bypass(self.cache.folder, error)\n",
+        f"{_REMOTE}::test_a_disk_that_is_full_costs_the_cache_and_nothing_else",
+    ),
+    "what-made-room-is-held": (
+        "            self._drop(other)  # made room",
+        "            str(other)  # made room",
+        f"{_REMOTE}::test_a_piece_that_made_room_is_let_go",
+    ),
+}
+
+_NODE_CACHE: Faults = {
+    "the-digest-is-not-looked-at": (
+        "and hashlib.sha256(data[:size]).digest() == data[size:]",
+        "",
+        f"{_CACHE}::test_a_damaged_piece_is_not_there",
+    ),
+    "once-whole-always-whole": (
+        "if self._whole.get(name) == stamp:",
+        "if name in self._whole:",
+        f"{_CACHE}::test_a_change_is_seen_through_a_file_that_is_open",
+    ),
+    "the-newest-make-room": (
+        "in sorted(found) if",
+        "in sorted(found, reverse=True) if",
+        f"{_CACHE}::test_what_was_not_used_for_longest_makes_room",
+    ),
+    "a-use-leaves-no-trace": (
+        "ns=(time.time_ns(),",
+        "ns=(0,",
+        f"{_CACHE}::test_what_was_not_used_for_longest_makes_room",
+    ),
+    "drafts-lock-nobody-out": (
+        "fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))",
+        "fcntl.LOCK_SH)",
+        f"{_CACHE}::test_one_of_two_fetches_and_the_other_waits",
+    ),
+}
+
+_STORE: Faults = {
+    "a-changed-object-is-read": (
+        "if version is not None and found.version != version:",
+        "if False:",
+        "tests/platform/test_store.py::test_an_object_that_has_changed_is_not_read",
+    ),
+    "half-an-answer-is-whole": (
+        "            if len(data) != size:",
+        "            if False:",
+        "tests/platform/test_store.py::test_what_fails_for_a_while_is_asked_for_again",
+    ),
+}
+
 FAULTS = {
+    "platform/data/node_cache.py": _NODE_CACHE,
+    "platform/data/remote.py": _REMOTE_FAULTS,
+    "platform/store.py": _STORE,
     "platform/data/side_file.py": _SIDE_FILE,
     "platform/data/stored.py": _STORED_FAULTS,
     "platform/data/target.py": _TARGET,

@@ -2,8 +2,9 @@
 
 import json
 import logging
-import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -107,19 +108,26 @@ def test_in_any_order_pieces_are_kept_only_if_all_of_them_fit(
     assert Reader(moved, access=replace(access, limit=1000)).remote.cache is not None
 
 
-def read_half(path: Path, access: Access, start: int) -> None:
-    Reader(Index(path), access=access).raw(np.roll(RANDOM, start), "image")
+READ = """
+import sys
+from pathlib import Path
+import numpy as np
+from vergence.platform.data.index import Index
+from vergence.platform.data.read import Reader
+from vergence.platform.data.remote import Access
+
+path, folder, chunk, start = sys.argv[1:]
+access = Access(patience_s=5, chunk=int(chunk), folder=Path(folder))
+index = Index(Path(path))
+Reader(index, access=access).raw(np.roll(np.random.default_rng(1).permutation(len(index)), int(start)), "image")
+"""
 
 
 def test_processes_that_want_the_same_chunks_share_them(moved: Index, access: Access, faults: Faults) -> None:
     faults.latency_s = 0.01
-    spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=read_half, args=(moved.path, access, start)) for start in (0, 100)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
+    command = [sys.executable, "-c", READ, str(moved.path), str(access.folder), str(CHUNK)]
+    processes = [subprocess.Popen([*command, start]) for start in ("0", "100")]
+    assert [process.wait() for process in processes] == [0, 0]
     assert len(faults.requests) <= NUM / CHUNK + len(moved.shards)
 
 
