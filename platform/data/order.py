@@ -26,7 +26,9 @@ class Order(BaseModel, frozen=True, extra="forbid", strict=True):
     kind: Literal["full", "chunk"] = Field(
         "full", description="full: any order of all samples; chunk: neighbours are read together"
     )
-    chunk: PositiveInt = Field(64, description="consecutive samples of a chunk (chunk)")
+    chunk: PositiveInt = Field(
+        64, description="consecutive samples of a chunk, and of a piece that nodes keep of shards in a store"
+    )
     window: PositiveInt | Literal["auto"] = Field(
         "auto",
         description=f"chunks that are shuffled together, and held in memory (chunk); auto: of {WINDOW_BATCHES} batches",
