@@ -64,25 +64,22 @@ class Bench:
             f"epochs={self.budget['epochs']}",
             "data.holdout=0",
         ]
+        finals = [[*base, *variant.get("settings", ())] for variant in asked["variants"].values()]
+        seeds = [[*base, f"seed={seed}"] for seed in range(self.table["untrained"])]
+        trained, began = (
+            self._figures(kind, row, each) for kind, each in (("final", finals), ("untrained", seeds))
+        )
         variants = {
-            label: {**variant, **self._figures("final", row, [*base, *variant.get("settings", ())])}
-            for label, variant in asked["variants"].items()
+            label: {**variant, **found} for (label, variant), found in zip(asked["variants"].items(), trained)
         }
-        began = [
-            self._figures("untrained", row, [*base, f"seed={seed}"])
-            for seed in range(self.table["untrained"])
-        ]
         return {**asked, "base": base, "variants": variants, "untrained": began}
 
-    def _figures(self, kind: Any, row: Row, settings: Sequence[str]) -> dict[str, Any]:
+    def _figures(self, kind: Any, row: Row, runs: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
         from benchmarks.experiments import Work
 
-        line = self.ledger.result(Work(kind, row.recipe, tuple(settings), self.sets))
-        return {
-            name: value
-            for name, value in line.items()
-            if name in (*FIGURES, "metrics", "failed", "jobs", "code")
-        }
+        lines = self.ledger.results([Work(kind, row.recipe, tuple(settings), self.sets) for settings in runs])
+        kept = (*FIGURES, "metrics", "failed", "on", "jobs", "code")
+        return [{name: value for name, value in line.items() if name in kept} for line in lines]
 
     def keep(self, name: str, found: Mapping[str, Any]) -> None:
         """Into the JSON, the page and its picture."""
@@ -113,21 +110,27 @@ def best(row: Row) -> list[str]:
 
 def page(report: Mapping[str, Any]) -> str:
     """The page in Markdown."""
-    budget = report["budget"]
+    from vergence.platform import yaml
+
+    budget, found = report["budget"], report["ablations"]
+    places = sorted({each["on"] for one in found.values() for each in one["variants"].values()})
     lines = [
         "# Ablations",
         "",
         f"The papers' ablations on CIFAR-10, ours beside theirs: {budget['images']:,} images, {budget['epochs']} epochs, "
-        "ResNet-18 of width 0.25, one seed, settings of the table of methods (README). A paper's figure is top-1 in "
-        "percent of a linear classifier on ImageNet unless its source says otherwise: orders and collapses compare, "
-        f"numbers do not. Nothing is tuned for an outcome. Columns: top-1 by `{KNN}` and `{LINEAR}` on the test set; std "
-        "of unit h times √d (0: all alike) and effective rank of h there; what the method told at its last step. "
+        f"ResNet-18 of width 0.25, one seed, on {' or '.join(places)}, settings of the table of methods (README). A "
+        "paper's figure is top-1 in percent of a linear classifier on ImageNet unless its source says otherwise: orders "
+        "and collapses compare, numbers do not. Nothing is tuned for an outcome. Columns: top-1 by "
+        f"`{KNN}` and `{LINEAR}` on the test set; std of unit h times √d (0: all alike) and effective rank of h there; "
+        "what the method told at its last step. "
         f"Written by `make ablations` from `benchmarks/results/ablations.json`, {report['date']}; plan in "
         "`benchmarks/ablations.yaml`.",
     ]
-    for name, found in report["ablations"].items():
-        lines += ["", f"## {found['title']}", "", f"{found['recipe']}{SUFFIX}; {found['source']}.", ""]
-        lines += [f"![{found['title']}](ablations/{name}.png)", "", *section(found)]
+    for name, one in found.items():
+        lines += ["", f"## {one['title']}", "", f"{one['recipe']}{SUFFIX}; {one['source']}.", ""]
+        lines += [f"![{one['title']}](ablations/{name}.png)", "", *section(one)]
+    if left := [one["title"] for name, one in yaml.read(PLAN)["ablations"].items() if name not in found]:
+        lines += ["", "## Not run yet", "", "; ".join(left) + "."]
     return "\n".join(lines) + "\n"
 
 
@@ -188,7 +191,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
         )
     axes[0].set_yticks([place + 0.2 for place in range(len(variants))], list(variants))
     axes[0].set_title("ours (dashed: untrained)")
-    axes[0].legend(fontsize="small")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize="small")
     axes[1].barh(list(theirs), list(theirs.values()), 0.6, color="C7")
     axes[1].set_title("paper")
     for axis in axes:
@@ -222,8 +225,9 @@ def main() -> int:
             failed[name] = error
             print(f"{name} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
-    with bench.ledger, ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(fill, options.only or plan["ablations"]))
+    names = options.only or plan["ablations"]
+    with bench.ledger, ThreadPoolExecutor(len(names)) as pool:  # they wait, and the ledger's processes work
+        list(pool.map(fill, names))
     return 1 if failed else 0
 
 

@@ -9,8 +9,8 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple, Self
 import torch
 
 from benchmarks import data
+from benchmarks.__main__ import machine
 from benchmarks.alone import shares
 from benchmarks.measure import tree_cpu_s
 from vergence.methods.method import Encoder
@@ -77,7 +78,11 @@ class Work(NamedTuple):
             return f"pixels {recipe.size} {images}"
         if self.kind == "untrained":  # many recipes begin with the same weights
             return f"untrained {embedder(untrained(recipe, self.open()), recipe).digest} {images}"
-        return f"{self.kind} {self.recipe} {recipe.digest()} {images}"
+        return f"{self.kind} {self.recipe} {recipe.digest()} {images}{' gpu' if self.trains_on_gpu else ''}"
+
+    @property
+    def trains_on_gpu(self) -> bool:
+        return self.kind in ("trial", "final") and bool(self.load().scale.gpus_per_worker)
 
 
 def untrained(recipe: Recipe, index: Index) -> Encoder:
@@ -132,6 +137,7 @@ def trained(recipe: Recipe, index: Index) -> tuple[Encoder, dict[str, Any]]:
                 "metrics": metrics,
             }
     shutil.rmtree(run.path)
+    found["on"] = where(bool(recipe.scale.gpus_per_worker))
     return loop.method.encoder, {name: value for name, value in found.items() if value is not None}
 
 
@@ -169,7 +175,7 @@ class Ledger:
 
     def __init__(self, path: Path, jobs: int, says: Callable[[str], None] = print) -> None:
         self.path, self.jobs, self.says = path, jobs, says
-        self._lock = threading.Lock()
+        self._lock, self._free = threading.Lock(), threading.Semaphore(jobs)
         self._known = {line["key"]: line for line in _lines(path)}
         self._pending: dict[str, Future[dict[str, Any]]] = {}
 
@@ -188,18 +194,27 @@ class Ledger:
 
     def result(self, work: Work) -> Mapping[str, Any]:
         """What this work finds, now or at an earlier time. Raises whatever it raises."""
-        key = work.key
-        with self._lock:
+        with self._lock:  # what is built for a key draws from torch's one generator
+            key = work.key
             if key in self._known:
                 return self._known[key]
-            if key not in self._pending:
-                self._pending[key] = self._pool.submit(do, work)
-            future = self._pending[key]
-        found = future.result()
+        with self._free:  # a pool whose processes are replaced forgets what waits in it (CPython gh-115634)
+            with self._lock:
+                if key in self._known:
+                    return self._known[key]
+                if key not in self._pending:
+                    self._pending[key] = self._pool.submit(do, work)
+                future = self._pending[key]
+            found = future.result()
         with self._lock:
             if key not in self._known:
                 self._keep(key, work, found)
             return self._known[key]
+
+    def results(self, works: Sequence[Work]) -> list[Mapping[str, Any]]:
+        """The same of several, side by side."""
+        with ThreadPoolExecutor(max(1, len(works))) as pool:
+            return list(pool.map(self.result, works))
 
     def _keep(self, key: str, work: Work, found: Mapping[str, Any]) -> None:
         settings = [setting.replace(f"{data.CACHE}/", "") for setting in work.settings]
@@ -218,6 +233,14 @@ class Ledger:
             file.write(json.dumps(line) + "\n")
         self._known[key] = line
         self.says(_told(line))
+
+
+def where(gpu: bool) -> str:
+    """What trains here, for a table."""
+    if gpu:
+        return f"one {torch.cuda.get_device_name()}"
+    found = machine()
+    return f"{found['cores']} cores of {found['cpu']}"
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

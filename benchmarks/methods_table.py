@@ -2,6 +2,7 @@
 
 make methods-table                                   all; what is done is not done again: the same command goes on
 make methods-table TABLE="--only simclr byol --jobs 2"
+make methods-table TABLE="--jobs 16 --gpu"           all runs on one GPU, side by side
 OMP_NUM_THREADS=1 python -m benchmarks.methods_table --small     minutes: proves only that everything works
 
 A row for every recipe NAME-cifar10; budget and grids are in methods_table.yaml. Results go to
@@ -89,6 +90,7 @@ class Bench:
         given = {name: getattr(options, name) for name in ("epochs", "images")}
         self.budget = budget._replace(**{name: value for name, value in given.items() if value})
         self.plan, self.small, self.command = plan, options.small, command
+        self.gpu = ["scale.gpus_per_worker=1"] if options.gpu else []
         folder = data.CACHE / ("methods-small" if options.small else "methods")
         self.json = folder / "methods.json" if options.small else Path("benchmarks/results/methods.json")
         self.readme = None if options.small else Path("README.md")
@@ -110,25 +112,23 @@ class Bench:
 
     def row(self, row: Row) -> dict[str, Any]:
         """Trials, the final runs of the best one, and what they began with."""
-        common, budget = [*self.plan["common"], *row.settings, "monitor.every_epochs=1000"], self.budget
-        short = [*common, f"epochs={budget.trial_epochs}", f"data.holdout={budget.holdout}", "seed=0"]
-        tried = [
-            {"settings": point, **self._figures("trial", row, [*short, *assignments(point)])}
-            for point in [*row.trials()][: 1 if self.small else None]
-        ]
+        on_cpu, budget = [*self.plan["common"], *row.settings, "monitor.every_epochs=1000"], self.budget
+        common = [*on_cpu, *self.gpu]
+        as_trial = [f"epochs={budget.trial_epochs}", f"data.holdout={budget.holdout}", "seed=0"]
+        short = [*common, *as_trial]
+        points = [*row.trials()][: 1 if self.small else None]
+        found = self._figures("trial", row, [[*short, *assignments(point)] for point in points])
+        tried = [{"settings": point, **each} for point, each in zip(points, found)]
         best = chosen(tried)
         whole = [*common, f"epochs={budget.epochs}", "data.holdout=0", *assignments(best)]
-        runs = [
-            {"seed": seed, **self._figures("final", row, [*whole, f"seed={seed}"])}
-            for seed in range(1 if self.small else row.seeds)
-        ]
-        began = [
-            {"seed": seed, **self._figures("untrained", row, [*whole, f"seed={seed}"])}
-            for seed in range(self.plan["untrained"])
-        ]
+        runs = self._of_seeds("final", row, whole, 1 if self.small else row.seeds)
+        began = self._of_seeds("untrained", row, whole, self.plan["untrained"])
         failed = [run["failed"] for run in runs if "failed" in run]
         if failed:
             raise RuntimeError(failed[0])
+        if self.gpu:  # images per CPU-second are those of a CPU alone
+            [alone] = self._figures("trial", row, [[*on_cpu, *as_trial, *assignments(points[0])]])
+            runs = [run | {"images_per_cpu_s": alone["images_per_cpu_s"]} for run in runs]
         command = shlex.join(["vergence", "pretrain", row.recipe, *whole])
         return {
             **described(row.recipe),
@@ -140,15 +140,18 @@ class Bench:
         }
 
     def pixels(self, row: Row) -> dict[str, Any]:
-        return self._figures("pixels", row, ())
+        return self._figures("pixels", row, [()])[0]
 
-    def _figures(self, kind: Any, row: Row, settings: Sequence[str]) -> dict[str, Any]:
+    def _of_seeds(self, kind: Any, row: Row, settings: Sequence[str], seeds: int) -> list[dict[str, Any]]:
+        found = self._figures(kind, row, [[*settings, f"seed={seed}"] for seed in range(seeds)])
+        return [{"seed": seed, **each} for seed, each in enumerate(found)]
+
+    def _figures(self, kind: Any, row: Row, runs: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
         from benchmarks.experiments import Work
 
-        line = self.ledger.result(Work(kind, row.recipe, tuple(settings), self.sets))
-        return {
-            name: value for name, value in line.items() if name not in ("key", "kind", "recipe", "settings")
-        }
+        lines = self.ledger.results([Work(kind, row.recipe, tuple(settings), self.sets) for settings in runs])
+        left_out = ("key", "kind", "recipe", "settings")
+        return [{name: value for name, value in line.items() if name not in left_out} for line in lines]
 
     def keep(self, name: str, found: Mapping[str, Any]) -> None:
         """Into the JSON, beside the rows of the same budget that are there, and into the README."""
@@ -230,15 +233,17 @@ def table(report: Mapping[str, Any]) -> str:
     about, methods = report["about"], report.get("methods", {})
     budget = about["budget"]
     trials = sorted({len(found["trials"]) for found in methods.values()})
+    places = sorted({run["on"] for found in methods.values() for run in found["runs"]})
     jobs = sorted({run["jobs"] for found in methods.values() for run in found["runs"]})
     lines = [
         f"{budget['images']:,} images of CIFAR-10, {budget['epochs']} epochs, with `{' '.join(about['common'])}`, "
-        f"{' or '.join(map(str, jobs))} at a time on {report['machine']['cores']} cores. Each recipe is tuned by "
+        f"{' or '.join(map(str, jobs))} at a time on {' or '.join(places)}. Each recipe is tuned by "
         f"{' or '.join(map(str, trials))} trials of {budget['trial_epochs']} epochs over {1 - budget['holdout']:.0%} of the "
         f"images, the other {budget['holdout']:.0%} choose by kNN (`benchmarks/methods_table.yaml`); the test set is used "
         f"once. Top-1 by `{KNN}` and `{LINEAR}`: mean of three untrained initialisations (least to most) → after "
         "training, with as much for three seeds. ✗: not above the untrained ones by more than their spread. Rank: "
-        "effective rank of h on the test set. Methods that need captions are left out. "
+        "effective rank of h on the test set. Images per CPU-second: one process on a core. Methods that need captions are "
+        "left out. "
         f"`make methods-table`, {report['date']}.",
         "",
         "| method | year | kNN | linear | rank | images per CPU-second |",
@@ -272,7 +277,8 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="recipes NAME-cifar10; default: all")
     parser.add_argument("--epochs", type=int, help="of a final run; default: of the plan")
     parser.add_argument("--images", type=int, help="of CIFAR-10's training set; default: of the plan")
-    parser.add_argument("--jobs", type=int, choices=(1, 2), default=1, help="runs at a time, a core each")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, a core each")
+    parser.add_argument("--gpu", action="store_true", help="train on one GPU, which all runs share")
     parser.add_argument("--small", action="store_true", help="minutes: proves only that everything works")
     options = parser.parse_args()
     plan = yaml.read(PLAN)
@@ -292,8 +298,9 @@ def main() -> int:
             print(f"{name} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
     asked = [there[name] for name in options.only or there]
-    with bench.ledger, ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(fill, [*(row.name for row in asked), PIXELS]))
+    names = [*(row.name for row in asked), PIXELS]
+    with bench.ledger, ThreadPoolExecutor(len(names)) as pool:  # they wait, and the ledger's processes work
+        list(pool.map(fill, names))
     if bench.json.exists():
         print(table(json.loads(bench.json.read_text())))
     return 1 if failed else 0

@@ -29,9 +29,9 @@ FOUND: dict[str, Any] = {
     "base": ["method.outputs=2048", "method.outputs=512"],
     "untrained": [figures(0.28), figures(0.30)],
     "variants": {
-        "whole": {"paper": 70.2, **figures(0.4), "metrics": {"kl": 0.25}},
-        "no centring": {"paper": "collapse", "failed": "loss is not finite"},
-        "by nobody": {"paper": None, **figures(0.2), "metrics": {"kl": 0.0}},
+        "whole": {"paper": 70.2, "on": "a GPU", **figures(0.4), "metrics": {"kl": 0.25}},
+        "no centring": {"paper": "collapse", "on": "a GPU", "failed": "loss is not finite"},
+        "by nobody": {"paper": None, "on": "a GPU", **figures(0.2), "metrics": {"kl": 0.0}},
     },
 }
 
@@ -72,6 +72,11 @@ def test_section_tells_ours_beside_the_paper() -> None:
 
 def test_page_shows_each_ablation_with_its_picture(tmp_path: Path) -> None:
     report = {"date": "2026-11-26", "budget": {"images": 10_000, "epochs": 5}, "ablations": {"dino": FOUND}}
-    assert "![DINO without its parts](ablations/dino.png)" in page(report)
+    text = page(report)
+    assert "![DINO without its parts](ablations/dino.png)" in text
+    assert "one seed, on a GPU," in text
+    left_out = text.partition("## Not run yet")[2]
+    assert PLAN["simsiam"]["title"] in left_out
+    assert PLAN["dino"]["title"] not in left_out
     draw(FOUND, tmp_path / "ablations" / "dino.png")
     assert (tmp_path / "ablations" / "dino.png").read_bytes().startswith(b"\x89PNG")

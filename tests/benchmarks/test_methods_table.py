@@ -44,7 +44,15 @@ def report(*after: float) -> dict[str, Any]:
                 "year": 2020,
                 "trials": [{}] * 4,
                 "untrained": [figures(0.28), figures(0.29), figures(0.30)],
-                "runs": [{**figures(each, 0.45, 40), "images_per_cpu_s": 250.0, "jobs": 2} for each in after],
+                "runs": [
+                    {
+                        **figures(each, 0.45, 40),
+                        "images_per_cpu_s": 250.0,
+                        "on": "2 cores of a CPU",
+                        "jobs": 2,
+                    }
+                    for each in after
+                ],
             }
         },
     }
