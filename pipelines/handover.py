@@ -99,7 +99,7 @@ def _register(run: Run, name: str, card: EncoderCard, data: TrainedOn, tracker: 
 def _draw_views(recipe: Recipe, index: Index, plan: Plan, path: Path) -> None:
     """A sheet of a few training images and the views that the run makes of them."""
     ids = plan.training_ids(np.arange(min(8, plan.num_training)))
-    images = Reader(index, max_pixels=recipe.data.max_pixels).images(ids)
+    images = Reader(index, recipe.data.max_pixels, recipe.data.access).images(ids)
     good = [i for i, image in enumerate(images) if isinstance(image, np.ndarray)]
     views = Views(recipe.views, seed=recipe.seed, mean=recipe.data.mean, std=recipe.data.std)
     contact_sheet([np.asarray(images[i]) for i in good], ids[good], views, path)

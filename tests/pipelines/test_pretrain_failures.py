@@ -13,6 +13,7 @@ from runs_for_real import start, vergence, wait_for_step, write_shards
 from vergence.platform.runs import commit as commits
 
 
+@pytest.mark.slow
 def test_truncated_jpegs_are_replaced_counted_and_named(place: Path) -> None:
     shards = write_shards(place / "broken", broken=(5, 17))
     home = place / "bad"
