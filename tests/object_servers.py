@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 import urllib.request
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -59,7 +60,7 @@ class Faults:
         return None
 
 
-class _Server(ThreadingHTTPServer):
+class _Server(ThreadingHTTPServer, ABC):
     daemon_threads = True
     request_queue_size = 128
 
@@ -67,8 +68,9 @@ class _Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.faults = faults
 
+    @abstractmethod
     def answer(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Answer:
-        raise NotImplementedError
+        """What a server without faults says."""
 
     def handle_error(self, request: object, client_address: object) -> None:
         pass  # a client that is gone

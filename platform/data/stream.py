@@ -105,16 +105,16 @@ class Stream:
 
     def _fetch_ahead(self, start_step: int, stop_step: int) -> None:
         """A part of the window that follows comes to the node while these steps are read; all ranks ask for the same."""
-        if self.plan.order.kind == "full" or self._reader.remote is None:
+        kinds = ["image"] if self.views else self._members
+        if self.plan.order.kind == "full" or self._reader.remote is None or not kinds:
             return
-        per_epoch, kinds = self.plan.batches_per_epoch, ["image"] if self.views else self._members
+        per_epoch = self.plan.batches_per_epoch
         for epoch in range(start_step // per_epoch, (stop_step - 1) // per_epoch + 1):
             first, last = (
                 min(max(step - epoch * per_epoch, 0), per_epoch) for step in (start_step, stop_step)
             )
             ids = self.plan.coming(epoch, first, last, is_last=epoch + 1 == self.epochs)
-            for kind in kinds[:1]:
-                self._reader.fetch_ahead(ids, kind)
+            self._reader.fetch_ahead(ids, kinds[0])  # a piece holds all members of its samples
 
     def _table(
         self,

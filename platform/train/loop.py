@@ -24,7 +24,6 @@ from vergence.platform.data.read import Reader
 from vergence.platform.data.remote import BYPASSED
 from vergence.platform.data.share import Share
 from vergence.platform.evaluate.monitor import Monitor, remarks
-from vergence.platform.evaluate.spread import effective_rank, embedding_std
 from vergence.platform.evaluate.sweep import Sweep
 from vergence.platform.evaluate.zero_shot import ZeroShot
 from vergence.platform.runs import commit as commits
@@ -36,12 +35,11 @@ from vergence.platform.train.exact import Result, accumulate
 from vergence.platform.train.job import Job
 from vergence.platform.train.layout import layout
 from vergence.platform.train.micro import Micros
-from vergence.platform.train.record import Recorder, committed
+from vergence.platform.train.record import Recorder, committed, embedding_metrics
 
 log = logging.getLogger(__name__)
 
 MAX_SKIPPED_IN_A_ROW = 10
-EMBEDDING_ROWS = 256  # of the global batch, whose spread and rank are told
 # streams of random words: for shuffling BN, for dropout and its like, for what is done before an epoch
 SHUFFLE, DRAWS, SWEEP = 0x5B, 0xD2, 0x5E
 
@@ -390,19 +388,3 @@ class RankLoop:
             f"{MAX_SKIPPED_IN_A_ROW} steps in a row had a loss or gradients that are not finite, the last "
             f"one step {self.step - 1}; lower optim.lr, lengthen schedule.warmup_epochs or use precision=fp32"
         )
-
-
-def embedding_metrics(z: Tensor) -> dict[str, float]:
-    """Spread and effective rank of the embeddings, on rank 0, elsewhere {}; collective.
-
-    z: (n, ..., d) on this rank; of several views the first. The first rows of each rank enter, 256 in all.
-    """
-    own = z.detach()[: math.ceil(EMBEDDING_ROWS / collectives.world_size())].float()
-    rows = collectives.gather(own.flatten(1, -2)[:, 0] if own.dim() > 2 else own)
-    if collectives.rank():
-        return {}
-    features = rows[:EMBEDDING_ROWS].cpu().numpy()
-    return {
-        "embedding_std": embedding_std(features),
-        "effective_rank": effective_rank(features),
-    }

@@ -1,5 +1,6 @@
 """What leaves the rank loop: metric records (metrics.jsonl) and commits."""
 
+import math
 import time
 import zlib
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from vergence.methods import collectives
 from vergence.platform.errors import VergenceError
+from vergence.platform.evaluate.spread import effective_rank, embedding_std
 from vergence.platform.files import sync, write_atomic
 from vergence.platform.runs import commit as commits
 from vergence.platform.runs.records import FirstStep, Metrics, Monitored, Record, StepMark, line, parse
@@ -20,6 +22,7 @@ from vergence.platform.runs.run import facts_of, owns
 from vergence.platform.train.engine import Engine, cpu_copy
 from vergence.platform.train.job import Job
 
+EMBEDDING_ROWS = 256  # of the global batch, whose spread and rank are told
 PIECE_BYTES = 64 << 20  # of a tensor, that cross from a device at a time
 
 
@@ -81,6 +84,22 @@ class Recorder:
         if self.speaks and owns(self.job.run, self.job.attempt):
             with self.path.open("a") as file:
                 file.write(line(record))
+
+
+def embedding_metrics(z: Tensor) -> dict[str, float]:
+    """Spread and effective rank of the embeddings, on rank 0, elsewhere {}; collective.
+
+    z: (n, ..., d) on this rank; of several views the first. The first rows of each rank enter, 256 in all.
+    """
+    own = z.detach()[: math.ceil(EMBEDDING_ROWS / collectives.world_size())].float()
+    rows = collectives.gather(own.flatten(1, -2)[:, 0] if own.dim() > 2 else own)
+    if collectives.rank():
+        return {}
+    features = rows[:EMBEDDING_ROWS].cpu().numpy()
+    return {
+        "embedding_std": embedding_std(features),
+        "effective_rank": effective_rank(features),
+    }
 
 
 def cut(path: Path, start_step: int, monitor_due: bool = False) -> None:

@@ -179,8 +179,6 @@ _LOOP: Faults = {
         "float(grad_norms[1]), float(grad_norms[0])",
         RECORDS + "[byol]",
     ),
-    "spread-of-this-rank": ("rows = collectives.gather(", "rows = (", RECORDS + "[byol]"),
-    "spread-over-both-views": (".flatten(1, -2)[:, 0]", ".flatten(0, -2)", RECORDS + "[byol]"),
     "method-in-eval-mode": ("job.build().train()", "job.build().eval()", MOCO),
     "one-norm-group-a-share": (
         "norms.install(self.method, self.layout.norm_group,",

@@ -1,6 +1,6 @@
 """What outlives a step: commits, records, locks, indexes."""
 
-from .names import COMMIT, RECORD, Faults
+from .names import COMMIT, RECORD, RECORDS, Faults
 
 _PRUNES = f"{COMMIT}::test_prune_keeps_newest_and_best"
 
@@ -40,6 +40,8 @@ _COMMIT: Faults = {
 }
 
 _RECORD: Faults = {
+    "spread-of-this-rank": ("rows = collectives.gather(", "rows = (", RECORDS + "[byol]"),
+    "spread-over-both-views": (".flatten(1, -2)[:, 0]", ".flatten(0, -2)", RECORDS + "[byol]"),
     "record-of-the-commits-step-stays": (
         "record.step < start_step and",
         "record.step <= start_step and",

@@ -40,7 +40,7 @@ _TARGET: Faults = {
     "the-last-to-claim-is-right": (
         "_text(value), None)",
         "_text(value))",
-        f"{_DATA}/test_shards.py::test_a_store_is_claimed_by_who_writes_first",
+        f"{_DATA}/test_target.py::test_a_store_is_claimed_by_who_writes_first",
     ),
 }
 

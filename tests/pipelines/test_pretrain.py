@@ -77,6 +77,7 @@ def test_finished_run_is_a_quick_no_op(undisturbed: Undisturbed, place: Path) ->
     assert_bit_equal(final_state(home / "tiny"), state)
 
 
+@pytest.mark.slow
 def test_a_power_cut_that_left_half_of_every_small_file_costs_a_few_steps(
     undisturbed: Undisturbed, place: Path
 ) -> None:

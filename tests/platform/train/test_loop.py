@@ -24,7 +24,8 @@ from vergence.platform.data.index import open_index
 from vergence.platform.runs import commit as commits
 from vergence.platform.runs.commit import Commit
 from vergence.platform.runs.run import Run, locked
-from vergence.platform.train.loop import MAX_SKIPPED_IN_A_ROW, RankLoop, embedding_metrics
+from vergence.platform.train.loop import MAX_SKIPPED_IN_A_ROW, RankLoop
+from vergence.platform.train.record import embedding_metrics
 
 RECIPE = """
 epochs: 2
