@@ -78,11 +78,9 @@ class Work(NamedTuple):
             return f"pixels {recipe.size} {images}"
         if self.kind == "untrained":  # many recipes begin with the same weights
             return f"untrained {embedder(untrained(recipe, self.open()), recipe).digest} {images}"
-        return f"{self.kind} {self.recipe} {recipe.digest()} {images}{' gpu' if self.trains_on_gpu else ''}"
-
-    @property
-    def trains_on_gpu(self) -> bool:
-        return self.kind in ("trial", "final") and bool(self.load().scale.gpus_per_worker)
+        # a trial is timed, and what is found elsewhere is no answer
+        where = " gpu" if self.kind == "trial" and recipe.scale.gpus_per_worker else ""
+        return f"{self.kind} {self.recipe} {recipe.digest()} {images}{where}"
 
 
 def untrained(recipe: Recipe, index: Index) -> Encoder:

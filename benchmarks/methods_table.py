@@ -126,9 +126,9 @@ class Bench:
         failed = [run["failed"] for run in runs if "failed" in run]
         if failed:
             raise RuntimeError(failed[0])
-        if self.gpu:  # images per CPU-second are those of a CPU alone
-            [alone] = self._figures("trial", row, [[*on_cpu, *as_trial, *assignments(points[0])]])
-            runs = [run | {"images_per_cpu_s": alone["images_per_cpu_s"]} for run in runs]
+        # images per CPU-second are those of a CPU alone
+        [alone] = self._figures("trial", row, [[*on_cpu, *as_trial, *assignments(points[0])]])
+        runs = [run | {"images_per_cpu_s": alone["images_per_cpu_s"]} for run in runs]
         command = shlex.join(["vergence", "pretrain", row.recipe, *whole])
         return {
             **described(row.recipe),

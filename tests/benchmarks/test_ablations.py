@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import ablations, methods_table
-from benchmarks.ablations import draw, page, section
+from benchmarks.ablations import draw, page, section, trained_on
 from benchmarks.methods_table import KNN, LINEAR, rows
 from vergence.methods.catalog import METHODS
 from vergence.methods.method import DataFacts
@@ -42,7 +42,7 @@ def test_every_variant_is_a_recipe_of_its_own_that_can_be_built() -> None:
     for name, asked in PLAN.items():
         row, digests = there[asked["recipe"]], set()
         for variant in asked["variants"].values():
-            settings = [*table["common"], *row.settings, *variant.get("settings", ())]
+            settings = [*table["common"], *asked.get("settings", ()), *variant.get("settings", ())]
             recipe = load_recipe(row.recipe, settings)
             method = build_method(recipe, DataFacts(1024, 1024, recipe.epochs))
             assert parameter_groups(method, recipe.optim, 0.1, recipe.schedule), (
@@ -70,11 +70,17 @@ def test_section_tells_ours_beside_the_paper() -> None:
     assert {line.count("|") for line in lines[:-2]} == {8}
 
 
+def test_where_each_variant_was_trained_is_told() -> None:
+    whole, other, _ = FOUND["variants"].values()
+    both = {"variants": {"whole": whole, "other": other | {"on": "2 cores"}}}
+    assert trained_on(both) == "Trained on a GPU (whole) and 2 cores (other)."
+
+
 def test_page_shows_each_ablation_with_its_picture(tmp_path: Path) -> None:
     report = {"date": "2026-11-26", "budget": {"images": 10_000, "epochs": 5}, "ablations": {"dino": FOUND}}
     text = page(report)
     assert "![DINO without its parts](ablations/dino.png)" in text
-    assert "one seed, on a GPU," in text
+    assert "Trained on a GPU." in text
     left_out = text.partition("## Not run yet")[2]
     assert PLAN["simsiam"]["title"] in left_out
     assert PLAN["dino"]["title"] not in left_out
