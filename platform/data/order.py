@@ -31,7 +31,7 @@ class Order(BaseModel, frozen=True, extra="forbid", strict=True):
     )
     window: PositiveInt | Literal["auto"] = Field(
         "auto",
-        description=f"chunks that are shuffled together, and held in memory (chunk); auto: of {WINDOW_BATCHES} batches",
+        description=f"chunks that are shuffled together, and kept on the node (chunk); auto: of {WINDOW_BATCHES} batches",
     )
 
     def arrange(self, ids: np.ndarray, global_batch: int, seed: int, epoch: int) -> np.ndarray:

@@ -3,11 +3,13 @@
 import io
 import tarfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
+from object_servers import Faults, web_server
 from PIL import Image
 from shard_files import wav, write_shard
 
@@ -16,7 +18,9 @@ from vergence.platform.augment.presets import ViewSpec
 from vergence.platform.cluster.feed import Feed
 from vergence.platform.data.config import DataConfig
 from vergence.platform.data.index import open_index
+from vergence.platform.data.order import Order
 from vergence.platform.data.plan import Plan
+from vergence.platform.data.remote import Access
 from vergence.platform.data.share import Share
 from vergence.platform.data.stream import Stream
 
@@ -67,13 +71,34 @@ def batches(stream: Stream, rank: int, world_size: int, start_step: int) -> list
     return list(Feed(stream, data, rank, world_size, start_step))
 
 
+@pytest.fixture(scope="module", params=["files, full order", "a store, order by chunks"])
+def streamed(
+    request: pytest.FixtureRequest, stream: Stream, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stream]:
+    """Where the ids are asked for by Ray's tasks."""
+    if request.param.startswith("files"):
+        yield stream
+        return
+    folder, faults = tmp_path_factory.mktemp("store"), Faults()
+    write(folder / "train-000000.tar", sides=(8,))
+    with web_server(folder, faults) as address:
+        faults.errors = 0.05
+        index = open_index(f"{address}/train-000000.tar", folder / "index")
+        plan = replace(stream.plan, order=Order(kind="chunk", chunk=4, window=5))
+        yield replace(stream, index=index.path, plan=plan, access=Access(chunk=4, folder=folder / "node"))
+        assert faults.requests
+
+
 def global_ids(stream: Stream, world_size: int, start_step: int = 0) -> np.ndarray:
     """(steps, BATCH) ids of every global batch, from all ranks."""
     ranks = [batches(stream, rank, world_size, start_step) for rank in range(world_size)]
     return np.array([np.concatenate([batch.ids for batch in step]) for step in zip(*ranks)])
 
 
-def test_ids_are_the_same_for_1_2_and_3_workers_and_after_a_resume(ray_session: None, stream: Stream) -> None:
+def test_ids_are_the_same_for_1_2_and_3_workers_and_after_a_resume(
+    ray_session: None, streamed: Stream
+) -> None:
+    stream = streamed
     one = global_ids(stream, 1)
     steps = EPOCHS * stream.plan.batches_per_epoch
     assert one.shape == (steps, BATCH)
@@ -85,9 +110,9 @@ def test_ids_are_the_same_for_1_2_and_3_workers_and_after_a_resume(ray_session: 
     np.testing.assert_array_equal(global_ids(stream, 2, start_step=middle), one[middle:])
 
 
-def test_no_planned_id_comes_twice_in_an_epoch(ray_session: None, stream: Stream) -> None:
-    per_epoch = stream.plan.batches_per_epoch
-    rows = batches(stream, 0, 1, 0)
+def test_no_planned_id_comes_twice_in_an_epoch(ray_session: None, streamed: Stream) -> None:
+    per_epoch = streamed.plan.batches_per_epoch
+    rows = batches(streamed, 0, 1, 0)
     for epoch in range(EPOCHS):
         steps = rows[epoch * per_epoch : (epoch + 1) * per_epoch]
         good = np.concatenate([batch.ids[~batch.bad] for batch in steps])
