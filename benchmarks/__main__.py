@@ -23,6 +23,7 @@ SECTIONS = {
     "photos": "JPEG photographs to two views of 224, against torchvision on PIL",
     "step": "our step against a bare loop",
     "equality": "gradients of 1, 2, 3 ranks and of two-pass batches",
+    "losses": "value and gradient of our criteria against lightly's losses, where they are the same",
     "start": "seconds to the first step on a Ray that runs, and memory, of short and long runs",
     "commit": "seconds and peak memory of a commit of 100 M parameters with AdamW on two ranks",
     "store": "training from shards behind a slow web server, beside files",

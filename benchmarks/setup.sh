@@ -9,6 +9,9 @@ rm -rf .venv-bench
 base=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 overlay=$(.venv-bench/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 echo "import site; site.addsitedir('$base')" > "$overlay/base.pth"
+# lightly wants hydra-core, and that antlr4-python3-runtime 4.9, where moto, of the tests only, has 4.13. The overlay's own
+# one comes first on its path and stands beside .venv's, which stays as it is.
+grep -v '^antlr4-python3-runtime==' constraints.txt > .venv-bench/constraints.txt
 .venv-bench/bin/python -m pip --disable-pip-version-check install --quiet \
-    --constraint constraints.txt --requirement benchmarks/requirements.txt
+    --constraint .venv-bench/constraints.txt --requirement benchmarks/requirements.txt
 touch "$stamp"
