@@ -32,6 +32,12 @@ WIDTHS = {  # of the methods that have them
     "num_negatives": 32,
 }
 BLANK = range(4, 6)  # a norm group of blank frames, in the batches of toy-blank
+FORMS: dict[str, dict[str, Any]] = {
+    "": {},
+    "symmetric": {"symmetric": True},
+    "predictor": {"predictor": True},
+    "asymmetric": {"predictor": True, "stop_gradient": True},
+}
 
 
 class Out(NamedTuple):
@@ -136,8 +142,7 @@ def build(name: str) -> Any:
     small: dict[str, Any] = {k: width for k, width in WIDTHS.items() if k in config_class.model_fields}
     if name == "dino":
         small["projector_norm"] = "batch"
-    if form == "symmetric":
-        small["symmetric"] = True
+    small |= FORMS[form]
     encoder = build_encoder(
         EncoderConfig(name="resnet18", stem="cifar", width=0.125, split="rgb" if name == "cmc" else None)
     )

@@ -3,12 +3,15 @@ from typing import Literal
 
 import pytest
 import torch
-from small_methods import normal, small_method, whole
-from torch import Tensor
+from small_methods import normal, small_method, two_views, whole
+from torch import Tensor, nn
 
-from vergence.methods.barlow_twins import BarlowTwinsConfig, Embeddings
+from vergence.methods.barlow_twins import BarlowTwinsConfig, Embeddings, Predictions
 
 E = 1e-5
+FORMS = [
+    {"predictor": predictor, "stop_gradient": stop} for predictor in (False, True) for stop in (False, True)
+]
 
 
 def loss_of(z: Tensor, weight: float | Literal["mean"] = 0.0051) -> Tensor:
@@ -26,24 +29,105 @@ def whitened(n: int, d: int) -> Tensor:
     return q * math.sqrt(n)
 
 
-@pytest.mark.parametrize("n", [2, 4, 9])  # small n tells 1 / N from 1 / (N - 1)
-def test_loss_equals_float64_transcription(n: int) -> None:
-    z = normal(n, 2, 3) * 2 + 1
-    bars = []
-    for view in (0, 1):
+def transcription(one: Tensor, other: Tensor) -> float:
+    """The loss of two views (n, d) with lambda 0.0051, in plain numbers."""
+    (n, d), bars = one.shape, []
+    for view in (one, other):
         columns = []
-        for j in range(3):
-            column = [z[i, view, j].item() for i in range(n)]
+        for j in range(d):
+            column = [view[i, j].item() for i in range(n)]
             mean = sum(column) / n
             var = sum((x - mean) ** 2 for x in column) / n
             columns.append([(x - mean) / math.sqrt(var + E) for x in column])
         bars.append(columns)
     total = 0.0
-    for j in range(3):
-        for k in range(3):
+    for j in range(d):
+        for k in range(d):
             c = sum(a * b for a, b in zip(bars[0][j], bars[1][k], strict=True)) / n
             total += (1 - c) ** 2 if j == k else 0.0051 * c**2
-    assert loss_of(z).item() == pytest.approx(total, abs=1e-10)
+    return total
+
+
+@pytest.mark.parametrize("n", [2, 4, 9])  # small n tells 1 / N from 1 / (N - 1)
+def test_loss_equals_float64_transcription(n: int) -> None:
+    z = normal(n, 2, 3) * 2 + 1
+    assert loss_of(z).item() == pytest.approx(transcription(z[:, 0], z[:, 1]), abs=1e-10)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize(("large", "views"), [(2, 2), (2, 4), (3, 3)])
+def test_loss_of_every_form_equals_float64_transcription(
+    form: dict[str, bool], large: int, views: int
+) -> None:
+    z = normal(7, views, 3) * 2 + 1
+    p = normal(7, views, 3, seed=1) - 1 if form["predictor"] else z
+    method = small_method("barlow_twins", redundancy_weight=0.0051, **form)
+    out = Predictions(z, p) if form["predictor"] else Embeddings(z)
+    losses = method.criterion(out, (), whole(7)._replace(num_large=large))
+    terms = [transcription(z[:, t], p[:, s]) for t in range(large) for s in range(views) if s != t]
+    if not any(form.values()):  # a pair once, which matters where only one of it is of full size
+        terms = [transcription(z[:, t], z[:, s]) for t in range(large) for s in range(t + 1, views)]
+    assert losses.loss.item() == pytest.approx(sum(terms) / len(terms), abs=1e-10)
+    torch.testing.assert_close(losses.invariance + losses.redundancy, losses.loss.detach())
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_step_of_every_form_equals_its_equation(form: dict[str, bool]) -> None:
+    """Networks, loss and gradient of every parameter, written down from the docstring."""
+    method, batch = small_method("barlow_twins", redundancy_weight=0.0051, **form), two_views(6)
+    method.criterion(method(batch), (), whole(6)).loss.backward()
+    q = method.predictor if form["predictor"] else nn.Identity()
+    z1, z2 = (method.projector(method.encoder(view)) for view in batch.views)
+    p1, p2 = q(z1), q(z2)
+
+    def bar(x: Tensor) -> Tensor:
+        return (x - x.mean(dim=0)) / (x.var(dim=0, correction=0) + E).sqrt()
+
+    def L(z: Tensor, p: Tensor) -> Tensor:
+        c = bar(z.detach() if form["stop_gradient"] else z).T @ bar(p) / 6
+        weights = torch.full_like(c, 0.0051).fill_diagonal_(1.0)
+        return (weights * (c - torch.eye(5)).square()).sum()
+
+    expected = torch.autograd.grad(L(z1, p2) / 2 + L(z2, p1) / 2, list(method.parameters()))
+    for (name, p), g in zip(method.named_parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, g, msg=name, rtol=1e-6, atol=1e-9)
+    assert sum(p.grad.abs().max() > 1e-6 for p in method.parameters()) > len(expected) / 2
+
+
+def test_stopped_branch_has_no_gradient() -> None:
+    method, batch = small_method("barlow_twins", predictor=True, stop_gradient=True), two_views(6)
+    out = method(batch)
+    assert out.p_bvd.requires_grad
+    assert not out.z_bvd.requires_grad
+    z, p = (x.detach().requires_grad_() for x in out)
+    method.criterion(Predictions(z, p), (), whole(6)).loss.backward()
+    assert z.grad is None
+    assert p.grad is not None
+    assert p.grad.any()
+
+
+def test_predictor_alone_leaves_a_gradient_to_both_branches() -> None:
+    method, batch = small_method("barlow_twins", predictor=True), two_views(6)
+    z, p = (x.detach().requires_grad_() for x in method(batch))
+    method.criterion(Predictions(z, p), (), whole(6)).loss.backward()
+    assert z.grad.any()
+    assert p.grad.any()
+
+
+def test_stop_gradient_alone_halves_the_gradient_of_two_views() -> None:
+    gradients: list[Tensor] = []
+    for stop in (False, True):
+        z = normal(9, 2, 5).requires_grad_()
+        method = small_method("barlow_twins", stop_gradient=stop)
+        gradients += torch.autograd.grad(method.criterion(Embeddings(z), (), whole(9)).loss, z)
+    torch.testing.assert_close(gradients[1], gradients[0] / 2)
+
+
+def test_symmetric_form_has_the_weights_it_always_had() -> None:
+    names = small_method("barlow_twins").state_dict()
+    assert not [name for name in names if "predictor" in name]
+    one, other = (small_method("barlow_twins", predictor=predictor).projector for predictor in (False, True))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("d", [2, 5])

@@ -14,6 +14,9 @@ SAMPLES, STEPS = 12, 3
 FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in METHODS},
     "mocov2-symmetric": ("mocov2", {"symmetric": True}),
+    "barlow_twins-stop_gradient": ("barlow_twins", {"stop_gradient": True}),
+    "barlow_twins-predictor": ("barlow_twins", {"predictor": True}),
+    "barlow_twins-asymmetric": ("barlow_twins", {"predictor": True, "stop_gradient": True}),
 }
 CASES = {
     f"{form}-{small}-small": (name, settings, small)

@@ -98,6 +98,16 @@ _VICREG: Faults = {
 }
 
 _BARLOW: Faults = {
+    "gradient-into-the-stopped-branch": (
+        "return z.detach() if self.config.stop_gradient else z",
+        "return z",
+        f"{_METHODS}/test_barlow_twins.py::test_stopped_branch_has_no_gradient",
+    ),
+    "predicted-one-way-only": (
+        "(unordered if symmetric else directed)",
+        "(unordered if symmetric else unordered)",
+        f"{_METHODS}/test_barlow_twins.py::test_step_of_every_form_equals_its_equation",
+    ),
     "standardised-along-features": (
         "collectives.sum(z_bvd.sum(dim=0)) / B",
         "z_bvd.mean(dim=-1, keepdim=True)",

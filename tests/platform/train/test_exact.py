@@ -98,9 +98,13 @@ CROPPED = [
     for name, (_, method) in METHODS.items()
     if method.needs.views is not None and method.needs.views.allows([8, 8, 6, 6])
 ]
+FORMED = [
+    "mocov2-symmetric", "mocov2-symmetric-crops",
+    "barlow_twins-predictor", "barlow_twins-asymmetric", "barlow_twins-asymmetric-crops",
+]  # fmt: skip
 SETTINGS: dict[str, list[Any]] = {
     name: BOTH if name.startswith("toy") or name in GLOBAL else [GROUP]
-    for name in ("toy", "toy-blank", *METHODS, *CROPPED, "mocov2-symmetric", "mocov2-symmetric-crops")
+    for name in ("toy", "toy-blank", *METHODS, *CROPPED, *FORMED)
 }
 
 
