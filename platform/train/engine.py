@@ -36,6 +36,15 @@ def check_support(optim: OptimConfig, zero: int) -> None:
         )
 
 
+def first_weights(encoder: nn.Module) -> nn.Parameter:
+    """Those of the first layer that trains: no tokens or positions, which a ViT lists before it, no gains or offsets."""
+    return next(
+        parameter
+        for name, parameter in encoder.named_parameters()
+        if parameter.requires_grad and parameter.dim() > 1 and "weight" in name.rpartition(".")[2]
+    )
+
+
 class Engine:
     """A method, its optimiser and DeepSpeed around both.
 
@@ -77,7 +86,7 @@ class Engine:
         optimizer = build_optimizer(method, optim, self._lr, schedule)
         optimizer.register_step_pre_hook(_drop_frozen)
         groups = [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
-        self._first = next(p for p in method.encoder.parameters() if p.requires_grad)
+        self._first = first_weights(method.encoder)
         self._deepspeed = _initialize(method, optimizer, zero, optim.clip, device)
         for buffer in method.buffers():  # DeepSpeed broadcasts parameters only
             dist.broadcast(buffer, 0)
@@ -116,7 +125,7 @@ class Engine:
             group["frozen"] = progress * self._epochs < group["frozen_until"]
 
     def grad_norms(self) -> tuple[Tensor, Tensor]:
-        """0-d fp32 norms of the averaged gradient before clipping: all parameters, and the encoder's first.
+        """0-d fp32 norms of the averaged gradient before clipping: all parameters, and `first_weights`.
 
         Between the last backward and step; computed once. Collective.
         """

@@ -255,6 +255,11 @@ _PAIRS = f"{ENGINE}::test_state_by_name_is_bit_equal_across_stages_and_world_siz
 _NAN = f"{ENGINE}::test_nan_on_one_rank_skips_the_step_on_all_and_leaves_no_trace"
 
 _ENGINE: Faults = {
+    "first-weights-may-be-gains": (
+        "parameter.requires_grad and parameter.dim() > 1 and",
+        "parameter.requires_grad and",
+        "tests/platform/train/test_engine.py::test_first_weights_of_a_vit_are_of_a_layer_that_trains",
+    ),
     "frozen-weights-decay": ("                parameter.grad = None\n", "                pass\n", _AS_IF),
     "frozen-gradient-stays": (
         "                    gradient.zero_()\n",

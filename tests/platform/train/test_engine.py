@@ -20,8 +20,9 @@ from small_engine import (
     train,
 )
 
+from vergence.methods.parts.backbones import EncoderConfig, build_encoder
 from vergence.platform.errors import UserError
-from vergence.platform.train.engine import expected_state
+from vergence.platform.train.engine import expected_state, first_weights
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -191,3 +192,16 @@ def _first_state_of(rank: int, world: int, optim: str) -> Arrays:
 def test_what_cannot_be_right_is_refused(optim: str, zero: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make(optim, zero)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "first"),
+    [(False, "backbone.patch_embed.proj.weight"), (True, "backbone.blocks.0.attn.qkv.weight")],
+)
+def test_first_weights_of_a_vit_are_of_a_layer_that_trains(frozen: bool, first: str) -> None:
+    config = EncoderConfig(
+        name="vit_tiny_patch16_224", patch_size=4, depth=1, pool="cls", freeze_patches=frozen
+    )
+    vit = build_encoder(config, image_size=8)
+    assert first_weights(vit) is dict(vit.named_parameters())[first]
+    assert next(iter(vit.parameters())) is vit.backbone.cls_token  # what comes before every layer
