@@ -25,7 +25,9 @@ SMALL: dict[str, dict[str, Any]] = {
         "context_dim": 5,
         "target_dim": 5,
         "scale": 1.0,
-        "patches": PatchAugmentation(shift=1, flip=0.5, drop_colours=0.5, brightness=0.5, contrast=0.5),
+        "patches": PatchAugmentation(
+            shear=20, elastic=0.5, warp=0.5, shift=1, flip=0.5, drop_colours=0.5, brightness=0.5, contrast=0.5
+        ),
     },
     "cpc": {
         "steps": 2,

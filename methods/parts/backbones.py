@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..method import Encoder
 from ..torchvision_shim import timm
-from . import colour, edges, vision_transformer
+from . import colour, edges, resnet161, vision_transformer
 from .norms import NORM, NormName, replace_batch_norms
 from .patches import GridConfig, GridEncoder
 from .precision import full
@@ -49,12 +49,14 @@ _OF_IMAGES = (
     *_OF_VITS,
 )
 _LEAST_SELECTING = 32  # channels that choose between kernels, as in SimCLR v2's code
+STAGES = {"resnet161": resnet161.CHANNELS}  # of shapes that timm alone does not know: channels by stage
 
 
 class EncoderConfig(BaseModel, frozen=True, extra="forbid", strict=True):
     name: str = Field(
         "resnet18",
-        description=f"timm model name; or {', '.join(SIGNALS)}: convolutions over sounds, texts, arrays of vectors.",
+        description="timm model name, or resnet161, CPC v2's; "
+        f"or {', '.join(SIGNALS)}: convolutions over sounds, texts, arrays of vectors.",
     )
     pretrained: Literal[True] | str | None = Field(
         None,
@@ -312,7 +314,8 @@ def _resnet(config: EncoderConfig, sketch: Any, arguments: dict[str, Any], zero_
             _refuse(config, "has a stem of several convolutions", "stem", "width")
         # timm fixes its plain stem at 64 channels, its deep stem at 2 * stem_width: ask for the deep one, so
         # that norm and first stage fit, and put a single convolution in its place.
-        half = [max(1, round(channels * config.width / 2)) for channels in (64, 64, 128, 256, 512)]
+        stages = STAGES.get(config.name, (64, 128, 256, 512))
+        half = [max(1, round(channels * config.width / 2)) for channels in (64, *stages)]
         kwargs |= {"stem_type": "deep", "stem_width": half[0], "channels": tuple(2 * h for h in half[1:])}
     backbone = timm.create_model(config.name, **kwargs)
     if not plain:

@@ -1,15 +1,18 @@
 """An image as a grid of overlapping patches, each encoded by itself (CPC, arXiv:1807.03748, section 3.2)."""
 
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, Field, PositiveInt
 from torch import Tensor, nn
 
 from ..method import Encoder
 from .draws import uniform
+from .precision import full
 from .sequences import Counter
 
-PATCHES = 1  # stream of draws, one a view
+PATCHES, WARPS = 1, 1 << 7  # streams of draws from here on, one a view
 _DRAWS = 7  # a patch
+_NODES = 4  # on a side of the grid of displacements
 
 
 class GridConfig(BaseModel, frozen=True, extra="forbid", strict=True):
@@ -51,6 +54,17 @@ class GridEncoder(Encoder):
 
 
 class PatchAugmentation(BaseModel, frozen=True, extra="forbid", strict=True):
+    shear: float = Field(
+        0.0, ge=0, lt=90, description="largest angle in degrees of a shear along x, and of one along y"
+    )
+    elastic: float = Field(
+        0.0,
+        ge=0,
+        description="pixels: standard deviation of the displacements on a grid of 4 x 4 places, smooth between them",
+    )
+    warp: float = Field(
+        0.2, ge=0, le=1, description="probability that a patch is sheared, and that it is deformed"
+    )
     shift: int = Field(
         0, ge=0, description="pixels: a crop that is so much smaller, padded back with the mean colour"
     )
@@ -68,6 +82,8 @@ def augmented(patches: Tensor, how: PatchAugmentation, counter: Counter, view: i
     What is drawn follows from sample, view, progress and place in the grid. Raises ValueError: a patch is no larger than
     the shift.
     """
+    if how.shear or how.elastic:
+        patches = _warped(patches, how, counter, view)
     n, rows, columns = patches.shape[:3]
     u = uniform(counter.seed, counter.ids, rows * columns * _DRAWS, counter.progress, stream=PATCHES + view)
     top, left, flip, drop, colour, shade, factor = u.view(n, rows, columns, _DRAWS).unbind(-1)
@@ -82,6 +98,31 @@ def augmented(patches: Tensor, how: PatchAugmentation, counter: Counter, view: i
     factors = _over(1 + how.contrast * (2 * factor - 1)).to(patches.dtype)
     shades = _over(how.brightness * (2 * shade - 1)).to(patches.dtype)
     return (patches - mean) * factors + mean + shades
+
+
+def _warped(patches: Tensor, how: PatchAugmentation, counter: Counter, view: int) -> Tensor:
+    """Some are sheared about the middle, some deformed, by one bilinear look-up; beyond the border is the mean colour."""
+    places, side = patches.shape[:3], patches.shape[-1]
+    draws = 4 + 2 * _NODES**2
+    count = places[1] * places[2] * draws
+    u = uniform(counter.seed, counter.ids, count, counter.progress, stream=WARPS + view).view(-1, draws)
+    shares = u.new_tensor([how.warp * (how.shear > 0), how.warp * (how.elastic > 0)])
+    sheared, deformed = (u[:, :2] < shares).T[..., None, None]  # (m, 1, 1) each, m patches
+    along_x, along_y = torch.tan(torch.deg2rad(how.shear * (2 * u[:, 2:4] - 1))).T[..., None, None] * sheared
+    nodes = torch.special.ndtri(u[:, 4:].clamp(min=2**-53)).view(-1, 2, _NODES, _NODES)
+    right, down = F.interpolate(nodes, (side, side), mode="bicubic", align_corners=True).unbind(
+        1
+    )  # (m, P, P)
+    place = torch.arange(side, dtype=u.dtype, device=u.device) - (side - 1) / 2  # from the middle
+    x = place + how.elastic * right * deformed
+    y = place[:, None] + how.elastic * down * deformed
+    y = y + along_y * x
+    x = x + along_x * y
+    pixels = full(patches.flatten(0, 2))
+    source = torch.stack([x, y], dim=-1).to(pixels.dtype) / (side / 2)
+    seen = F.grid_sample(pixels, source, align_corners=False).unflatten(0, places)
+    touched = _over((sheared | deformed).view(places))
+    return torch.where(touched, seen.to(patches.dtype), patches)
 
 
 def _shifted(patches: Tensor, shift: int, top: Tensor, left: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from vergence.methods.method import Encoder
-from vergence.methods.parts.backbones import EncoderConfig, build_encoder, timm_arguments
+from vergence.methods.parts.backbones import STAGES, EncoderConfig, build_encoder, timm_arguments
 from vergence.methods.torchvision_shim import timm
 from vergence.platform.encoders.export import CARD, PROGRAM, EncoderCard
 from vergence.platform.errors import UserError
@@ -115,7 +115,8 @@ def _seen(config: EncoderConfig) -> str:
 def _own_settings(config: EncoderConfig) -> str:
     """Settings that timm's own form of the backbone does not have; empty if it is timm's."""
     own = config.model_dump(exclude_defaults=True, include=TIMM_LACKS)
-    return ", ".join(f"{key}={value}" for key, value in own.items())
+    shape = {"stages": STAGES[config.name]} if config.name in STAGES else {}
+    return ", ".join(f"{key}={value}" for key, value in (shape | own).items())
 
 
 def _created(

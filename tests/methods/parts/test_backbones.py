@@ -7,6 +7,7 @@ from torch import nn
 from vergence.methods.method import Encoder
 from vergence.methods.parts.backbones import EncoderConfig, ZeroInit, build_encoder
 from vergence.methods.parts.edges import gradient
+from vergence.methods.parts.patches import GridConfig
 from vergence.methods.torchvision_shim import timm
 
 
@@ -151,3 +152,31 @@ def test_edges_are_seen_in_the_place_of_colours(name: str, settings: dict[str, A
     torch.testing.assert_close(encoder(gray + 0.0), expected)
     first = next(module for module in encoder.modules() if isinstance(module, nn.Conv2d))
     assert first.in_channels == 2
+
+
+def test_resnet_161_is_three_stages_of_which_the_last_is_4096_wide() -> None:
+    with torch.device("meta"):
+        encoder = build("resnet161", norm="layer")
+    backbone: Any = encoder.backbone
+    assert encoder.dim == 4096
+    assert sum(p.numel() for p in encoder.parameters()) == 303_651_904  # published: 305 million
+    convolutions = [
+        name
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.Conv2d) and "down" not in name
+    ]
+    assert len(convolutions) + 1 == 161
+    last = backbone.layer3[45]
+    assert [conv.out_channels for conv in (last.conv1, last.conv2, last.conv3)] == [512, 512, 4096]
+    stages = (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4)
+    assert [len(stage) for stage in stages] == [3, 4, 46, 0]
+
+
+def test_resnet_161_on_patches_and_narrow() -> None:
+    encoder = build("resnet161", width=1 / 32, norm="layer", grid=GridConfig(patch=80, stride=36)).eval()
+    grids: list[torch.Size] = []
+    encoder.backbone.layer3.register_forward_hook(lambda _, __, y: grids.append(y.shape))
+    assert encoder.features(torch.randn(1, 3, 116, 116)).shape == (1, encoder.dim, 2, 2) == (1, 128, 2, 2)
+    assert grids == [(4, 128, 5, 5)]
+    block = encoder.backbone.layer3[1]
+    assert (block.conv2.out_channels, block.conv3.out_channels) == (16, 128)

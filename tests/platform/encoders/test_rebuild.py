@@ -12,7 +12,7 @@ from vergence.methods.torchvision_shim import timm
 from vergence.platform.encoders.encoder import LoadedEncoder
 from vergence.platform.encoders.export import export_encoder
 from vergence.platform.encoders.load import load_encoder
-from vergence.platform.encoders.rebuild import timm_backbone
+from vergence.platform.encoders.rebuild import _own_settings, timm_backbone
 from vergence.platform.errors import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
@@ -109,6 +109,10 @@ def test_what_cannot_be_done_says_for_which_backbone(
         timm_backbone(plain, img_size=64)
     with pytest.raises(UserError, match=r"its weights do not fit"):
         timm_backbone(plain, in_chans=1)
+    assert (
+        _own_settings(EncoderConfig(name="resnet161")) == "stages=(64, 128, 512, 512)"
+    )  # a name that timm lacks
+    assert not _own_settings(EncoderConfig(name="resnet101"))
     folder = export_encoder(make_encoder(), make_card(), tmp_path / "exports")
     (folder / "encoder.json").unlink()
     for build in (timm_backbone, lambda encoder: encoder.module):
