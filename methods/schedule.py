@@ -2,9 +2,19 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, Discriminator, Field, NonNegativeFloat, Tag
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    Strict,
+    Tag,
+    model_validator,
+)
 
 
 class Schedule(BaseModel, frozen=True, extra="forbid", strict=True):
@@ -19,9 +29,26 @@ class Schedule(BaseModel, frozen=True, extra="forbid", strict=True):
     warmup_epochs: NonNegativeFloat = Field(
         0, description="epochs of linear warm-up; may be as long as the run"
     )
-    shape: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="the way from peak to end: half a cosine, a line, or none at all"
+    shape: Literal["cosine", "linear", "steps", "constant"] = Field(
+        "cosine", description="the way from peak to end: half a cosine, a line, steps, or none at all"
     )
+    steps: tuple[Annotated[tuple[PositiveFloat, float], Strict(False)], ...] = Field(
+        (),
+        strict=False,  # lists from YAML, also behind a validator that sees them first
+        description="shape steps: [epoch, value] pairs, the value from that epoch on; the peak before the first",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.shape == "steps") != bool(self.steps):
+            raise ValueError(
+                f"shape steps goes with steps: [[epoch, value], ...], no other shape does; got {self.shape} and "
+                f"{[list(pair) for pair in self.steps]}"
+            )
+        epochs = [epoch for epoch, _ in self.steps]
+        if epochs != sorted(set(epochs)):
+            raise ValueError(f"steps: an epoch comes after those before it, got {epochs}")
+        return self
 
     def at(self, progress: float, epochs: float) -> float:
         """The value at a progress in [0, 1] of a run of `epochs`."""
@@ -29,6 +56,8 @@ class Schedule(BaseModel, frozen=True, extra="forbid", strict=True):
         if progress < warmup:
             start = self.peak if self.start is None else self.start
             return start + (self.peak - start) * (progress / warmup)
+        if self.shape == "steps":
+            return [self.peak, *(value for epoch, value in self.steps if epoch / epochs <= progress)][-1]
         if self.shape == "constant" or self.end is None or warmup >= 1:
             return self.peak
         t = (progress - warmup) / (1 - warmup)
@@ -39,7 +68,8 @@ class Schedule(BaseModel, frozen=True, extra="forbid", strict=True):
     @property
     def values(self) -> list[float]:
         """All that are given."""
-        return [value for value in (self.start, self.peak, self.end) if value is not None]
+        steps = (value for _, value in self.steps)
+        return [value for value in (self.start, self.peak, self.end, *steps) if value is not None]
 
 
 def scheduled(value: float | Schedule, end: float | None = None) -> Schedule:

@@ -11,6 +11,8 @@ from vergence.platform.runs.facts import RunFacts
 from vergence.platform.runs.past import Past
 from vergence.platform.schema import SCHEMA, foreign
 
+STANDING = ("constant", "steps")  # shapes that a run of more epochs has alike
+
 
 class Data(NamedTuple):
     """What is known of the training data once their index is open."""
@@ -132,14 +134,14 @@ def _only_longer(past: Past, recipe: Recipe, changes: list[str]) -> bool:
 
 def _why_not_longer(recipe: Recipe) -> str | None:
     """What is a function of the share of the run that is done, and would have been another one in a longer run."""
-    if recipe.schedule.shape != "constant":
-        return f"schedule.shape={recipe.schedule.shape} is spread over all epochs (constant is not)"
+    if recipe.schedule.shape not in STANDING:
+        return f"schedule.shape={recipe.schedule.shape} is spread over all epochs ({', '.join(STANDING)} are not)"
     settings = recipe.dump()
     for path, value in {
         **flatten(settings["method"], "method"),
         **flatten(settings["optim"], "optim"),
     }.items():
-        if path.endswith(".shape") and value != "constant":
+        if path.endswith(".shape") and value not in STANDING:
             return f"{path}={value} is spread over all epochs"
     if "momentum" in settings["method"]:
         return "method.momentum of the teacher is a function of the whole run"

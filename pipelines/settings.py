@@ -62,7 +62,7 @@ def _kinds(schema: Mapping[str, Any]) -> list[str]:
         return [kind for form in forms for kind in _kinds(form)]
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
-        return ["{start, peak, end, warmup_epochs, shape}" if name == "Schedule" else "mapping"]
+        return ["{start, peak, end, warmup_epochs, shape, steps}" if name == "Schedule" else "mapping"]
     match schema.get("type"):
         case "array" if "prefixItems" in schema:
             return [f"[{', '.join(' | '.join(_kinds(item)) for item in schema['prefixItems'])}]"]

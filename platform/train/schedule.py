@@ -1,9 +1,9 @@
 """The learning rate's schedule, in fractions of it."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeFloat, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, Strict, model_validator
 
 from vergence.methods.schedule import Schedule
 
@@ -18,6 +18,11 @@ class ScheduleConfig(Schedule, frozen=True):
     )
     peak: NonNegativeFloat = Field(1, description="where it ends, as a fraction of the learning rate")
     end: NonNegativeFloat = Field(0, description="where the run ends, as a fraction of the learning rate")
+    steps: tuple[Annotated[tuple[PositiveFloat, NonNegativeFloat], Strict(False)], ...] = Field(
+        (),
+        strict=False,
+        description="shape steps: [epoch, fraction of the learning rate] pairs, from that epoch on",
+    )
 
     @model_validator(mode="before")
     @classmethod

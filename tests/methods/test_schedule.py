@@ -36,6 +36,7 @@ def test_settings_are_numbers_or_schedules_within_bounds() -> None:
     assert read.momentum == Schedule(peak=0.9, end=1)
     assert Config.model_validate_json(read.model_dump_json()) == read
     for wrong in (
+        {"momentum": {"peak": 0.9, "shape": "steps", "steps": [[3, 1.1]]}},
         {"momentum": 1.5},
         {"momentum": {"peak": 0.9, "end": 1.1}},
         {"temperature": 0},

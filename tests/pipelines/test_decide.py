@@ -62,6 +62,11 @@ CASES = {
         recipe("schedule.shape=constant", "epochs=5"), DATA,
         Train(commit(27), past(facts=FINISHED).facts, forgets=False, prolongs=True),
     ),
+    "longer, by steps at epochs of their own": (
+        past(27, recipe=recipe("schedule={shape: steps, steps: [[2, 0.1]]}"), facts=FINISHED),
+        recipe("schedule={shape: steps, steps: [[2, 0.1]]}", "epochs=5"), DATA,
+        Train(commit(27), past(facts=FINISHED).facts, forgets=False, prolongs=True),
+    ),
     "longer, by one that does": (
         past(27, facts=FINISHED), recipe("epochs=5"), DATA,
         Refuse("was begun for fewer epochs (epochs 3 -> 5) and cannot be prolonged: schedule.shape=cosine is"),

@@ -16,10 +16,10 @@ def test_every_shipped_recipe_is_valid_and_survives_its_dump(name: str) -> None:
     assert Recipe.parse(yaml.parse(yaml.dump(recipe.dump()), "dump"), "dump") == recipe
 
 
-def test_there_is_a_cifar_recipe_for_every_method() -> None:
-    assert {load_recipe(name).method.name for name in shipped("recipe") if name.endswith("-cifar10")} == set(
-        METHODS
-    )
+@pytest.mark.parametrize("data", ["cifar10", "imagenet"])
+def test_there_is_a_recipe_of_both_data_sets_for_every_method(data: str) -> None:
+    names = [name for name in shipped("recipe") if name.endswith(f"-{data}")]
+    assert {load_recipe(name).method.name for name in names} == set(METHODS)
 
 
 @pytest.mark.parametrize("name", ["images", "images-small"])

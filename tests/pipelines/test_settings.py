@@ -16,9 +16,9 @@ from vergence.platform import yaml
         ("seed", "int >= 0", "0"),
         ("encoder.freeze_patches", "true | false", "false"),
         ("norm.group", "int >= 2 | global | null", "null"),
-        ("optim.weight_decay", "float | {start, peak, end, warmup_epochs, shape}", "0.0001"),
+        ("optim.weight_decay", "float | {start, peak, end, warmup_epochs, shape, steps}", "0.0001"),
         ("views.0.size", "int > 0", ""),
-        ("optim.groups.0.schedule.shape", "cosine | linear | constant", "cosine"),
+        ("optim.groups.0.schedule.shape", "cosine | linear | steps | constant", "cosine"),
     ],
 )
 def test_settings_tell_types_allowed_values_and_defaults(path: str, kind: str, default: str) -> None:

@@ -8,6 +8,8 @@ from pydantic import ValidationError
 
 from vergence.platform.train.schedule import ScheduleConfig
 
+STEPS = {"shape": "steps", "steps": ((6, 0.1), (8, 0.01)), "warmup_epochs": 1}
+
 
 @pytest.mark.parametrize(
     ("config", "progress", "expected"),
@@ -29,6 +31,11 @@ from vergence.platform.train.schedule import ScheduleConfig
         ({"warmup_epochs": 10}, 0.75, 0.75),  # a warm-up as long as the run
         ({"warmup_epochs": 10}, 1.0, 1.0),
         ({"warmup_epochs": 20}, 1.0, 0.5),
+        (STEPS, 0.5, 1.0),
+        (STEPS, 0.05, 0.5),
+        (STEPS, 0.6, 0.1),  # MoCo: from the first step of the epoch on
+        (STEPS, 0.79, 0.1),
+        (STEPS, 1.0, 0.01),
     ],
 )
 def test_known_values(config: dict, progress: float, expected: float) -> None:
@@ -49,3 +56,26 @@ def test_settings_of_version_0_1_are_read() -> None:
     assert ScheduleConfig(**old) == ScheduleConfig(shape="constant", end=0.5)
     with pytest.raises(ValidationError, match="name"):
         ScheduleConfig(name="cosine", shape="cosine")  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"shape": "steps"}, r"shape steps goes with steps: .* got steps and \[\]"),
+        ({"steps": ((6, 0.1),)}, r"no other shape does; got cosine and \[\[6.0, 0.1\]\]"),
+        (
+            {"shape": "steps", "steps": ((8, 0.1), (6, 0.01))},
+            r"comes after those before it, got \[8.0, 6.0\]",
+        ),
+        ({"shape": "steps", "steps": ((8, -0.1),)}, "greater than or equal to 0"),
+    ],
+)
+def test_steps_and_their_shape_go_together_in_the_order_of_epochs(config: dict, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        ScheduleConfig(**config)
+
+
+def test_a_step_falls_on_the_first_batch_of_its_epoch() -> None:
+    config, per_epoch, epochs = ScheduleConfig(shape="steps", steps=((120, 0.1), (160, 0.01))), 333, 200
+    values = [config.at(step / (per_epoch * epochs), epochs) for step in range(per_epoch * epochs)]
+    assert [values.index(value) for value in (1.0, 0.1, 0.01)] == [0, 120 * per_epoch, 160 * per_epoch]
