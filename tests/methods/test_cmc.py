@@ -112,6 +112,11 @@ def test_closed_forms() -> None:
             bank.rows[0] = eye[0]
             bank.draw = lambda ids, count, progress: torch.full((len(ids), count), 7)  # type: ignore[assignment]
         assert method.criterion(same, (), whole(1)).loss.item() == pytest.approx(expected, abs=1e-6)
+    alike = method_of(form="nce", embed_dim=2, num_negatives=K, temperature=T)
+    for bank in alike.banks:
+        bank.rows.copy_(eye[0])  # every row: P = 1 / n
+    twice = 2 * (math.log(1 + K) + K * math.log((1 + K) / K))
+    assert alike.criterion(same, (), whole(1)).loss.item() == pytest.approx(twice, abs=1e-6)
 
 
 @pytest.mark.parametrize("settings", [{"form": "nce"}, {"form": "softmax", "negatives": "batch"}])

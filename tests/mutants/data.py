@@ -143,6 +143,11 @@ _DRAW: Faults = {
         _WORDS.replace("view)", "0)"),
         _DRAWN,
     ),
+    "one-draw-for-the-whole-batch": (
+        _WORDS,
+        _WORDS.replace("ids[:, None]", "ids[:1, None] + 0 * ids[:, None]"),
+        _DRAWN,
+    ),
     "draws-ignore-the-epoch": (
         _WORDS,
         "cls(seed, ids[:, None], 0, view)",

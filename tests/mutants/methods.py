@@ -39,6 +39,16 @@ _MOCO_V2: Faults = {
 }
 
 _SIMCLR: Faults = {
+    "keys-learn-nothing": (
+        "collectives.gather(z_bvd)",
+        "collectives.gather(z_bvd.detach())",
+        "tests/methods/test_simclr.py::test_gradient_by_finite_differences",
+    ),
+    "itself-among-the-candidates": (
+        "others = torch.cat([own[:, :k], own[:, k + 1 :]], dim=1)",
+        "others = torch.cat([own[:, 1:k], own[:, k + 1 :]], dim=1)",
+        "tests/methods/test_simclr.py::test_closed_forms",
+    ),
     "own-views-are-negatives": (
         "others = torch.cat([own[:, :k], own[:, k + 1 :]], dim=1)",
         "others = own[:, :1]",
@@ -52,6 +62,16 @@ _SIMCLR: Faults = {
 }
 
 _BYOL: Faults = {
+    "gradient-into-the-teacher": (
+        "full(targets.z_btd.detach())",
+        "full(targets.z_btd)",
+        "tests/methods/test_byol.py::test_gradient_reaches_the_student_only",
+    ),
+    "prediction-stands-still": (
+        "full(out.p_bvd)",
+        "full(out.p_bvd.detach())",
+        "tests/methods/test_byol.py::test_gradient_reaches_the_student_only",
+    ),
     "small-crops-to-the-teacher": (
         "batch.views[: batch.num_large]",
         "batch.views",
@@ -107,6 +127,17 @@ _BARLOW: Faults = {
         "(unordered if symmetric else directed)",
         "(unordered if symmetric else unordered)",
         f"{_METHODS}/test_barlow_twins.py::test_step_of_every_form_equals_its_equation",
+    ),
+    "correlation-of-this-rank": (
+        "collectives.sum(self._sg(z[t]).T @ p[s]) / B",
+        "self._sg(z[t]).T @ p[s] / len(out.z_bvd)",
+        f"{_METHODS}/test_rank_invariance.py::"
+        "test_losses_and_gradients_are_those_of_one_rank[2-barlow_twins-0-small]",
+    ),
+    "unbiased-variance": (
+        "collectives.sum(z_bvd.square().sum(dim=0)) / B",
+        "collectives.sum(z_bvd.square().sum(dim=0)) / (B - 1)",
+        f"{_METHODS}/test_barlow_twins.py::test_loss_equals_float64_transcription[4]",
     ),
     "standardised-along-features": (
         "collectives.sum(z_bvd.sum(dim=0)) / B",

@@ -32,6 +32,11 @@ _EMA: Faults = {
     "teacher-drops-paths": ("            module.drop_prob = 0.0\n", "            pass\n", _VIT),
     "momentum-turned": ("new, 1 - momentum)", "new, momentum)", f"{PARTS}/test_ema.py"),
     "teacher-learns": (".float().requires_grad_(False)", ".float()", f"{PARTS}/test_ema.py"),
+    "teacher-in-half-precision": (
+        "copy.deepcopy(student).float()",
+        "copy.deepcopy(student)",
+        f"{PARTS}/test_ema.py::test_thousand_steps_move_by_the_exact_fraction[0.99-student_dtype1]",
+    ),
 }
 
 _METHODS = "tests/methods"

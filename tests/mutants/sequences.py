@@ -53,7 +53,22 @@ FAULTS: dict[str, Faults] = {
         "one-draw-for-all-views": (
             "stream=PATCHES + view",
             "stream=PATCHES",
-            f"{PARTS}/test_patches.py::test_each_patch_draws_for_itself_from_sample_view_and_progress",
+            f"{PARTS}/test_patches.py::test_each_patch_draws_for_itself_from_sample_view_and_progress[settings0]",
+        ),
+        "one-warp-for-all-views": (
+            "stream=WARPS + view",
+            "stream=WARPS",
+            f"{PARTS}/test_patches.py::test_each_patch_draws_for_itself_from_sample_view_and_progress[settings1]",
+        ),
+        "shears-one-by-one": (
+            "x = x + along_x * y",
+            "x = x + along_x * place[:, None]",
+            f"{PARTS}/test_patches.py::test_a_shear_is_torchvision_s_by_two_angles_of_each_patch",
+        ),
+        "warps-beside-the-asked-for-share": (
+            "return torch.where(touched, seen.to(patches.dtype), patches)",
+            "return seen.to(patches.dtype)",
+            f"{PARTS}/test_patches.py::test_a_share_of_the_patches_is_warped_and_the_others_stay_bit_equal",
         ),
     },
     "methods/parts/observations.py": {

@@ -344,6 +344,11 @@ _ENGINE: Faults = {
 _SCHEDULE: Faults = {
     "warm-up-from-1": ("* (progress / warmup)", "* (1 - progress / warmup)", SCHEDULE),
     "warm-up-from-0": ("return start + (self.peak - start)", "return self.peak", SCHEDULE),
+    "a-step-an-epoch-late": (
+        "if epoch / epochs <= progress",
+        "if (epoch + 1) / epochs <= progress",
+        SCHEDULE,
+    ),
     "cosine-turned": ("(1 + math.cos(math.pi * t))", "(1 - math.cos(math.pi * t))", SCHEDULE),
     "cosine-over-the-whole-run": ("t = (progress - warmup) / (1 - warmup)", "t = progress", SCHEDULE),
 }
