@@ -42,8 +42,8 @@ class Schedule(BaseModel, frozen=True, extra="forbid", strict=True):
     def _check(self) -> Self:
         if (self.shape == "steps") != bool(self.steps):
             raise ValueError(
-                f"shape steps goes with steps: [[epoch, value], ...], no other shape does; got {self.shape} and "
-                f"{[list(pair) for pair in self.steps]}"
+                f"shape {self.shape} with {len(self.steps)} steps: shape steps needs steps: [[epoch, value], ...], and no "
+                "other shape has any (steps: [])"
             )
         epochs = [epoch for epoch, _ in self.steps]
         if epochs != sorted(set(epochs)):
