@@ -9,8 +9,10 @@ from typing import NoReturn
 
 import mlflow_stores
 import pytest
+from object_servers import Faults, s3_server
 
 from vergence.platform import mlflow_store
+from vergence.platform import store as stores
 
 os.environ["OMP_NUM_THREADS"] = "1"  # forked ranks hang in a pool of threads that their parent has used
 
@@ -84,6 +86,34 @@ def disk_events(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     for name in ("rename", "replace"):
         monkeypatch.setattr(os, name, partial(note_rename, getattr(os, name)))
     return events
+
+
+@pytest.fixture(scope="session")
+def bucket_server() -> Iterator[tuple[dict[str, str], Faults]]:
+    """moto's S3 with a bucket called bucket: the environment in which it is there, and what its server does wrong."""
+    faults = Faults()
+    with s3_server("bucket", faults) as environment:
+        yield environment, faults
+
+
+@pytest.fixture
+def faults(bucket_server: tuple[dict[str, str], Faults]) -> Iterator[Faults]:
+    """Of that server; none at first."""
+    bucket_server[1].__init__()  # type: ignore[misc]
+    yield bucket_server[1]
+    bucket_server[1].__init__()  # type: ignore[misc]
+
+
+@pytest.fixture
+def s3_environment(
+    bucket_server: tuple[dict[str, str], Faults], faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """That of `s3://bucket`, for this process and those that it starts."""
+    for name, value in bucket_server[0].items():
+        monkeypatch.setenv(name, value)
+    stores._store.cache_clear()
+    yield
+    stores._store.cache_clear()
 
 
 @pytest.fixture(scope="session")

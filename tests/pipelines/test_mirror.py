@@ -4,19 +4,17 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from object_servers import Faults, s3_server
+from object_servers import Faults
 from runs_for_real import kill_everything, start, vergence, wait_for_step
 
 from vergence.pipelines import pretrain
 from vergence.pipelines.cli import main
 from vergence.pipelines.runs import list_mirror
 from vergence.pipelines.search import Search
-from vergence.platform import store as stores
 from vergence.platform.errors import UserError
 from vergence.platform.runs import commit as commits
 from vergence.platform.runs.commit import CommitConfig
@@ -28,25 +26,11 @@ MIRROR = "s3://bucket/runs"
 SMALL = ("scale.workers=1", "track.register=null")
 
 
-@pytest.fixture(scope="module")
-def faults() -> Faults:
-    return Faults()
-
-
-@pytest.fixture(scope="module")
-def environment(faults: Faults) -> Iterator[dict[str, str]]:
-    with s3_server("bucket", faults) as environment:
-        yield environment
-
-
 @pytest.fixture
-def here(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+def here(s3_environment: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The state folder of this process, which reaches the store."""
-    for name, value in (environment | {"VERGENCE_HOME": str(tmp_path)}).items():
-        monkeypatch.setenv(name, value)
-    stores._store.cache_clear()
-    yield tmp_path
-    stores._store.cache_clear()
+    monkeypatch.setenv("VERGENCE_HOME", str(tmp_path))
+    return tmp_path
 
 
 def test_runs_of_a_mirror_are_listed_and_shown(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
