@@ -6,9 +6,11 @@ The pieces whose last use is longest ago make room.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
+import stat
 import tempfile
 import time
 from pathlib import Path
@@ -18,13 +20,19 @@ from typing import BinaryIO, Self
 DIGEST = 32  # bytes, of sha256
 FILLED_TO = 0.8  # of the limit, when room has been made
 ROOM_EVERY = 20  # parts of the limit: after each that a process has written, it looks whether room is needed
-DRAFT = ".part"
+PIECE = ".piece"  # what has another ending is none of ours, and stays
+DRAFT = ".piece.part"
 DRAFT_LIFE_S = 3600.0
 
 
 def default_folder() -> Path:
-    """Of this user, on this node."""
-    return Path(tempfile.gettempdir()) / f"vergence-cache-{os.getuid()}"
+    """Of this user, on this node. Raises OSError: somebody else was there before."""
+    folder = Path(tempfile.gettempdir()) / f"vergence-cache-{os.getuid()}"
+    folder.mkdir(exist_ok=True, mode=0o700)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, "is somebody else's", str(folder))
+    return folder
 
 
 class NodeCache:
@@ -35,12 +43,16 @@ class NodeCache:
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._make_folder()
         self._unchecked = limit  # bytes written since room was made: look before the first
         self._whole: dict[str, tuple[int, int, int]] = {}  # name -> stamp of the file whose digest was right
 
     def path(self, name: str) -> Path:
-        return self.folder / name
+        return self.folder / f"{name}{PIECE}"
+
+    def draft(self, name: str) -> Path:
+        """Of a piece that is being fetched."""
+        return self.folder / f"{name}{DRAFT}"
 
     def has(self, name: str) -> bool:
         """Whether there is such a piece, whole or not."""
@@ -75,14 +87,16 @@ class NodeCache:
 
     def claim(self, name: str, wait: bool) -> "Claim | None":
         """The right to fetch a piece; None: another has it, and one is not to wait for it."""
+        draft = self.draft(name)
         while True:
-            file = self.path(name + DRAFT).open("ab+")
+            self._make_folder()  # somebody may have wiped it
+            file = draft.open("ab+")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 file.close()
                 return None
-            if _is_at(file, self.path(name + DRAFT)):
+            if _is_at(file, draft):
                 return Claim(self, name, file)
             file.close()  # it has become the piece meanwhile, or was tidied away
 
@@ -93,15 +107,18 @@ class NodeCache:
             self._unchecked = 0
             self._make_room()
 
+    def _make_folder(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
     def _make_room(self) -> None:
         found = list[tuple[float, int, str]]()
         with os.scandir(self.folder) as entries:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):
                     status = entry.stat()
-                    if not entry.name.endswith(DRAFT):
+                    if entry.name.endswith(PIECE):
                         found.append((status.st_atime, status.st_size, entry.path))
-                    elif time.time() - status.st_mtime > DRAFT_LIFE_S:
+                    elif entry.name.endswith(DRAFT) and time.time() - status.st_mtime > DRAFT_LIFE_S:
                         _delete_unheld(entry.path)
         excess = sum(size for _, size, _ in found) - self.limit * FILLED_TO
         for _, size, path in sorted(found) if excess > self.limit * (1 - FILLED_TO) / 2 else ():
@@ -120,23 +137,25 @@ class Claim:
 
     def keep(self, data: bytes) -> None:
         """Write the piece, whole or not at all."""
-        draft = self.cache.path(self.name + DRAFT)
+        draft = self.cache.draft(self.name)
         try:
             self.file.truncate(0)  # what a killed process left
             self.file.write(data)
             self.file.write(hashlib.sha256(data).digest())
             self.file.flush()
             os.replace(draft, self.cache.path(self.name))
+            self.cache.written(len(data))
+        except FileNotFoundError:  # the folder was wiped meanwhile: whoever wants the piece fetches it again
+            pass
         except OSError:
             draft.unlink(missing_ok=True)
             raise
-        self.cache.written(len(data))
 
     def release(self) -> None:
         """Once more is no error."""
         if self.file.closed:
             return
-        if _is_at(self.file, draft := self.cache.path(self.name + DRAFT)):
+        if _is_at(self.file, draft := self.cache.draft(self.name)):
             draft.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # of a full disk, once more
             self.file.close()

@@ -29,7 +29,11 @@ from vergence.platform.store import PATIENCE_S, Store, store_of
 GAP = 64 << 10  # bytes between two members that are rather read than asked for a second time
 LONGEST = 8 << 20  # bytes of members that are asked for together
 OPEN_PIECES = 256
-CLAIMED = 32  # pieces at a time
+CLAIMED, HELD = (
+    32,
+    256 << 20,
+)  # pieces that are fetched at a time, and their bytes: they are in memory until they are kept
+TRIES = 3  # to have a piece on the disk before others push it out, or wipe it
 
 BYPASSED = "cannot be used; the store is read without a cache"
 
@@ -87,7 +91,7 @@ class Remote:
 
     def retries(self) -> int:
         """Requests of this process that were asked for again since this was last called."""
-        told, self._retries_told = self._retries_told, self._store.retries
+        told, self._retries_told = self._retries_told, sum(store.retries for store in set(self._stores))
         return self._retries_told - told
 
     def _opened_cache(self) -> NodeCache | None:
@@ -95,11 +99,10 @@ class Remote:
         access = self.access
         if access.chunk is None or (access.only_if_all_fit and sum(self.index.shard_sizes) > access.limit):
             return None
-        folder = access.folder or default_folder()
         try:
-            return NodeCache(folder, access.limit)
+            return NodeCache(access.folder or default_folder(), access.limit)
         except OSError as error:
-            self._bypass(folder, error)
+            self._bypass(access.folder or Path(error.filename), error)
             return None
 
     def _bypass(self, folder: Path, error: OSError) -> None:
@@ -125,12 +128,13 @@ class Remote:
         return ThreadPoolExecutor(1, "ahead")
 
     @cached_property
-    def _store(self) -> Store:
-        return store_of(self.index.shards[0], self.access.patience_s)
+    def _stores(self) -> list[Store]:
+        """Of each shard: a pattern may name several buckets."""
+        return [store_of(shard, self.access.patience_s) for shard in self.index.shards]
 
     def _reading(self, shard: int, start: int, stop: int) -> "Future[bytes]":
         version = self.index.shard_versions[shard]
-        return self._store.reading(self.index.shards[shard], start, stop - start, version)
+        return self._stores[shard].reading(self.index.shards[shard], start, stop - start, version)
 
     def _read_alone(self, shards: np.ndarray, offsets: np.ndarray, sizes: np.ndarray) -> list[bytes]:
         """Neighbours by one request."""
@@ -165,12 +169,13 @@ class Remote:
             self._files.move_to_end(number)
             return file
         self._drop(number)
-        file = self.cache.open(piece.name, size)
-        if file is None:  # damaged, or it has made room
-            self._fetch([number])
-            file = self.cache.open(piece.name, size)
-        if file is None:
-            raise OSError(errno.EIO, "a piece is not what was written", str(self.cache.path(piece.name)))
+        for attempt in range(TRIES):
+            if attempt:  # it was damaged, or has made room
+                self._fetch([number])
+            if (file := self.cache.open(piece.name, size)) is not None:
+                break
+        else:
+            raise OSError(errno.ENOSPC, "too small: pieces make room before they are read")
         for other in [other for other, each in self._files.items() if not os.fstat(each.fileno()).st_nlink]:
             self._drop(other)  # made room: as long as it is open it takes it
         self._files[number] = file
@@ -187,7 +192,9 @@ class Remote:
         """Have these pieces on the node; those that another process fetches are waited for."""
         assert self.cache is not None
         missing = (n for n in numbers if not self.cache.has(self._pieces[n].name))
-        while some := [*islice(missing, CLAIMED)]:
+        sizes = [self._pieces[n].stop - self._pieces[n].start for n in numbers]
+        at_once = max(1, min(CLAIMED, HELD // max([1, *sizes])))
+        while some := [*islice(missing, at_once)]:
             others = self._fetch_claimed(some, wait=False)
             for number in others:
                 self._fetch_claimed([number], wait=True)

@@ -3,11 +3,12 @@
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,19 +49,23 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
     return Faults()
 
 
+def at(files: Index, urls: Sequence[str], path: Path) -> Index:
+    """The same set with its shards at these URLs."""
+    table = pq.read_table(files.path)
+    about = json.loads(table.schema.metadata[b"vergence"])
+    about["shards"] = [list(store_of(url).stat(url)) for url in urls]
+    pq.write_table(table.replace_schema_metadata({"vergence": json.dumps(about)}), path)
+    return Index(path)
+
+
 @pytest.fixture
 def moved(files: Index, tmp_path: Path, faults: Faults) -> Iterator[Index]:
     """The same set behind a web server."""
     with web_server(tmp_path / "s", faults) as address:
-        table = pq.read_table(files.path)
-        about = json.loads(table.schema.metadata[b"vergence"])
-        found = [store_of(address).stat(f"{address}/{number}.tar") for number in range(len(files.shards))]
-        about["shards"] = [list(each) for each in found]
-        pq.write_table(
-            table.replace_schema_metadata({"vergence": json.dumps(about)}), tmp_path / "moved.parquet"
-        )
+        urls = [f"{address}/{number}.tar" for number in range(len(files.shards))]
+        index = at(files, urls, tmp_path / "moved.parquet")
         faults.requests.clear()
-        yield Index(tmp_path / "moved.parquet")
+        yield index
 
 
 @pytest.fixture
@@ -74,6 +79,19 @@ def test_members_are_those_of_the_files(files: Index, moved: Index, access: Acce
     assert Reader(moved, access=access).raw(RANDOM, "image") == expected
     assert Reader(moved, access=access).raw(RANDOM[:7], "cls") == Reader(files).raw(RANDOM[:7], "cls")
     assert Reader(moved, access=ALONE).raw(RANDOM[:3], "json") == [None] * 3
+
+
+def test_a_set_may_lie_in_several_stores(
+    files: Index, access: Access, tmp_path: Path, faults: Faults
+) -> None:
+    with web_server(tmp_path / "s", faults) as one, web_server(tmp_path / "s") as other:
+        urls = [f"{one if number else other}/{number}.tar" for number in range(len(files.shards))]
+        scattered = at(files, urls, tmp_path / "scattered.parquet")
+        faults.errors = 0.6
+        for how in (access, ALONE):
+            reader = Reader(scattered, access=how)
+            assert reader.raw(RANDOM, "image") == Reader(files).raw(RANDOM, "image")
+        assert reader.remote.retries() > 0
 
 
 def test_neighbours_are_asked_for_once(moved: Index, faults: Faults) -> None:
@@ -186,6 +204,45 @@ def test_a_piece_that_made_room_is_let_go(moved: Index, access: Access, faults: 
     held = [path.name for path in access.folder.iterdir()]
     assert len(held) == 1
     assert {Path(each.name).name for each in reader.remote._files.values()} == set(held)
+
+
+def test_a_folder_that_is_wiped_is_filled_again(
+    files: Index, moved: Index, access: Access, faults: Faults
+) -> None:
+    reader = Reader(moved, access=access)
+    reader.raw(RANDOM, "image")
+    shutil.rmtree(access.folder)
+    faults.requests.clear()
+    for _ in range(2):
+        assert reader.raw(RANDOM, "image") == Reader(files).raw(RANDOM, "image")
+    assert len(faults.requests) <= NUM / CHUNK + len(moved.shards)
+    assert not reader.remote.is_bypassed
+
+
+def test_a_cache_too_small_for_a_piece_is_done_without(
+    files: Index, moved: Index, access: Access, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        found = Reader(moved, access=replace(access, limit=100)).raw(RANDOM, "image")
+    assert found == Reader(files).raw(RANDOM, "image")
+    [line] = caplog.messages
+    assert line.endswith("without a cache (too small: pieces make room before they are read)")
+
+
+def test_pieces_that_are_large_are_fetched_one_by_one(
+    moved: Index, access: Access, faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is fetched is in memory until it is kept."""
+    monkeypatch.setattr(remote, "HELD", 1)
+    at_once, draw = list[int](), faults.draw
+
+    def counted(request: str) -> str | None:
+        at_once.append(len([*access.folder.glob("*.part")]))
+        return draw(request)
+
+    monkeypatch.setattr(faults, "draw", counted)
+    Reader(moved, access=access).raw(RANDOM, "image")
+    assert set(at_once) == {1}
 
 
 def test_a_disk_that_is_full_costs_the_cache_and_nothing_else(
