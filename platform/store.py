@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -32,10 +33,12 @@ INSTALL = 'pip install "vergence[stores]"'
 AT_ONCE = 16  # requests of a process to one store
 PATIENCE_S = 300.0
 CONNECT_S, ANSWER_S = 10, 60  # after which a connection, or an answer as a whole, is given up
+CREDENTIALS_S = 600  # after which they are asked for again: those of boto may end that soon
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 15.0
 SILENT_S = 5.0  # after which somebody who waits is told for what
 # of a large file that is written: bytes of a part, at least; parts of it, at most, for S3; those on their way, so that
-# each is there before it is given up; how often one is asked for again, with pauses of obstore's own
+# each is there before it is given up; how often one, or a page of a listing, is asked for
+# again, with pauses of obstore's own
 LEAST_PART, MOST_PARTS, PARTS_AT_ONCE, PART_RETRIES = 5 << 20, 9_000, 4, 8
 PIECE = 8 << 20  # bytes a request, where an object is read from end to end
 _CURES = {
@@ -120,7 +123,9 @@ class Store:
 
         def listed() -> list[Object]:
             return [
-                self._object(meta) for page in obstore.list(self._store, self._path(prefix)) for meta in page
+                self._object(meta)
+                for page in obstore.list(self._persistent, self._path(prefix))
+                for meta in page
             ]
 
         return sorted(self._patiently(listed, prefix))
@@ -184,7 +189,7 @@ class Store:
         store, parts = self._store, dict[str, Any]()
         if isinstance(data, Path):
             size = max(LEAST_PART, -(-data.stat().st_size // MOST_PARTS))
-            store, parts = self._sender, {"chunk_size": size, "max_concurrency": PARTS_AT_ONCE}
+            store, parts = self._persistent, {"chunk_size": size, "max_concurrency": PARTS_AT_ONCE}
 
         def written() -> str:
             found: Any = obstore.put(store, self._path(url), data, mode=mode, **parts)
@@ -204,9 +209,9 @@ class Store:
         return "version" if self.scheme == "gs" else "e_tag"
 
     @cached_property
-    def _sender(self) -> "ObjectStore":
-        """For files: of an upload in parts only obstore itself can ask for one part again."""
-        return _opened(self.root, retries=PART_RETRIES)
+    def _persistent(self) -> "ObjectStore":
+        """Of an upload in parts, or a listing in pages, only obstore itself can ask for one again."""
+        return _opened(self.root, PART_RETRIES, self.patience_s)
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
@@ -275,7 +280,10 @@ class _HalfAnswer(Exception):
 
 def store_of(url: str, patience_s: float = PATIENCE_S) -> Store:
     """The store that holds this object, one a process. Raises UserError: no bucket or host in it."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:  # of brackets
+        raise UserError(f"{masked(url)}: is no URL ({error})") from None
     if not parts.netloc:
         raise UserError(f"{url}: names no bucket; a URL is {parts.scheme}://BUCKET/FOLDER")
     if "@" in parts.netloc:
@@ -289,14 +297,17 @@ def _store(root: str, patience_s: float, pid: int) -> Store:
     return Store(root, patience_s)
 
 
-def _opened(root: str, retries: int = 0) -> "ObjectStore":
+def _opened(root: str, retries: int = 0, within_s: float = 0) -> "ObjectStore":
     try:
-        from obstore.store import from_url
+        from obstore.store import HTTPStore, from_url
     except ImportError:
         raise UserError(f"{root}: stores need one more package: {INSTALL}") from None
     options: Any = {"timeout": f"{ANSWER_S}s", "connect_timeout": f"{CONNECT_S}s", "allow_http": True}
+    again: Any = {"max_retries": retries, "retry_timeout": timedelta(seconds=within_s)}
     try:
-        return from_url(root, client_options=options, retry_config={"max_retries": retries}, **_own(root))
+        if root.startswith("http"):  # from_url takes some hosts for S3 or Azure, and asks for credentials
+            return HTTPStore.from_url(root, client_options=options, retry_config=again)
+        return from_url(root, client_options=options, retry_config=again, **_own(root))
     except Exception as error:
         cure = _CURES.get(root.partition("://")[0], "is it a URL?")
         raise UserError(f"{root}: cannot be opened ({_first_line(error)}); {cure}") from None
@@ -317,7 +328,8 @@ def _own(root: str) -> dict[str, Any]:
         session.get_credentials() is None
     ):  # a public bucket, or a message of the store that says what is missing
         return {"region": region, "skip_signature": True}
-    return {"region": region, "credential_provider": Boto3CredentialProvider(session)}
+    provider = Boto3CredentialProvider(session, ttl=timedelta(seconds=CREDENTIALS_S))
+    return {"region": region, "credential_provider": provider}
 
 
 def _raise_if_lasting(error: Exception, reason: str, url: str, scheme: str) -> None:
@@ -330,14 +342,19 @@ def _raise_if_lasting(error: Exception, reason: str, url: str, scheme: str) -> N
         raise NotThere(f"{url}: is not there")
     if isinstance(error, FileExistsError | obs.AlreadyExistsError | obs.PreconditionError):
         raise Changed(f"{url}: was written by somebody else")
+    if isinstance(error, obs.InvalidPathError) or "Could not parse path" in reason:
+        raise UserError(f"{url}: no object is reached by such a name ({reason}); mend or rename it")
+    if "redirect without LOCATION" in reason:
+        raise UserError(f"{url}: the bucket is in another region ({reason}); set AWS_REGION")
     cure = _CURES.get(scheme, "ask who keeps the server")
     status = next((int(code) for code in _STATUS.findall(reason)), 0)
     refused = isinstance(error, PermissionError | obs.PermissionDeniedError | obs.UnauthenticatedError)
     if refused or status in (401, 403):
         raise UserError(f"{url}: the store refuses ({reason}); {cure}")
-    if isinstance(error, obs.NotSupportedError) or (
-        400 <= status < 500 and status not in (408, 409, 425, 429)
-    ):
+    passes = status in (408, 409, 425, 429) or "RequestTimeout" in str(
+        error
+    )  # of S3, with a 400: bytes came late
+    if isinstance(error, obs.NotSupportedError) or (400 <= status < 500 and not passes):
         raise UserError(f"{url}: the store cannot do this ({reason})")
     if not isinstance(error, obs.BaseError | OSError | _HalfAnswer):
         raise error

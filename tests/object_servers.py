@@ -35,11 +35,13 @@ class Faults:
     Shares of requests, drawn from a seed: errors (500), busy (429), resets (the connection is closed without an answer),
     halves (half of the body, then closed), lost (done, then closed without an answer).  latency_s: before each answer.
     away: no request is answered.  one_byte_a_second: of a body.  unconditional: conditions of requests are not looked at.
+    says: to all that is not otherwise at fault.
     """
 
     def __init__(self, seed: int = 0) -> None:
         self.errors = self.busy = self.resets = self.halves = self.lost = self.latency_s = 0.0
         self.away = self.one_byte_a_second = self.unconditional = False
+        self.says: Answer | None = None
         self.requests: list[str] = []  # `METHOD path` of all that came
         self._random, self._lock = random.Random(seed), threading.Lock()
 
@@ -98,6 +100,8 @@ class _Handler(BaseHTTPRequestHandler):
             answer = Answer(500 if fault == "error" else 429, {}, b"try again")
         elif fault == "refused":
             answer = Answer(403, {}, b"")
+        elif faults.says is not None:
+            answer = faults.says
         else:
             given = dict(self.headers.items())
             if faults.unconditional:

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from vergence.platform.data.formats import IMAGE_EXTENSIONS
 from vergence.platform.data.pattern import alternatives, match
@@ -145,7 +146,12 @@ def _objects(pattern: str) -> Shards:
         found |= {each.url: each for each in objects}
         notes += [f"{part}: {line}" for line in left_out.lines()]
     _refuse_missing(pattern, parts, missing)
-    return Shards(sorted(found.values()), notes)
+    return Shards(sorted(found.values(), key=lambda each: _as_path(each.url)), notes)
+
+
+def _as_path(url: str) -> list[str]:
+    """What sorts objects as the same files in folders."""
+    return (unquote(url) if url.startswith("http") else url).split("/")
 
 
 def _is_object(url: str) -> bool:

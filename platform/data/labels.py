@@ -94,7 +94,7 @@ def _names(path: str) -> list[str] | None:
     """None as well for a file of another program: no list of names."""
     try:
         names = json.loads(store_of(path).get(path)[0] if is_url(path) else Path(path).read_bytes())
-    except (FileNotFoundError, NotThere):
+    except (FileNotFoundError, NotThere, UserError):  # who may not list is refused what is not there
         return None
     except ValueError:
         raise UserError(

@@ -58,6 +58,11 @@ _REMOTE_FAULTS: Faults = {
         "first = np.arange(0, len(self.index))",
         f"{_REMOTE}::test_a_chunk_is_fetched_once_for_all_its_samples_and_readers",
     ),
+    "all-lies-in-one-store": (
+        "self._stores[shard].reading(",
+        "self._stores[0].reading(",
+        f"{_REMOTE}::test_a_set_may_lie_in_several_stores",
+    ),
     "neighbours-are-strangers": (
         "offsets[1:] - ends[:-1] > GAP",
         "offsets[1:] - ends[:-1] > 0",
@@ -96,6 +101,11 @@ _NODE_CACHE: Faults = {
         "in sorted(found, reverse=True) if",
         f"{_CACHE}::test_what_was_not_used_for_longest_makes_room",
     ),
+    "whatever-lies-there-makes-room": (
+        "if entry.name.endswith(PIECE):",
+        "if not entry.name.endswith(DRAFT):",
+        f"{_CACHE}::test_what_others_keep_in_its_folder_stays",
+    ),
     "a-use-leaves-no-trace": (
         "os.utime(file.fileno(), ns=(time.time_ns(), os.fstat(file.fileno()).st_mtime_ns))",
         "os.fstat(file.fileno())",
@@ -109,6 +119,11 @@ _NODE_CACHE: Faults = {
 }
 
 _STORE: Faults = {
+    "a-listing-begins-anew": (
+        "obstore.list(self._persistent,",
+        "obstore.list(self._store,",
+        "tests/platform/test_store.py::test_a_listing_of_many_pages_asks_for_a_page_again_not_for_all",
+    ),
     "a-changed-object-is-read": (
         "if version is not None and found.version != version:",
         "if False:",

@@ -1,8 +1,9 @@
 """Objects by URL, against moto's S3 and a web server; faults are real answers of real servers."""
 
 import os
+import threading
 import time
-from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,33 +11,20 @@ from typing import Any
 
 import obstore
 import pytest
-from object_servers import Faults, s3_server, web_server
-from obstore.store import MemoryStore
+from botocore import credentials as botocore_credentials
+from object_servers import Answer, Faults, s3_server, web_server
+from obstore.store import HTTPStore, MemoryStore
 
 from vergence.platform import store as stores
 from vergence.platform.errors import UserError
-from vergence.platform.store import Away, Changed, NotThere, Object, Store, is_url, store_of
+from vergence.platform.store import Away, Changed, NotThere, Object, Store, is_url, name_of, store_of
 
 DATA = os.urandom(3 << 20)
 
 
-@pytest.fixture(scope="module")
-def faults() -> Faults:
-    return Faults()
-
-
-@pytest.fixture(scope="module")
-def environment(faults: Faults) -> Iterator[dict[str, str]]:
-    with s3_server("bucket", faults) as environment:
-        yield environment
-
-
 @pytest.fixture
-def s3(environment: dict[str, str], faults: Faults, monkeypatch: pytest.MonkeyPatch) -> Store:
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+def s3(s3_environment: None, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.setattr(stores, "FIRST_PAUSE_S", 0.01)
-    faults.__init__()  # type: ignore[misc]
     return Store("s3://bucket", patience_s=5)
 
 
@@ -180,11 +168,10 @@ class Refusing(Faults):
 
 
 def test_the_aws_tools_own_files_are_read(
-    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    s3_environment: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", environment["AWS_ENDPOINT_URL"])
     (tmp_path / "credentials").write_text("[lab]\naws_access_key_id = one\naws_secret_access_key = two\n")
     (tmp_path / "config").write_text("[profile lab]\nregion = eu-central-1\n")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
@@ -205,6 +192,124 @@ def test_a_web_server_is_read_and_cannot_be_listed(tmp_path: Path) -> None:
             web.list(f"{address}/")
         with pytest.raises(NotThere):
             web.stat(f"{address}/none.tar")
+
+
+@pytest.mark.parametrize(
+    ("url", "says", "message"),
+    [
+        ("s3://bucket/a//b.tar", None, r"a//b\.tar: no object is reached by such a name"),
+        ("s3://bucket/x", Answer(301, {}, b""), r"x: the bucket is in another region .*; set AWS_REGION"),
+        ("s3://buck[et/x", None, r"s3://buck\[et/x: is no URL"),
+    ],
+)
+def test_what_is_wrong_with_a_name_or_region_is_said_at_once(
+    s3: Store, faults: Faults, url: str, says: Answer | None, message: str
+) -> None:
+    faults.says = says
+    began = time.monotonic()
+    with pytest.raises(UserError, match=message):
+        store_of(url, patience_s=5).stat(url)
+    assert time.monotonic() - began < 2
+    assert len(faults.requests) <= 1
+
+
+def test_an_upload_that_the_store_was_tired_of_is_sent_again(s3: Store, faults: Faults) -> None:
+    """S3 answers 400 where the bytes of a request do not come for a while."""
+    faults.says = Answer(400, {}, b"<Error><Code>RequestTimeout</Code><Message>idle</Message></Error>")
+    awake = threading.Timer(0.2, setattr, (faults, "says", None))
+    awake.start()
+    s3.put("s3://bucket/slowly", b"x")
+    awake.join()
+    assert s3.get("s3://bucket/slowly")[0] == b"x"
+
+
+def test_a_listing_of_many_pages_asks_for_a_page_again_not_for_all(
+    s3: Store, faults: Faults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "5")
+    for i in range(40):
+        s3.put(f"s3://bucket/pages/{i:02d}", b"")
+    faults.requests.clear()
+    faults.errors = 0.5
+    assert len(s3.list("s3://bucket/pages")) == 40
+    assert len(faults.requests) < 40
+
+
+def test_names_of_all_kinds_come_back_from_a_listing(s3: Store) -> None:
+    names = [
+        "two words",
+        "a+b",
+        "50%",
+        "%20",
+        "#1",
+        "what?",
+        "größe",
+        "[v1]",
+        "~a&b=c;d",
+        "{x}",
+        "a:b@c,d!$'()*",
+    ]
+    for name in names:
+        s3.put(f"s3://bucket/odd/{name}", name.encode())
+    found = s3.list("s3://bucket/odd")
+    assert sorted(name_of(each.url) for each in found) == sorted(names)
+    for each in found:
+        assert s3.get(each.url)[0].decode() == name_of(each.url)
+        assert s3.stat(each.url) == each
+
+
+def test_a_server_that_knows_no_ranges_is_refused_at_once(tmp_path: Path) -> None:
+    faults = Faults()
+    with web_server(tmp_path, faults) as address:
+        faults.says = Answer(200, {"ETag": '"1"'}, DATA)
+        with pytest.raises(UserError, match=r"the store cannot do this .*Range request not supported"):
+            Store(address, patience_s=5).read(f"{address}/x", [(5, 7)])
+        assert len(faults.requests) == 1
+
+
+@pytest.mark.parametrize("start", [0, 6])
+def test_bytes_of_another_place_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: int) -> None:
+    monkeypatch.setattr(stores, "FIRST_PAUSE_S", 0.01)
+    faults = Faults()
+    with web_server(tmp_path, faults) as address:
+        about = {"ETag": '"1"', "Content-Range": f"bytes {start}-{start + 6}/{len(DATA)}"}
+        faults.says = Answer(206, about, DATA[start : start + 7])
+        with pytest.raises(Away):
+            Store(address, patience_s=0.1).read(f"{address}/x", [(5, 7)])
+
+
+def test_where_a_server_sends_its_clients_is_not_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """To another address for a while, which holds a signature."""
+    monkeypatch.setattr(stores, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(stores, "SILENT_S", 0)
+    faults = Faults()
+    with web_server(tmp_path, faults) as address:
+        faults.says = Answer(302, {"Location": "http://127.0.0.1:1/x?X-Amz-Signature=hush"}, b"")
+        with pytest.raises(Away) as caught:
+            Store(address, patience_s=0.1).stat(f"{address}/x")
+    assert "hush" not in caplog.text + str(caught.value)
+    assert caplog.messages
+
+
+def test_a_web_server_is_one_whoever_keeps_it() -> None:
+    """No credentials are asked for."""
+    for host in ("https://bucket.s3.amazonaws.com", "https://me.blob.core.windows.net", "http://127.0.0.1:1"):
+        assert isinstance(stores._opened(host), HTTPStore)
+
+
+def test_credentials_that_end_are_asked_for_again_before_they_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """botocore hands out what is good for ten minutes at least."""
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+    (tmp_path / "credentials").write_text("[default]\naws_access_key_id = one\naws_secret_access_key = two\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    given = stores._own("s3://bucket")["credential_provider"]()
+    good_for = timedelta(seconds=botocore_credentials.RefreshableCredentials._mandatory_refresh_timeout)
+    assert given["expires_at"] <= datetime.now(UTC) + good_for
 
 
 def test_a_url_is_no_path_and_one_of_another_kind_is_refused() -> None:

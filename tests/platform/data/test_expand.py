@@ -4,6 +4,7 @@ import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import pytest
 from object_servers import Faults, s3_server, web_server
@@ -205,6 +206,21 @@ def test_what_else_a_folder_of_a_store_holds_is_told(s3: Faults) -> None:
     ]
     with pytest.raises(UserError, match=r"s3://expanded: the folder holds no \.tar; pack images"):
         expand("s3://expanded")
+
+
+def test_objects_come_in_the_order_of_the_same_files(s3: Faults, tmp_path: Path) -> None:
+    """So ids and digest are the same."""
+    names = ["set/1.tar", "set-2/1.tar", "set/Zebra.tar", "set/ä.tar", "set/a b.tar", "set/a!.tar"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+        Store("s3://expanded").put(f"s3://expanded/sorted/{name}", b"")
+    local = [shard.url.removeprefix(f"{tmp_path}/") for shard in expand(f"{tmp_path}/set*/*.tar").found]
+    stored = expand("s3://expanded/sorted/set*/*.tar").found
+    assert [shard.url.removeprefix("s3://expanded/sorted/") for shard in stored] == local
+    with web_server(tmp_path) as address:
+        served = expand(f"{address}/{{{','.join(quote(name) for name in names)}}}").found
+        assert [unquote(shard.url.removeprefix(f"{address}/")) for shard in served] == local
 
 
 def test_objects_of_a_web_server_are_named_one_by_one(folder: Path) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from object_servers import Answer, Faults, web_server
 
 from vergence.platform.data.labels import Classes, by_name, class_text, number, read_names, why_no_class
 from vergence.platform.errors import UserError
@@ -88,6 +89,15 @@ def test_names_are_read_where_all_folders_agree(tmp_path: Path) -> None:
     Path(folders[2], "classes.json").write_text("[")
     with pytest.raises(UserError, match=r"c/classes\.json: damaged, not JSON"):
         read_names(folders)
+
+
+def test_names_that_may_not_be_asked_for_are_none(tmp_path: Path) -> None:
+    """As of public buckets: who may not list is refused what is not there."""
+    faults = Faults()
+    with web_server(tmp_path, faults) as address:
+        assert read_names([address]) is None
+        faults.says = Answer(403, {}, b"")
+        assert read_names([address]) is None
 
 
 def test_labels_are_renumbered_by_name() -> None:
