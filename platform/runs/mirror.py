@@ -50,7 +50,7 @@ def mirrored(run: Run, config: CommitConfig, stop: Stop, says: Says) -> Iterator
         mirror = Mirror(run, there, config.keep, lease, says, newer_wins(run, there, says))
         try:
             yield
-        except VergenceError:
+        except Exception:
             mirror.close()
             raise
         mirror.close()
@@ -71,7 +71,7 @@ def is_mirrored(run: Run, config: CommitConfig) -> bool:
 def newer_wins(run: Run, there: Remote, says: Says) -> list[Commit]:
     """Bring the run's folder to the newest commit of the two places; those that the mirror has, newest first.
 
-    Raises UserError: they are commits of two runs.
+    Newer ones of the mirror that are damaged are none. Raises UserError: they are commits of two runs.
     """
     past, found = Past.read(run), list(there.whole())
     here = commits.newest_intact(run.commits)
@@ -81,14 +81,13 @@ def newer_wins(run: Run, there: Remote, says: Says) -> list[Commit]:
             raise UserError(
                 f"run {run.name}: {there.url} has another run of this name; choose another --name, or another commit.mirror"
             )
-    for commit in found:
-        if here is not None and commit.step <= here.step:
-            break
-        if there.fetch(commit, run):
+    while found and (here is None or found[0].step > here.step):
+        if there.fetch(found[0], run):
             newer = "" if here is None else f", newer than step {here.step:,} here"
-            says(f"run {run.name}: goes on from {there.url}, step {commit.step:,}{newer}")
+            says(f"run {run.name}: goes on from {there.url}, step {found[0].step:,}{newer}")
             return found
-        says(f"{there.url}/commits/{commit.path}: damaged, passed over")
+        says(f"{there.url}/commits/{found[0].path}: damaged, passed over")
+        del found[0]  # no commit that could be kept for it
     if here is not None and found and found[0].step < here.step:
         says(
             f"run {run.name}: goes on from here, step {here.step:,}, newer than step {found[0].step:,} of {there.url}"
@@ -179,9 +178,10 @@ class Mirror:
         if folder not in self._has:
             for name in commit.manifest["files"]:
                 self._put(folder, name, commit.path / name)
-        small = {RECIPE: self.run.recipe_file, FACTS: self.run.path / FACTS, RECORDS: self.run.logs / RECORDS}
-        for name, path in small.items():
+        for name, path in ((RECIPE, self.run.recipe_file), (FACTS, self.run.path / FACTS)):
             self._put(folder, name, _small(path))
+        records = self.run.logs / RECORDS  # grow with the run
+        self._put(folder, RECORDS, records if records.exists() else b"")
         self._put(folder, MANIFEST, manifest)
         self._has[folder] = Commit(Path(folder), commit.manifest)
 
@@ -192,7 +192,9 @@ class Mirror:
 
     def _prune(self, made: Commit) -> None:
         """Delete what the run's own rule keeps no longer, now that a newer commit is whole, and what was never whole."""
-        whole = sorted(self._has.values(), key=lambda commit: (commit.step, commit.path))
+        whole = sorted(
+            self._has.values(), key=lambda commit: (commit.step, commit.path.name == folder_of(made))
+        )
         kept = {path.name for path in commits.retained(whole, self.keep)}
         try:
             for folder, files in self.there.folders().items():

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from vergence.platform.files import sync, write_atomic
+from vergence.platform.files import replacing, sync, write_atomic
 from vergence.platform.runs import commit as commits
 from vergence.platform.runs.commit import MANIFEST, STATE, Commit
 from vergence.platform.runs.facts import RunFacts
@@ -104,8 +104,8 @@ class Remote:
                     return False
             write_atomic(draft / MANIFEST, json.dumps(commit.manifest, indent=1))
             for name, path in ((RECIPE, run.recipe_file), (RECORDS, run.logs / RECORDS)):
-                with contextlib.suppress(NotThere):
-                    write_atomic(path, self.store.get(self.file(folder, name))[0].decode())
+                with contextlib.suppress(NotThere), replacing(path) as temporary:
+                    self._download(self.file(folder, name), temporary)
             facts = self.facts(commit).but(finished=False, tracked=False, version=None)
             write_atomic(run.path / FACTS, json.dumps(facts.dump(), indent=1))
             shutil.rmtree(target, ignore_errors=True)  # what is there is not whole

@@ -38,12 +38,8 @@ _COPY: Faults = {
         f"{_MIRROR}::test_an_end_waits_for_the_last_commit_and_says_for_what",
     ),
     "away-is-told-again-and-again": ("                self._told = True\n", "", _AWAY),
-    "older-mirror-wins": ("commit.step <= here.step:", "commit.step < 0:", _NEWER),
-    "older-folder-wins": (
-        "if here is not None and commit.step <=",
-        "if here is not None or commit.step <=",
-        _NEWER,
-    ),
+    "older-mirror-wins": ("or found[0].step > here.step", "or found[0].step > 0", _NEWER),
+    "older-folder-wins": ("(here is None or found[0].step > here.step)", "here is None", _NEWER),
     "runs-are-mixed": (
         "ids[0] != ids[1]:",
         "ids[0] == ids[1] + '':",

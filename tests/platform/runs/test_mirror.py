@@ -191,8 +191,24 @@ def test_half_a_commit_is_passed_over_for_the_one_before(
         assert found.step == 6
         assert [path.name for path in other.commits.iterdir()] == ["step-00000006"]
         write(other, 8)
-    assert steps(there)[0] == 8
-    assert len(there.folders()) == 2  # what was damaged is gone
+    assert [*there.folders()] == [f"step-00000008.{other.attempt}", f"step-00000006.{run.attempt}"]
+
+
+def test_a_damaged_commit_pushes_no_other_out(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = begun()
+    with working(run, bucket) as there:
+        for step in (4, 8):
+            made = write(run, step)
+            wait(partial(is_there, there, step))
+    url, state = there.file(f"step-00000008.{run.attempt}", STATE), (made.path / STATE).read_bytes()
+    there.store.put(url, state[:-1] + bytes([state[-1] ^ 1]))
+    elsewhere(monkeypatch, tmp_path)
+    other = Run("first")
+    with working(other, bucket, keep=1):
+        write(other, 6, keep=1)
+    assert [*there.folders()] == [f"step-00000008.{run.attempt}", f"step-00000006.{other.attempt}"]
 
 
 def test_commits_of_the_wrong_size_are_none(bucket: str) -> None:
@@ -344,6 +360,36 @@ def test_who_was_taken_over_stops_and_writes_no_more(bucket: str, faults: Faults
     assert raised.value.exit_code == 1
     assert written == [puts()]
     assert said == []
+
+
+def test_whatever_ends_a_run_has_its_last_commit_copied(bucket: str) -> None:
+    run, there = begun(), Remote(bucket, "first")
+
+    def work() -> None:
+        with working(run, bucket):
+            write(run, 2)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()
+    assert steps(there) == [2]
+
+
+def test_records_of_a_long_run_go_and_come_in_parts(
+    bucket: str, faults: Faults, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = begun()
+    records = run.logs / "metrics.jsonl"
+    records.write_bytes(b"x" * (9 << 20))
+    with working(run, bucket):
+        write(run, 2)
+    assert sum("metrics.jsonl?partNumber" in request for request in faults.requests) == 2
+    elsewhere(monkeypatch, tmp_path)
+    other = Run("first")
+    faults.requests.clear()
+    with working(other, bucket):
+        assert (other.logs / "metrics.jsonl").read_bytes() == records.read_bytes()
+    assert sum(r.startswith("GET") and "metrics.jsonl" in r for r in faults.requests) == 2
 
 
 def test_ctrl_c_gives_the_run_back_at_once(bucket: str) -> None:
