@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vergence.platform.errors import UserError
+from vergence.platform.files import replacing
 from vergence.platform.store import NotThere, is_url, store_of
 
 
@@ -54,12 +55,8 @@ class _Folder:
     @contextmanager
     def writing(self, name: str) -> Iterator[Path]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        draft = self.folder / f".{name}.{os.getpid()}"
-        try:
+        with replacing(self.folder / name) as draft:
             yield draft
-            draft.replace(self.folder / name)
-        finally:
-            draft.unlink(missing_ok=True)
 
     def delete(self, name: str) -> None:
         (self.folder / name).unlink()
