@@ -97,7 +97,11 @@ def test_what_passes_leaves_no_trace_in_the_weights(place: Place) -> None:
         wait_for_step(folder, 2, process)
         faults.away = True
         _empty(cache)
-        time.sleep(30)
+        time.sleep(15)
+        readers = _readers(process)
+        for reader in readers:
+            reader.kill()
+        time.sleep(15)
         faults.away = False
         wait_for_step(folder, 30, process)
         faults.one_byte_a_second = True
@@ -105,10 +109,6 @@ def test_what_passes_leaves_no_trace_in_the_weights(place: Place) -> None:
         time.sleep(5)
         faults.one_byte_a_second = False
         wait_for_step(folder, 60, process)
-        readers = _readers(process)
-        for reader in readers:
-            reader.kill()
-        wait_for_step(folder, 90, process)
     finally:
         kill_everything(process)
     assert readers
