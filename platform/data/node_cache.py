@@ -23,6 +23,7 @@ ROOM_EVERY = 20  # parts of the limit: after each that a process has written, it
 PIECE = ".piece"  # what has another ending is none of ours, and stays
 DRAFT = ".piece.part"
 DRAFT_LIFE_S = 3600.0
+LOOK_S = 0.005  # between two looks whether another has fetched a piece
 
 
 def default_folder() -> Path:
@@ -85,17 +86,20 @@ class NodeCache:
             self._whole[name] = stamp
         return whole
 
-    def claim(self, name: str, wait: bool) -> "Claim | None":
-        """The right to fetch a piece; None: another has it, and one is not to wait for it."""
-        draft = self.draft(name)
+    def claim(self, name: str, wait_s: float = 0) -> "Claim | None":
+        """The right to fetch a piece; None: another still has it after so many seconds."""
+        draft, until = self.draft(name), time.monotonic() + wait_s
         while True:
             self._make_folder()  # somebody may have wiped it
             file = draft.open("ab+")
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.close()
-                return None
+                if time.monotonic() >= until:
+                    return None
+                time.sleep(LOOK_S)
+                continue
             if _is_at(file, draft):
                 return Claim(self, name, file)
             file.close()  # it has become the piece meanwhile, or was tidied away

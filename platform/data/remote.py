@@ -195,19 +195,19 @@ class Remote:
         sizes = [self._pieces[n].stop - self._pieces[n].start for n in numbers]
         at_once = max(1, min(CLAIMED, HELD // max([1, *sizes])))
         while some := [*islice(missing, at_once)]:
-            others = self._fetch_claimed(some, wait=False)
-            for number in others:
-                self._fetch_claimed([number], wait=True)
+            for number in self._fetch_claimed(some):
+                if self._fetch_claimed([number], self.access.patience_s):
+                    raise OSError(errno.ETIMEDOUT, "another process holds a piece and does not fetch it")
 
-    def _fetch_claimed(self, numbers: Sequence[int], wait: bool) -> list[int]:
-        """Fetch those that nobody else fetches; the others are returned."""
+    def _fetch_claimed(self, numbers: Sequence[int], wait_s: float = 0) -> list[int]:
+        """Fetch those that nobody else fetches, or has fetched after so many seconds; the others are returned."""
         cache, others = self.cache, list[int]()
         assert cache is not None
         with ExitStack() as stack:
             coming = list[tuple[Claim, Future[bytes]]]()
             for number in numbers:
                 piece = self._pieces[number]
-                claim = cache.claim(piece.name, wait)
+                claim = cache.claim(piece.name, wait_s)
                 if claim is None:
                     others.append(number)
                     continue

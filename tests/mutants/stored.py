@@ -112,8 +112,8 @@ _NODE_CACHE: Faults = {
         f"{_CACHE}::test_what_was_not_used_for_longest_makes_room",
     ),
     "drafts-lock-nobody-out": (
-        "fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))",
-        "fcntl.LOCK_SH)",
+        "fcntl.LOCK_EX | fcntl.LOCK_NB)\n            except",
+        "fcntl.LOCK_SH)\n            except",
         f"{_CACHE}::test_one_of_two_fetches_and_the_other_waits",
     ),
 }

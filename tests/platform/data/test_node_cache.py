@@ -16,7 +16,7 @@ DATA = os.urandom(1000)
 
 
 def keep(cache: NodeCache, name: str, data: bytes = DATA) -> None:
-    claim = cache.claim(name, wait=True)
+    claim = cache.claim(name, wait_s=5)
     assert claim is not None
     with claim:
         claim.keep(data)
@@ -64,12 +64,12 @@ def test_a_change_is_seen_through_a_file_that_is_open(tmp_path: Path) -> None:
 
 def test_one_of_two_fetches_and_the_other_waits(tmp_path: Path) -> None:
     mine, others = NodeCache(tmp_path, 10**6), NodeCache(tmp_path, 10**6)
-    claim = mine.claim("a", wait=False)
+    claim = mine.claim("a", wait_s=0)
     assert claim is not None
     with claim:
-        assert others.claim("a", wait=False) is None
+        assert others.claim("a", wait_s=0) is None
         claim.keep(DATA)
-    late = others.claim("a", wait=True)
+    late = others.claim("a", wait_s=5)
     assert late is not None
     with late:
         assert others.has("a")
@@ -82,7 +82,7 @@ import sys, time
 from pathlib import Path
 from vergence.platform.data.node_cache import NodeCache
 
-claim = NodeCache(Path(sys.argv[1]), 10**6).claim("a", wait=True)
+claim = NodeCache(Path(sys.argv[1]), 10**6).claim("a", wait_s=5)
 claim.file.write(b"half a piece")
 claim.file.flush()
 time.sleep(600)
@@ -95,7 +95,7 @@ def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
     while not (draft.exists() and draft.stat().st_size):
         assert process.poll() is None
         time.sleep(0.01)
-    assert cache.claim("a", wait=False) is None
+    assert cache.claim("a", wait_s=0) is None
     process.kill()
     process.wait()
     keep(cache, "a")
@@ -132,7 +132,7 @@ def test_what_others_keep_in_its_folder_stays(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_wiped_is_made_again(tmp_path: Path) -> None:
     cache = NodeCache(tmp_path / "cache", 10**6)
-    claim = cache.claim("a", wait=True)
+    claim = cache.claim("a", wait_s=5)
     assert claim is not None
     shutil.rmtree(cache.folder)
     with claim:
@@ -153,7 +153,7 @@ def test_a_folder_of_somebody_else_is_not_used(tmp_path: Path, monkeypatch: pyte
 
 def test_a_disk_that_is_full_leaves_no_half_piece(tmp_path: Path) -> None:
     cache = NodeCache(tmp_path, 10**6)
-    claim = cache.claim("a", wait=True)
+    claim = cache.claim("a", wait_s=5)
     assert claim is not None
     full = os.open("/dev/full", os.O_WRONLY)
     os.dup2(full, claim.file.fileno())

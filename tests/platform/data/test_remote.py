@@ -219,6 +219,17 @@ def test_a_folder_that_is_wiped_is_filled_again(
     assert not reader.remote.is_bypassed
 
 
+def test_who_stands_still_while_it_fetches_is_waited_for_as_long_as_the_store(
+    files: Index, moved: Index, access: Access, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader = Reader(moved, access=replace(access, patience_s=0.2))
+    claim = reader.remote.cache.claim(reader.remote._pieces[3].name)
+    with claim, caplog.at_level(logging.WARNING):
+        assert reader.raw(RANDOM, "image") == Reader(files).raw(RANDOM, "image")
+    [line] = caplog.messages
+    assert line.endswith("without a cache (another process holds a piece and does not fetch it)")
+
+
 def test_a_cache_too_small_for_a_piece_is_done_without(
     files: Index, moved: Index, access: Access, caplog: pytest.LogCaptureFixture
 ) -> None:
