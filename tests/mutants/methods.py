@@ -44,7 +44,7 @@ _SIMCLR: Faults = {
         "collectives.gather(z_bvd.detach())",
         "tests/methods/test_simclr.py::test_gradient_by_finite_differences",
     ),
-    "itself-among-the-candidates": (
+    "simclr-itself-among-the-candidates": (
         "others = torch.cat([own[:, :k], own[:, k + 1 :]], dim=1)",
         "others = torch.cat([own[:, 1:k], own[:, k + 1 :]], dim=1)",
         "tests/methods/test_simclr.py::test_closed_forms",
@@ -62,12 +62,12 @@ _SIMCLR: Faults = {
 }
 
 _BYOL: Faults = {
-    "gradient-into-the-teacher": (
+    "byol-gradient-into-the-teacher": (
         "full(targets.z_btd.detach())",
         "full(targets.z_btd)",
         "tests/methods/test_byol.py::test_gradient_reaches_the_student_only",
     ),
-    "prediction-stands-still": (
+    "byol-prediction-stands-still": (
         "full(out.p_bvd)",
         "full(out.p_bvd.detach())",
         "tests/methods/test_byol.py::test_gradient_reaches_the_student_only",
