@@ -172,7 +172,7 @@ def _cells(figures: Mapping[str, float]) -> str:
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
-    """kNN and linear of each variant, the untrained encoders as lines, and beside them the paper's figures, if numbers."""
+    """kNN and linear of each variant, the untrained encoders as lines, and beside them the paper's, if it has any."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -182,21 +182,22 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     theirs = {
         label: each["paper"] for label, each in variants.items() if isinstance(each["paper"], int | float)
     }
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 0.8 + 0.5 * len(variants)), layout="constrained")
+    size = 9 if theirs else 5, 0.8 + 0.5 * len(variants)
+    figure, axes = pyplot.subplots(1, 2 if theirs else 1, figsize=size, layout="constrained", squeeze=False)
+    ours, *paper = axes[0]
     for i, (protocol, colour) in enumerate(((KNN, "C0"), (LINEAR, "C1"))):
         places = [place + 0.4 * i for place in range(len(variants))]
-        axes[0].barh(
+        ours.barh(
             places, [100 * each[protocol] for each in variants.values()], 0.4, color=colour, label=protocol
         )
-        axes[0].axvline(
-            100 * mean(each[protocol] for each in found["untrained"]), color=colour, linestyle="--"
-        )
-    axes[0].set_yticks([place + 0.2 for place in range(len(variants))], list(variants))
-    axes[0].set_title("ours (dashed: untrained)")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize="small")
-    axes[1].barh(list(theirs), list(theirs.values()), 0.6, color="C7")
-    axes[1].set_title("paper")
-    for axis in axes:
+        ours.axvline(100 * mean(each[protocol] for each in found["untrained"]), color=colour, linestyle="--")
+    ours.set_yticks([place + 0.2 for place in range(len(variants))], list(variants))
+    ours.set_title("ours (dashed: untrained)")
+    figure.legend(*ours.get_legend_handles_labels(), loc="outside lower left", ncols=2, fontsize="small")
+    for axis in paper:
+        axis.barh(list(theirs), list(theirs.values()), 0.6, color="C7")
+        axis.set_title("paper")
+    for axis in (ours, *paper):
         axis.invert_yaxis()
         axis.set_xlabel("top-1, percent")
     path.parent.mkdir(parents=True, exist_ok=True)
