@@ -37,8 +37,7 @@ CREDENTIALS_S = 600  # after which they are asked for again: those of boto may e
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 15.0
 SILENT_S = 5.0  # after which somebody who waits is told for what
 # of a large file that is written: bytes of a part, at least; parts of it, at most, for S3; those on their way, so that
-# each is there before it is given up; how often one, or a page of a listing, is asked for
-# again, with pauses of obstore's own
+# each is there before it is given up; how often one, or a page of a listing, is asked for again, with obstore's own pauses
 LEAST_PART, MOST_PARTS, PARTS_AT_ONCE, PART_RETRIES = 5 << 20, 9_000, 4, 8
 PIECE = 8 << 20  # bytes a request, where an object is read from end to end
 _CURES = {
@@ -351,9 +350,8 @@ def _raise_if_lasting(error: Exception, reason: str, url: str, scheme: str) -> N
     refused = isinstance(error, PermissionError | obs.PermissionDeniedError | obs.UnauthenticatedError)
     if refused or status in (401, 403):
         raise UserError(f"{url}: the store refuses ({reason}); {cure}")
-    passes = status in (408, 409, 425, 429) or "RequestTimeout" in str(
-        error
-    )  # of S3, with a 400: bytes came late
+    came_late = "RequestTimeout" in str(error)  # of S3, with a 400
+    passes = came_late or status in (408, 409, 425, 429)
     if isinstance(error, obs.NotSupportedError) or (400 <= status < 500 and not passes):
         raise UserError(f"{url}: the store cannot do this ({reason})")
     if not isinstance(error, obs.BaseError | OSError | _HalfAnswer):

@@ -29,10 +29,8 @@ from vergence.platform.store import PATIENCE_S, Store, store_of
 GAP = 64 << 10  # bytes between two members that are rather read than asked for a second time
 LONGEST = 8 << 20  # bytes of members that are asked for together
 OPEN_PIECES = 256
-CLAIMED, HELD = (
-    32,
-    256 << 20,
-)  # pieces that are fetched at a time, and their bytes: they are in memory until they are kept
+CLAIMED = 32  # pieces that are fetched at a time
+HELD = 256 << 20  # bytes of them: they are in memory until they are kept
 TRIES = 3  # to have a piece on the disk before others push it out, or wipe it
 
 BYPASSED = "cannot be used; the store is read without a cache"

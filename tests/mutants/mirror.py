@@ -4,9 +4,10 @@ from .names import Faults
 
 _RUNS = "tests/platform/runs"
 _MIRROR, _LEASE = f"{_RUNS}/test_mirror.py", f"{_RUNS}/test_lease.py"
+_TROUBLE = f"{_RUNS}/test_mirror_trouble.py"
 _HALF = f"{_MIRROR}::test_half_a_commit_is_passed_over_for_the_one_before"
 _ORDER = f"{_MIRROR}::test_every_commit_is_copied_its_manifest_last_and_retention_is_the_runs"
-_AWAY = f"{_MIRROR}::test_a_store_that_is_away_stops_nothing_and_is_told_of_twice"
+_AWAY = f"{_TROUBLE}::test_a_store_that_is_away_stops_nothing_and_is_told_of_twice"
 _NEWER = f"{_MIRROR}::test_the_newer_commit_wins_wherever_it_is"
 _ELSEWHERE = f"{_MIRROR}::test_another_home_has_what_this_one_had"
 
@@ -35,7 +36,7 @@ _COPY: Faults = {
     "end-does-not-wait": (
         "        self._thread.join()\n",
         "",
-        f"{_MIRROR}::test_an_end_waits_for_the_last_commit_and_says_for_what",
+        f"{_TROUBLE}::test_an_end_waits_for_the_last_commit_and_says_for_what",
     ),
     "away-is-told-again-and-again": ("                self._told = True\n", "", _AWAY),
     "older-mirror-wins": ("or found[0].step > here.step", "or found[0].step > 0", _NEWER),
@@ -48,17 +49,17 @@ _COPY: Faults = {
     "who-lost-the-run-writes": (
         "        if not self.lease.may_write:\n",
         "        if False:\n",
-        f"{_MIRROR}::test_who_cannot_renew_its_lock_writes_nothing",
+        f"{_TROUBLE}::test_who_cannot_renew_its_lock_writes_nothing",
     ),
     "who-was-taken-over-goes-on": (
         "    if lease.taken_by is not None:\n",
         "    if False:\n",
-        f"{_MIRROR}::test_who_was_taken_over_stops_and_writes_no_more",
+        f"{_TROUBLE}::test_who_was_taken_over_stops_and_writes_no_more",
     ),
     "thread-outlives-ctrl-c": (
         "while not self.lease.is_over:",
         "while True:",
-        f"{_MIRROR}::test_ctrl_c_gives_the_run_back_at_once",
+        f"{_TROUBLE}::test_ctrl_c_gives_the_run_back_at_once",
     ),
 }
 
