@@ -4,8 +4,8 @@ Radford et al. 2021, arXiv:2103.00020, figure 3. With unit embeddings I of image
     L = ( mean_i CE(s I_i . T, i) + mean_i CE(s T_i . I, i) ) / 2,
 CE the cross-entropy of a row of logits with its diagonal. s = exp(t) starts at 1 / 0.07 and is kept within [1, 100]; the
 official code cuts t after each step, here it is cut in the forward, and its gradient passes: the same at every stage
-of ZeRO. With more views each finds the text, and the text each view of full size: means over views. Texts are
-bytes, not the paper's pairs of bytes. Two images with the same text are each other's negatives, as in the paper.
+of ZeRO. With more views each finds the text, and the text each view of full size: means over views. Two images with the
+same text are each other's negatives, as in the paper.
 
 Tune first: learning rate, then the batch: it is the number of negatives.
 
@@ -65,7 +65,9 @@ class CLIP(Method[CLIPConfig, Embeddings, tuple[()]]):
     def __init__(self, config: CLIPConfig, encoder: Encoder, data: DataFacts) -> None:
         super().__init__(config, encoder, data)
         self.image_projection = projection(encoder.dim, config.embed_dim)
-        self.text = TextTransformer(config.text_width, config.text_layers, config.text_heads, config.context)
+        self.text = TextTransformer(
+            config.text_width, config.text_layers, config.text_heads, config.context, data.vocabulary
+        )
         self.text_projection = projection(config.text_width, config.embed_dim)
         self.scale = Scale()
 

@@ -108,6 +108,7 @@ class DataFacts(NamedTuple):
 
     num_samples: for training; num_ids: sample ids are below it (some are held out); epochs: of the run.
     mean, std: of pixels in [0, 1], RGB; views are normalised by them, and so are images that a method makes itself.
+    vocabulary: tokens of a text are below it.
     """
 
     num_samples: int
@@ -115,6 +116,7 @@ class DataFacts(NamedTuple):
     epochs: int
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    vocabulary: int = 256
 
 
 class Encoder(nn.Module, ABC):

@@ -23,7 +23,7 @@ from .clip import Embeddings, Losses, Scale, contrast, projection
 from .method import About, Batch, DataFacts, Encoder, Method, Needs, at_least
 from .parts.backbones import TimmEncoder, ZeroInit
 from .parts.forwarding import embed_views
-from .parts.text import CONTEXT, TEXT, Block, Embedding, at, tokens
+from .parts.text import CONTEXT, TEXT, Block, Embedding, at
 from .parts.vision_transformer import VisionTransformer
 from .torchvision_shim import timm
 
@@ -55,7 +55,7 @@ class SharedTransformer(Method[SharedTransformerConfig, Embeddings, tuple[()]]):
     def __init__(self, config: SharedTransformerConfig, encoder: Encoder, data: DataFacts) -> None:
         super().__init__(config, encoder, data)
         self.image_projection = projection(encoder.dim, config.embed_dim)
-        self.text = TextInBlocks(vit_of(encoder), config.share, config.context)
+        self.text = TextInBlocks(vit_of(encoder), config.share, config.context, data.vocabulary)
         self.text_projection = projection(encoder.dim, config.embed_dim)
         self.scale = Scale()
 
@@ -82,10 +82,9 @@ class SharedTransformer(Method[SharedTransformerConfig, Embeddings, tuple[()]]):
 class TextInBlocks(nn.Module):
     """What a text has for itself. The shared parts stay the image's: they are lent for each forward, and stored once."""
 
-    def __init__(self, image: Any, share: Share, context: int) -> None:
+    def __init__(self, image: Any, share: Share, context: int, vocabulary: int) -> None:
         super().__init__()
-        self.context = context
-        self.embedding = Embedding(image.embed_dim, context)
+        self.embedding = Embedding(image.embed_dim, context, vocabulary)
         shared = PARTS if share == "all" else share.split("+")
         names = [name for part, of_part in PARTS.items() if part not in shared for name in of_part]
         self.blocks = nn.ModuleList(
@@ -95,8 +94,7 @@ class TextInBlocks(nn.Module):
 
     def forward(self, image: Any, fields: Mapping[str, Tensor]) -> Tensor:
         """Texts (n) -> (n, width): what the last layer says at the end of each, normalised."""
-        ids, end = tokens(fields, self.context)
-        x = self.embedding(ids)
+        x, end = self.embedding(fields)
         block: Any
         own: Any
         for block, own in zip(image.blocks, self.blocks, strict=True):

@@ -8,16 +8,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from vergence.methods.method import Batch, DataFacts, Method, num_large
+from vergence.methods.method import Batch, DataFacts, Method, ReadsText, num_large
 from vergence.pipelines.recipe import Recipe, build_method, flatten
 from vergence.pipelines.scale import plan_for
 from vergence.platform.cluster.capacity import Need
 from vergence.platform.data.captions import captions_of
+from vergence.platform.data.config import BYTES
 from vergence.platform.data.formats import MEMBER_EXTENSIONS
 from vergence.platform.data.index import Index
 from vergence.platform.data.modality import FIELDS, LABEL, TEXT
 from vergence.platform.data.plan import HOLDOUT_RULE, Plan
 from vergence.platform.data.stream import Stream
+from vergence.platform.data.vocabulary import vocabulary_of
 from vergence.platform.encoders.pretrained import Initial
 from vergence.platform.errors import UserError
 from vergence.platform.runs.facts import RunFacts
@@ -59,6 +61,12 @@ class Resolved:
         return self.recipe.epochs * self.plan.batches_per_epoch
 
     @property
+    def of_texts(self) -> dict[str, Any]:
+        """What commits say of the tokens of texts, where they are learned."""
+        vocabulary = self.stream.vocabulary
+        return {} if vocabulary is None else {"vocabulary": vocabulary.digest}
+
+    @property
     def lr(self) -> float:
         return effective_lr(self.recipe.optim, self.plan.global_batch)
 
@@ -75,6 +83,7 @@ class Resolved:
             views=recipe.views,
             size=recipe.size,
             data=recipe.data,
+            vocabulary=self.stream.vocabulary,
             layout=self.spec,
             machine=self.machine,
             device="cuda" if scale.gpus_per_worker else "cpu",
@@ -85,7 +94,7 @@ class Resolved:
             monitor=recipe.monitor,
             commit=recipe.commit,
             metrics_every=recipe.track.every_steps,
-            facts=provenance(recipe, self.index),
+            facts=provenance(recipe, self.index) | self.of_texts,
             stages=stages,
             pause_after=pause_after,
         )
@@ -190,7 +199,8 @@ def plan_of(recipe: Recipe, index: Index) -> Plan:
 def data_facts(recipe: Recipe, index: Index) -> DataFacts:
     """What the method is built from; UserError: fewer training samples than one global batch."""
     data = recipe.data
-    return DataFacts(plan_of(recipe, index).num_training, len(index), recipe.epochs, data.mean, data.std)
+    num_training = plan_of(recipe, index).num_training
+    return DataFacts(num_training, len(index), recipe.epochs, data.mean, data.std, data.vocabulary)
 
 
 def _check_rows(recipe: Recipe, group: int, forwards: Sequence[norm_check.Rows]) -> None:
@@ -210,6 +220,9 @@ def _stream(recipe: Recipe, index: Index, plan: Plan, method: Method) -> Stream:
     needs, captions = method.needs, captions_of(recipe.data, index)
     if captions is not None and TEXT not in needs.fields:
         raise UserError(f"data.captions: {recipe.method.name} reads no text; leave data.captions out")
+    if recipe.data.vocabulary > BYTES and not isinstance(method, ReadsText):
+        what = "reads bytes" if TEXT in needs.fields else "reads no text"
+        raise UserError(f"data.vocabulary: {recipe.method.name} {what}; leave data.vocabulary out")
     for name in needs.fields:
         if name == TEXT and captions is not None:
             continue
@@ -230,6 +243,7 @@ def _stream(recipe: Recipe, index: Index, plan: Plan, method: Method) -> Stream:
         needs.fields,
         recipe.data.max_pixels,
         captions=captions,
+        vocabulary=vocabulary_of(recipe.data, index, captions),
         access=recipe.data.access,
     )
     return stream.measured()

@@ -11,12 +11,14 @@ from vergence.pipelines.handover import trained
 from vergence.pipelines.recipe import Recipe, build_method
 from vergence.platform.data.captions import Captions
 from vergence.platform.data.config import CLASS
+from vergence.platform.data.vocabulary import Vocabulary, kept_vocabulary
 from vergence.platform.encoders.encoder import LoadedEncoder
 from vergence.platform.errors import UserError
 from vergence.platform.evaluate.labelled import Labelled
 from vergence.platform.evaluate.zero_shot import ByNames
 from vergence.platform.home import home
 from vergence.platform.runs import commit as commits
+from vergence.platform.runs.commit import Commit
 
 TEMPLATE = f"a photo of a {CLASS}."
 
@@ -29,7 +31,7 @@ def by_names(
     classes: their names by number, default: those of the shards. templates: with CLASS in each, default: those that the
     run was trained with, else TEMPLATE. Raises UserError: the encoder has no side of texts at hand, or a class no name.
     """
-    recipe, method = _text_side(encoder)
+    recipe, method, vocabulary = _text_side(encoder)
     if not isinstance(method, ReadsText):
         raise UserError(
             f"{encoder.name}: zero_shot tells classes by their names, and {recipe.method.name} reads no text"
@@ -38,7 +40,8 @@ def by_names(
     for template in templates:
         if CLASS not in template:
             raise UserError(f"--template {template!r}: has no {CLASS}, where the name of the class stands")
-    return ByNames(method, Captions(tuple(templates) or recipe.data.captions or (TEMPLATE,), names))
+    captions = Captions(tuple(templates) or recipe.data.captions or (TEMPLATE,), names)
+    return ByNames(method, captions, vocabulary)
 
 
 def read_classes(file: Path) -> list[str]:
@@ -52,8 +55,11 @@ def read_classes(file: Path) -> list[str]:
     return names
 
 
-def _text_side(encoder: LoadedEncoder) -> "tuple[Recipe, torch.nn.Module]":
-    """Recipe and method of the encoder's run, with the weights of its last commit: exports hold images' side alone."""
+def _text_side(encoder: LoadedEncoder) -> "tuple[Recipe, torch.nn.Module, Vocabulary | None]":
+    """Recipe and method of the encoder's run, with the weights of its last commit, and what its texts are made of.
+
+    Exports hold images' side alone.
+    """
     card = encoder.card
     if card is None or card.recipe is None:
         raise UserError(
@@ -61,9 +67,10 @@ def _text_side(encoder: LoadedEncoder) -> "tuple[Recipe, torch.nn.Module]":
         )
     recipe = Recipe.parse(card.recipe, f"the recipe of {encoder.name}")
     # a method that reads text keeps nothing by sample
-    method = build_method(recipe, DataFacts(1, 1, recipe.epochs, recipe.data.mean, recipe.data.std))
+    data = recipe.data
+    method = build_method(recipe, DataFacts(1, 1, recipe.epochs, data.mean, data.std, data.vocabulary))
     if not isinstance(method, ReadsText):
-        return recipe, method
+        return recipe, method, None
     commit = commits.newest(home() / card.name / "commits")
     if commit is None:
         raise UserError(
@@ -82,7 +89,20 @@ def _text_side(encoder: LoadedEncoder) -> "tuple[Recipe, torch.nn.Module]":
             f"{encoder.name}: the last commit of run {card.name} in {home()} has other weights than this encoder: another "
             "run of that name, or one that went on; evaluate what that run exported"
         )
-    return recipe, method
+    return recipe, method, _vocabulary(encoder, recipe, commit)
+
+
+def _vocabulary(encoder: LoadedEncoder, recipe: Recipe, commit: Commit) -> Vocabulary | None:
+    """That of the run's texts; None: bytes."""
+    if "vocabulary" not in commit.manifest:
+        return None
+    found = kept_vocabulary(home() / "index", commit.manifest["data_digest"], recipe.data)
+    if found is None or found.digest != commit.manifest["vocabulary"]:
+        raise UserError(
+            f"{encoder.name}: the vocabulary of its texts is not in {home() / 'index'}; copy the files "
+            "*.vocabulary.json there from where the run was trained"
+        )
+    return found
 
 
 def _names(data: Labelled, classes: Sequence[str] | None) -> tuple[str, ...]:

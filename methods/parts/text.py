@@ -1,7 +1,7 @@
-"""Text as bytes, and the causal transformer that reads it (CLIP, Radford et al. 2021, arXiv:2103.00020, section 2.4).
+"""A text's tokens, and the causal transformer that reads them (CLIP, Radford et al. 2021, arXiv:2103.00020, section 2.4).
 
-A token is a byte of UTF-8. CLIP has 49,408 pairs of bytes instead, which must be trained or kept somewhere; bytes say
-the same in about four times as many tokens.
+They come as numbers below the size of the vocabulary: bytes of UTF-8, or pairs of bytes as in CLIP, which say the same in
+about a quarter as many tokens.
 """
 
 from collections.abc import Mapping
@@ -13,53 +13,53 @@ from torch import Tensor, nn
 
 from ..torchvision_shim import timm
 
-START, END = 256, 257  # beside the bytes
-VOCABULARY = 258
 TEXT, LENGTH = "text", "text.length"  # of the fields of a batch
-CONTEXT = "Longest text in bytes, with its start and end; what is longer is cut."
+CONTEXT = "Longest text in tokens, with its start and end; what is longer is cut."
 
 Block = timm.models.vision_transformer.Block
 QuickGELU = timm.layers.activations.QuickGELU
 
 
-def tokens(fields: Mapping[str, Tensor], context: int) -> tuple[Tensor, Tensor]:
-    """START, the bytes of each text, END: (n, T) int64, T at most `context`; and where END stands, (n,) int64.
+def tokens(fields: Mapping[str, Tensor], context: int, vocabulary: int) -> tuple[Tensor, Tensor]:
+    """Start, each text, end: (n, T) int64, T at most `context`; and where the end stands, (n,) int64.
 
-    fields: `text` uint8 (n, longest), padded, and `text.length` int64 (n,). What is behind END is END again.
+    fields: `text` (n, longest) whole numbers below `vocabulary`, padded, and `text.length` int64 (n,). The start is the
+    number `vocabulary`, the end the next one; what is behind the end is the end again.
     """
     text, length = fields[TEXT][:, : context - 2], fields[LENGTH]
     end = length.clamp(max=context - 2) + 1
     ids = F.pad(text.long(), (1, 1))
     place = torch.arange(ids.shape[1], device=ids.device)
-    ids = torch.where(place < end[:, None], ids, END)
-    return torch.cat([torch.full_like(ids[:, :1], START), ids[:, 1:]], dim=1), end
+    ids = torch.where(place < end[:, None], ids, vocabulary + 1)
+    return torch.cat([torch.full_like(ids[:, :1], vocabulary), ids[:, 1:]], dim=1), end
 
 
 class Embedding(nn.Module):
-    """Tokens (n, T) -> (n, T, width): what each is, and where it stands."""
+    """What each token is, and where it stands."""
 
-    def __init__(self, width: int, context: int) -> None:
+    def __init__(self, width: int, context: int, vocabulary: int) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(VOCABULARY, width)
+        self.context, self.vocabulary = context, vocabulary
+        self.tokens = nn.Embedding(vocabulary + 2, width)
         self.pos_embed = nn.Parameter(torch.empty(context, width))
         nn.init.normal_(self.tokens.weight, std=0.02)
         nn.init.normal_(self.pos_embed, std=0.01)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        x: Tensor = self.tokens(ids) + self.pos_embed[: ids.shape[1]]
-        return x
+    def forward(self, fields: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """(n, T, width); and where the end of each text stands, (n,) int64. fields: as `tokens`."""
+        ids, end = tokens(fields, self.context, self.vocabulary)
+        return self.tokens(ids) + self.pos_embed[: ids.shape[1]], end
 
 
 class TextTransformer(nn.Module):
     """Texts (n) -> (n, width): what the last layer says at the end of each, normalised."""
 
-    def __init__(self, width: int, layers: int, heads: int, context: int) -> None:
+    def __init__(self, width: int, layers: int, heads: int, context: int, vocabulary: int) -> None:
         """Initialised as in CLIP's code. Raises ValueError: heads do not divide the width."""
         super().__init__()
         if width % heads:
             raise ValueError(f"the text's {heads} heads must divide its width of {width}")
-        self.context = context
-        self.embedding = Embedding(width, context)
+        self.embedding = Embedding(width, context, vocabulary)
         self.blocks = nn.ModuleList(
             Block(width, heads, qkv_bias=True, act_layer=QuickGELU, norm_layer=nn.LayerNorm)
             for _ in range(layers)
@@ -69,8 +69,7 @@ class TextTransformer(nn.Module):
             _initialise(block, width, layers)
 
     def forward(self, fields: Mapping[str, Tensor]) -> Tensor:
-        ids, end = tokens(fields, self.context)
-        x = self.embedding(ids)
+        x, end = self.embedding(fields)
         for block in self.blocks:
             x = block(x, is_causal=True)
         return at(self.norm(x), end)

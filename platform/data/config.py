@@ -10,6 +10,7 @@ from vergence.platform.data.remote import Access
 from vergence.platform.store import PATIENCE_S, is_url
 
 CLASS = "{class}"  # in a template
+BYTES = 256  # of a vocabulary: the tokens of a text are its bytes
 
 SHARE, LEAST_SHARE, LEAST_IMAGES = 0.02, 0.1, 500  # of the holdout by default, and what it is at least
 
@@ -27,6 +28,11 @@ class DataConfig(BaseModel, frozen=True, extra="forbid", strict=True):
         (),
         description=f"templates that make a sample's text of its class, e.g. a photo of a {CLASS}; one is drawn for "
         "each sample and epoch; none: the text is the sample's own (.txt)",
+    )
+    vocabulary: int = Field(
+        BYTES,
+        ge=BYTES,
+        description=f"tokens of a text; {BYTES}: its bytes; more: pairs of bytes too, learned from the set's captions",
     )
     order: Order = Field(
         FULL, validate_default=True, description="in which samples come; a part of the run's identity"

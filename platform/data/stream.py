@@ -23,6 +23,7 @@ from vergence.platform.data.ragged import Array, Ragged
 from vergence.platform.data.read import KEPT, Reader, Sample
 from vergence.platform.data.remote import Access
 from vergence.platform.data.share import Share, rows_of, table_of
+from vergence.platform.data.vocabulary import Vocabulary
 from vergence.platform.errors import VergenceError
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Stream:
     decoded_bytes: int = 1 << 20  # of a typical picture
     row_bytes: int = 1 << 20  # of a typical sample as it travels
     captions: Captions | None = None  # what makes the text, where it is not read
+    vocabulary: Vocabulary | None = None  # of the text; none: bytes
     access: Access = KEPT  # how shards in a store are read
 
     @property
@@ -138,6 +140,10 @@ class Stream:
                 fields[name] = self.captions.drawn(labels, ids, epochs, self.plan.seed)
             else:
                 fields |= rows_of(name, [sample.members[name] for sample in samples])
+        if self.vocabulary is not None:
+            text = fields[TEXT]
+            assert isinstance(text, Ragged)
+            fields[TEXT] = self.vocabulary.encode(text)
         remote = self._reader.remote
         store = (remote.retries(), remote.is_bypassed) if remote else (0, False)
         return table_of(ids, positions, bad, pieces, fields, *store)

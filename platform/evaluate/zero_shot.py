@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vergence.methods.method import ReadsText
 from vergence.platform.data.captions import Captions, in_bytes
 from vergence.platform.data.modality import MODALITIES, TEXT
+from vergence.platform.data.vocabulary import Vocabulary
 from vergence.platform.encoders.encoder import CPU
 from vergence.platform.evaluate.definitions import ZERO_SHOT, Definition
 from vergence.platform.evaluate.protocols import Examples, Scores
@@ -32,8 +33,15 @@ class ZeroShot:
     classes that it does not know.
     """
 
-    def __init__(self, method: ReadsText, captions: Captions, device: torch.device) -> None:
-        self.method, self.captions, self.device = method, captions, device
+    def __init__(
+        self,
+        method: ReadsText,
+        captions: Captions,
+        device: torch.device,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
+        """vocabulary: of the method's texts; None: bytes."""
+        self.method, self.captions, self.device, self.vocabulary = method, captions, device, vocabulary
 
     @torch.no_grad()
     def __call__(
@@ -57,7 +65,8 @@ class ZeroShot:
                 for label in range(first, min(first + some, len(names)))
                 for template in range(len(templates))
             ]
-            parts = MODALITIES[TEXT].collate({"": in_bytes(of)})
+            texts = in_bytes(of) if self.vocabulary is None else self.vocabulary.encode(in_bytes(of))
+            parts = MODALITIES[TEXT].collate({"": texts})
             yield {TEXT + end: torch.from_numpy(part).to(self.device) for end, part in parts.items()}
 
     def _directions(self, fields: Mapping[str, Tensor]) -> Tensor:
@@ -69,8 +78,8 @@ class ZeroShot:
 class ByNames:
     """Zero-shot as a protocol: of one encoder, whose method has its final weights."""
 
-    def __init__(self, method: ReadsText, captions: Captions) -> None:
-        self.method, self.captions = method, captions
+    def __init__(self, method: ReadsText, captions: Captions, vocabulary: Vocabulary | None = None) -> None:
+        self.method, self.captions, self.vocabulary = method, captions, vocabulary
         asked = {"templates": captions.templates, "classes": captions.names}
         self.definition: Definition = ZERO_SHOT._replace(fixed={**ZERO_SHOT.fixed, **asked})
 
@@ -80,6 +89,6 @@ class ByNames:
             raise ValueError("there are no queries")
         assert isinstance(self.method, nn.Module)
         self.method.to(device)
-        nearest = ZeroShot(self.method, self.captions, device)(queries.rows)
+        nearest = ZeroShot(self.method, self.captions, device, self.vocabulary)(queries.rows)
         num_classes = len(self.captions.names)
         return Scores(nearest == queries.labels, {"classes": num_classes}, chance=1 / num_classes)

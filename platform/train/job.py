@@ -9,6 +9,7 @@ from vergence.methods.method import Method
 from vergence.platform.augment.presets import ViewSpec
 from vergence.platform.data.config import DataConfig
 from vergence.platform.data.plan import Plan
+from vergence.platform.data.vocabulary import Vocabulary
 from vergence.platform.evaluate.config import MonitorConfig
 from vergence.platform.runs.commit import CommitConfig
 from vergence.platform.runs.outcome import outcome_file
@@ -29,6 +30,7 @@ class Job:
     views: tuple[ViewSpec, ...]
     size: int  # side in pixels at which the encoder is monitored and swept
     data: DataConfig
+    vocabulary: Vocabulary | None  # of the texts; none: bytes
     layout: LayoutSpec  # each rank calls `layout` on it, with its number of ranks and the machine
     machine: Machine  # as the driver has measured it, where the ranks run
     device: str

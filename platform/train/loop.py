@@ -284,7 +284,7 @@ class RankLoop:
         captions = captions_of(self.job.data, self.reader.index)
         if captions is None or not isinstance(self.method, ReadsText):
             return None
-        return ZeroShot(self.method, captions, self.device)
+        return ZeroShot(self.method, captions, self.device, self.job.vocabulary)
 
     def _sweep(self, ids: np.ndarray, *, keep: bool) -> Sweep:
         """Passes over these samples as the encoder takes them; keep: held in memory."""

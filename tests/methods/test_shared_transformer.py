@@ -7,7 +7,6 @@ from small_methods import FACTS, ToyEncoder, small_method, small_vit, two_views,
 from vergence.methods.catalog import METHODS
 from vergence.methods.method import ReadsText
 from vergence.methods.parts.backbones import EncoderConfig, build_encoder
-from vergence.methods.parts.text import tokens
 
 SHARES: dict[str, set[str]] = {  # what of each block the text has for itself
     "attention": {"mlp", "norm1", "norm2", "ls2"},
@@ -42,10 +41,9 @@ def test_shared_parameters_count_once_and_stand_once_in_the_state(share: str, ow
 def test_all_shared_reads_a_text_as_the_blocks_of_the_image_would_with_a_causal_mask() -> None:
     method = small_method("shared_transformer", share="all")
     fields = two_views(4).fields
-    ids, end = tokens(fields, 12)
     vit: Any = method.encoder.backbone
-    x = method.text.embedding(ids)
-    mask = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
+    x, end = method.text.embedding(fields)
+    mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
     for block in vit.blocks:
         x = block(x, attn_mask=mask)
     expected = torch.stack([vit.norm(x)[i, place] for i, place in enumerate(end)])

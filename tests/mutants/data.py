@@ -276,7 +276,28 @@ _CAPTIONS: Faults = {
     ),
 }
 
+_OWN_VOCABULARY = "tests/platform/data/test_vocabulary.py::test_it_is_learned_from"
+
+_VOCABULARY: Faults = {
+    "one-template-teaches": (
+        "range(len(captions.templates))",
+        "range(1)",
+        f"{_OWN_VOCABULARY}_every_template_of_every_class",
+    ),
+    "half-a-file-is-a-vocabulary": (
+        "None if read_mapping(file) is None else Vocabulary",
+        "None if not file.exists() else Vocabulary",
+        f"{_OWN_VOCABULARY}_the_samples_own_texts_and_kept_beside_the_index",
+    ),
+    "of-any-size": (
+        "[data_digest, config.captions, config.vocabulary]",
+        "[data_digest, config.captions]",
+        f"{_OWN_VOCABULARY}_the_samples_own_texts_and_kept_beside_the_index",
+    ),
+}
+
 FAULTS = {
+    "platform/data/vocabulary.py": _VOCABULARY,
     "platform/data/captions.py": _CAPTIONS,
     "platform/data/order.py": _ORDER,
     "platform/data/plan.py": _PLAN,

@@ -102,6 +102,11 @@ _ZERO_SHOT: Faults = {
         "tests/platform/evaluate/test_zero_shot.py::"
         "test_a_class_stands_where_the_mean_of_its_unit_captions_points_to",
     ),
+    "names-in-bytes-always": (
+        "in_bytes(of) if self.vocabulary is None else",
+        "in_bytes(of) if True else",
+        "tests/pipelines/test_zero_shot.py::test_pairs_of_bytes_are_those_that_the_run_has_learned",
+    ),
 }
 
 FAULTS = {

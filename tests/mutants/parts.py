@@ -109,6 +109,11 @@ _TEXT: Faults = {
         "length.clamp(max=context - 1) + 1",
         f"{PARTS}/test_text.py::test_a_long_text_is_cut_and_still_has_an_end",
     ),
+    "end-is-a-word-of-the-vocabulary": (
+        "ids, vocabulary + 1)",
+        "ids, vocabulary - 1)",
+        f"{PARTS}/test_text.py::test_start_and_end_are_the_first_two_numbers_beyond_the_vocabulary",
+    ),
 }
 
 _COLLECTIVES: Faults = {

@@ -1,4 +1,4 @@
-"""`vergence evaluate --protocol zero_shot`: a tiny run of CLIP is trained and handed over, then asked by names."""
+"""`vergence evaluate --protocol zero_shot`: tiny runs of CLIP, whose texts are bytes or pairs of bytes, asked by names."""
 
 import json
 import shutil
@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from ranks import run_ranks
 from shard_files import png, write_shard
 from tiny_encoder import make_card
+from tokenizers import Tokenizer
 
 from vergence.methods.clip import CLIP
 from vergence.pipelines import cli
+from vergence.pipelines.advance import _refuse_other_state
 from vergence.pipelines.evaluate import evaluate
 from vergence.pipelines.handover import hand_over, trained
 from vergence.pipelines.recipe import Recipe, build_method, initial_encoder, load_recipe
@@ -49,19 +51,20 @@ def write(path: Path, seed: int, count: int, words: bool = True) -> str:
     return str(write_shard(path, samples))
 
 
-def recipe_of(shard: str) -> Recipe:
+def recipe_of(shard: str, *more: str) -> Recipe:
     settings = (
         "data.holdout=0.25", "epochs=4", "encoder.width=0.0625", "batch.global=24", "views.0.size=8", "norm.group=12",
         "precision=fp32", "scale.workers=1", "track.every_steps=1", "track.register=null", "optim.lr=0.003",
         "method.text_layers=1",
     )  # fmt: skip
-    return load_recipe("clip-cifar10", [f"data.train={shard}", *settings])
+    return load_recipe("clip-cifar10", [f"data.train={shard}", *settings, *more])
 
 
-def train(rank: int, world_size: int, folder: Path) -> None:
-    recipe, index = recipe_of(str(folder / "train.tar")), open_index(folder / "train.tar", folder / "index")
+def train(rank: int, world_size: int, folder: Path, name: str, *more: str) -> None:
+    shard = folder / "train.tar"
+    recipe, index = recipe_of(str(shard), *more), open_index(shard, folder / "home" / "index")
     resolved = resolve(recipe, index, build_method(recipe, data_facts(recipe, index)))
-    run = Run("run")
+    run = Run(name)
     run.logs.mkdir(parents=True)
     with locked(run):
         RankLoop(resolved.job(run, {}), None, lambda: False).run(
@@ -73,18 +76,28 @@ def train(rank: int, world_size: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str, str]]:
-    """(folder, train, test); `run` is the run."""
+    """(folder, train, test); the runs are `run` and `pairs`."""
     folder = tmp_path_factory.mktemp("work")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VERGENCE_HOME", str(folder / "home"))
         sets = write(folder / "train.tar", 0, 96), write(folder / "test.tar", 1, 60)
-        run_ranks(train, 1, folder)
+        run_ranks(train, 1, folder, "run")
+        run_ranks(train, 1, folder, "pairs", "data.vocabulary=300")
         yield folder, *sets
 
 
-def naive_top1(templates: tuple[str, ...], names: tuple[str, ...] = COLOURS) -> float:
+def tokens(text: str, run: str) -> list[int]:
+    """By `tokenizers` itself from the file that lies there, or bytes."""
+    if run == "run":
+        return list(text.encode())
+    (file,) = (Run(run).path.parent / "index").glob("*.vocabulary.json")
+    found: list[int] = Tokenizer.from_file(str(file)).encode(text).ids
+    return found
+
+
+def naive_top1(templates: tuple[str, ...], names: tuple[str, ...] = COLOURS, of: str = "run") -> float:
     """In float64 from the commit's weights: the nearest mean of unit captions."""
-    run, encoder = Run("run"), load_encoder("run")
+    run, encoder = Run(of), load_encoder(of)
     assert encoder.card is not None
     recipe = Recipe.parse(encoder.card.recipe, "card")
     method = build_method(recipe, data_facts(recipe, open_index(recipe.data.train, run.path / "index")))
@@ -98,11 +111,9 @@ def naive_top1(templates: tuple[str, ...], names: tuple[str, ...] = COLOURS) -> 
         z = F.normalize(method.embed_images(torch.from_numpy(encoder(images)).double()), dim=1)
         classes = []
         for name in names:
-            texts = [np.frombuffer(each.replace("{class}", name).encode(), np.uint8) for each in templates]
+            texts = [tokens(each.replace("{class}", name), of) for each in templates]
             each = [
-                method.embed_text(
-                    {"text": torch.from_numpy(text.copy())[None], "text.length": torch.tensor([len(text)])}
-                )
+                method.embed_text({"text": torch.tensor([text]), "text.length": torch.tensor([len(text)])})
                 for text in texts
             ]
             classes.append(F.normalize(F.normalize(torch.cat(each), dim=1).mean(0), dim=0))
@@ -150,6 +161,34 @@ def test_names_and_templates_may_be_given_and_a_bank_stands_beside(
     assert cli.main(command) == 0
     other = Report.model_validate_json((tmp_path / "r.json").read_text()).scores["zero_shot-v1"]
     assert other == naive_top1((template,), turned) < report.scores["zero_shot-v1"]
+
+
+def test_pairs_of_bytes_are_those_that_the_run_has_learned(
+    work: tuple[Path, str, str], tmp_path: Path
+) -> None:
+    folder, bank, test = work
+    templates = recipe_of(test).data.captions
+    assert len(tokens(templates[0].replace("{class}", "red"), "pairs")) < 10  # of 16 bytes
+    report = evaluate("pairs", None, test, protocols=["zero_shot"])
+    assert report.scores["zero_shot-v1"] == naive_top1(templates, of="pairs") > 0.5
+
+    resolved = resolve(
+        recipe := recipe_of(bank, "data.vocabulary=300"),
+        index := open_index(bank, folder / "home" / "index"),
+        method := build_method(recipe, data_facts(recipe, index)),
+    )
+    newest = commits.newest(Run("pairs").commits)
+    assert newest is not None
+    _refuse_other_state(resolved, Run("pairs"), newest, method)
+    other = newest._replace(manifest={**newest.manifest, "vocabulary": "of other captions"})
+    with pytest.raises(UserError, match="its texts have another vocabulary"):
+        _refuse_other_state(resolved, Run("pairs"), other, method)
+
+    (file,) = (folder / "home" / "index").glob("*.vocabulary.json")
+    file.rename(tmp_path / "aside")
+    with pytest.raises(UserError, match=r"copy the files \*.vocabulary.json there"):
+        evaluate("pairs", None, test, protocols=["zero_shot"])
+    (tmp_path / "aside").rename(file)
 
 
 def test_the_card_tells_what_names_alone_told_on_the_holdout(work: tuple[Path, str, str]) -> None:
@@ -200,7 +239,7 @@ def test_what_cannot_be_asked_by_names_is_said_in_one_line(
     aside = home / "run" / "commits"
     aside.rename(tmp_path / "aside")
     refused("which is in the commits of run run; there are none in")
-    method = build_method(recipe_of(test), data_facts(recipe_of(bank), open_index(bank, tmp_path / "index")))
+    method = build_method(recipe_of(test), data_facts(recipe_of(bank), open_index(bank, home / "index")))
     state = {f"model.{name}": value for name, value in method.state_dict().items()}
     commits.write(aside, state, {"step": 12}, "test", lambda: True)
     refused("has other weights than this encoder")

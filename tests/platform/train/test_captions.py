@@ -52,24 +52,29 @@ def train(rank: int, world_size: int, folder: Path) -> list[float]:
     return [record["zero_shot"] for record in records if "zero_shot" in record]
 
 
-def stopped_and_not(rank: int, world_size: int, folder: Path, name: str, zero: int) -> list[State]:
+def stopped_and_not(
+    rank: int, world_size: int, folder: Path, name: str, zero: int, vocabulary: int
+) -> list[State]:
     """The last states of a run of two epochs, and of one that was stopped in its second."""
     shard = folder / "t-000000.tar"
-    recipe = recipe_of(shard, name, "epochs=2", f"scale.zero={zero}")
+    recipe = recipe_of(shard, name, "epochs=2", f"scale.zero={zero}", f"data.vocabulary={vocabulary}")
     index = open_index(shard, folder / "index")
     resolved = resolve(recipe, index, build_method(recipe, data_facts(recipe, index)))
     assert resolved.steps == 6
     return undisturbed_and_stopped(resolved, name, rank, world_size, stop_at=4)
 
 
-@pytest.mark.parametrize(("name", "zero"), [("clip-cifar10", 0), ("shared_transformer-cifar10", 2)])
+@pytest.mark.parametrize(
+    ("name", "zero", "vocabulary"), [("clip-cifar10", 0, 256), ("shared_transformer-cifar10", 2, 300)]
+)
 def test_a_run_stopped_in_an_epoch_ends_bit_equal_to_one_that_was_not(
-    name: str, zero: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, zero: int, vocabulary: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VERGENCE_HOME", str(tmp_path / "home"))
     shard_of(tmp_path)
-    states = run_ranks(stopped_and_not, 2, tmp_path, name, zero)[0]
+    states = run_ranks(stopped_and_not, 2, tmp_path, name, zero, vocabulary)[0]
     assert "model.scale.logit_scale" in states[0]
+    assert len(states[0]["model.text.embedding.tokens.weight"]) == vocabulary + 2
     assert_bit_equal(states)
 
 
@@ -100,3 +105,5 @@ def test_what_cannot_be_captioned_is_refused_before_the_run(tmp_path: Path) -> N
     captions = 'data.captions=["a {class}"]'
     shard = shard_of(tmp_path / "labelled")
     assert "simclr reads no text" in refused(shard, tmp_path, "simclr-cifar10", one, captions)
+    words = "data.vocabulary=300"
+    assert "simclr reads no text" in refused(shard, tmp_path, "simclr-cifar10", one, words)
