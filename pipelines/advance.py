@@ -45,6 +45,7 @@ class Planned(NamedTuple):
     num_parameters: int  # that are trained
     place: session.Place  # of Ray
     found: Found | None = None  # on this machine, if it is the one that trains
+    forked_from: str | None = None  # the run and step whose state this one begins with
 
 
 class RunResult(NamedTuple):
@@ -124,7 +125,7 @@ def plan(recipe: Recipe, run: Run) -> Planned:
     with ExitStack() as ray:
         joined = _joined(recipe, ray)
         resolved, method = _resolved(recipe, run, index, kept, past.commit, joined)
-        return _planned(resolved, run, method, place, found)
+        return _planned(resolved, run, method, place, found, past.commit)
 
 
 def what_exists(recipe: Recipe, run: Run) -> str:
@@ -179,7 +180,7 @@ def _train(
         run.remember(
             precision=layout.precision, regime=layout.regime, micro=layout.micro, span=layout.norm_span
         )
-        observe(_planned(resolved, run, method, place, found))
+        observe(_planned(resolved, run, method, place, found, start))
         cut(run.logs / "metrics.jsonl", start_step, start is not None and start.monitor_due)
         with _Tracked(recipe, run, index, says, part.parent, values) as tracked:
             stages |= {"checks": time.time()}
@@ -306,6 +307,16 @@ def _keep(recipe: Recipe, run: Run, index: Index, text: str) -> None:
     )
 
 
-def _planned(resolved: Resolved, run: Run, method: Method, place: session.Place, found: Found) -> Planned:
+def _planned(
+    resolved: Resolved, run: Run, method: Method, place: session.Place, found: Found, start: Commit | None
+) -> Planned:
     num_parameters = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
-    return Planned(resolved, run, num_parameters, place, found if place == "own" else None)
+    source = start.manifest.get("forked_from") if start else None
+    return Planned(
+        resolved,
+        run,
+        num_parameters,
+        place,
+        found if place == "own" else None,
+        f"{source['run']} at step {source['step']:,}" if source else None,
+    )

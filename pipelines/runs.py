@@ -21,6 +21,7 @@ from vergence.platform.runs.commit import CommitConfig
 from vergence.platform.runs.past import Past, kept_recipe
 from vergence.platform.runs.remote import Remote, runs_in
 from vergence.platform.runs.run import Run, is_live, run_names, valid_name
+from vergence.platform.text import below_here
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -63,9 +64,8 @@ def main(options: argparse.Namespace) -> int:
         case "show":
             return _print_run(show_run(options.name), options.json)
         case "rename":
-            print(
-                f"{rename(options.name, options.new).path}: was {options.name}; go on with --name {options.new}"
-            )
+            path = rename(options.name, options.new).path
+            print(f"{below_here(f'{path}')}: was {options.name}; go on with --name {options.new}")
             return 0
         case _:
             return _remove(options.name, options.yes)
@@ -92,7 +92,8 @@ def _remove(name: str, sure: bool) -> int:
     if not sure:
         if not sys.stdin.isatty():
             raise UserError(f"runs rm {name}: deletes {decimal(num_bytes)} for good; give --yes")
-        if input(f"delete {run.path}, {decimal(num_bytes)}, for good? [y/N] ").strip().lower() not in (
+        path = below_here(f"{run.path}")
+        if input(f"delete {path}, {decimal(num_bytes)}, for good? [y/N] ").strip().lower() not in (
             "y",
             "yes",
         ):
@@ -101,7 +102,7 @@ def _remove(name: str, sure: bool) -> int:
     version = run.facts().version
     remove(name)
     stays = f"; version {version} stays in the registry" if version is not None else ""
-    print(f"{run.path}: deleted, {decimal(num_bytes)}{stays}")
+    print(f"{below_here(f'{run.path}')}: deleted, {decimal(num_bytes)}{stays}")
     return 0
 
 

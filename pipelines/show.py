@@ -1,6 +1,5 @@
 """What a user sees of a run: the first screen and the progress line."""
 
-import os
 import shlex
 import textwrap
 import time
@@ -20,6 +19,7 @@ from vergence.platform.encoders.pretrained import Initial
 from vergence.platform.masking import masked
 from vergence.platform.mlflow_store import database, tracking_uri
 from vergence.platform.runs.records import Event, FirstStep, Metrics, Monitored, Note, Record, Stepped
+from vergence.platform.text import below_here
 from vergence.platform.train.machine import Machine
 from vergence.platform.version import code_version
 
@@ -37,8 +37,7 @@ def say(line: str, console: Console = console, indent: int | None = None) -> Non
     indent: columns at which it goes on, between two words, where a terminal is too narrow for it; None: it stays one
     line, which the terminal breaks anywhere, so that a command in it can be copied.
     """
-    here = os.path.join(os.getcwd(), "")
-    text = masked(line if here == os.sep else line.replace(here, ""))
+    text = masked(below_here(line))
     if indent is not None and console.is_terminal:
         text = textwrap.fill(
             text,
@@ -55,7 +54,9 @@ def first_screen(planned: Planned) -> None:
     resolved, run = planned.resolved, planned.run
     recipe, plan, layout = resolved.recipe, resolved.plan, resolved.layout
     encoder, scale = recipe.encoder, resolved.need.scale
-    begun = f"goes on at step {resolved.start_step:,}" if resolved.start_step else "new"
+    begun = f"forked from {planned.forked_from}" if planned.forked_from else "new"
+    if resolved.start_step:
+        begun = f"goes on at step {resolved.start_step:,}"
     rows = {
         "method": f"{recipe.method.name} on {encoder.name} (stem {encoder.stem}, width {encoder.width:g}), "
         f"{planned.num_parameters / 1e6:.2f} M parameters",

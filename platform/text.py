@@ -1,6 +1,7 @@
 """Text that can be written anywhere: file names are bytes on Linux, and need be neither UTF-8 nor one line."""
 
 import codecs
+import os
 import re
 import sys
 from io import TextIOWrapper
@@ -31,3 +32,9 @@ def _escape(character: str) -> str:
 def _escaped_ascii(error: Exception) -> str:
     assert isinstance(error, UnicodeEncodeError)
     return "".join(map(_escape, error.object[error.start : error.end]))
+
+
+def below_here(line: str) -> str:
+    """With paths below the current folder relative to it."""
+    here = os.path.join(os.getcwd(), "")
+    return line if here == os.sep else line.replace(here, "")

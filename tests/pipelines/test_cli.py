@@ -204,7 +204,9 @@ def test_runs_are_renamed_and_deleted_but_not_while_they_work(
     Run("a").remember(id="x", version=4)
     assert cli.main(["runs", "rename", "a", "index"]) == 2
     assert "runs rename index: is reserved" in capsys.readouterr().err
+    monkeypatch.chdir(home.parent)
     assert cli.main(["runs", "rename", "a", "b"]) == 0
+    assert capsys.readouterr().out == f"{home.name}/b: was a; go on with --name b\n"
     assert Run("b").facts().id == "x"
     assert not Run("a").path.exists()
     Run("a").path.mkdir()

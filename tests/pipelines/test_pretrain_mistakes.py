@@ -122,3 +122,4 @@ def test_a_run_begun_under_another_holdout_rule_is_refused_and_may_be_forked(
     assert cli.main([*command, "data.holdout=0", "--name", "without"]) == 0
     fork(Run("old"), Run("new"))
     assert cli.main([*command, "--name", "new"]) == 0
+    assert "run new (forked from old at step 3)" in capsys.readouterr().err

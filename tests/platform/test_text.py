@@ -1,10 +1,12 @@
 import io
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from vergence.platform.text import printable
+from vergence.platform.text import below_here, printable
 
 LATIN = b"caf\xe9/\xfcber.jpg".decode("utf-8", "surrogateescape")
 
@@ -47,3 +49,13 @@ def test_a_stream_that_is_no_terminal_is_left_alone(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     text.never_fail_to_print()
+
+
+def test_paths_below_the_current_folder_are_relative_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    here = os.getcwd()
+    assert below_here(f"from {here}/runs/a to {here}/b, not {here}2/c") == f"from runs/a to b, not {here}2/c"
+    monkeypatch.chdir("/")
+    assert below_here("/etc/hosts") == "/etc/hosts"
