@@ -1,6 +1,6 @@
 """CMC on three modalities of CamVid: an image, a depth-like map and the segmentation; what the image alone then tells.
 
-OMP_NUM_THREADS=1 .venv-bench/bin/python -m benchmarks.camvid [--epochs 40]
+OMP_NUM_THREADS=1 .venv-bench/bin/python -m benchmarks.camvid [--epochs 100]
 
 Each frame, 240 x 180, gives 12 patches of 60 x 60 pixels with their maps; the class of a patch, for the kNN, is the most
 frequent one in it. So training saw what the classes are made of, as a modality of the training frames: the figure says how
@@ -110,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
