@@ -60,7 +60,7 @@ class CLIP(Method[CLIPConfig, Embeddings, tuple[()]]):
     """Encoder of images, transformer of texts, and a linear map of each to the width they share."""
 
     about: ClassVar[About] = About(2021, "vision-language", "1 or more views; text, or captions of classes")
-    needs: ClassVar[Needs] = Needs(at_least(1, small=True), fields=(TEXT,))
+    needs: ClassVar[Needs] = Needs(at_least(1, small=True), fields=(TEXT,), tokens=True)
 
     def __init__(self, config: CLIPConfig, encoder: Encoder, data: DataFacts) -> None:
         super().__init__(config, encoder, data)

@@ -72,12 +72,14 @@ class Needs(NamedTuple):
 
     views: None: no images at all.
     fields: names of the modalities that `Batch.fields` must hold.
+    tokens: whether its texts may be of a larger vocabulary than bytes (`DataFacts.vocabulary`).
     shuffle: whether batches carry a permutation for shuffling BN.
     places: whether `Batch.geometry` must tell where each pixel of a view lies, so that views may not be turned or sheared.
     """
 
     views: ViewRule | None = exactly(2)
     fields: tuple[str, ...] = ()
+    tokens: bool = False
     shuffle: bool = False
     places: bool = False
 

@@ -50,7 +50,7 @@ class SharedTransformer(Method[SharedTransformerConfig, Embeddings, tuple[()]]):
     about: ClassVar[About] = About(
         2022, "vision-language", "1 or more views; text, or captions of classes; a vision transformer"
     )
-    needs: ClassVar[Needs] = Needs(at_least(1, small=True), fields=(TEXT,))
+    needs: ClassVar[Needs] = Needs(at_least(1, small=True), fields=(TEXT,), tokens=True)
 
     def __init__(self, config: SharedTransformerConfig, encoder: Encoder, data: DataFacts) -> None:
         super().__init__(config, encoder, data)

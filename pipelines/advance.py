@@ -165,7 +165,7 @@ def _train(
         start_step = start.step if start else 0
         resolved, method = _resolved(recipe, run, index, decision.kept, start, joined)
         if start is not None:
-            _refuse_other_state(resolved, run, start, method)
+            _refuse_other_state(recipe, run, start, method)
         if decision.prolongs:
             run.remember(finished=False, tracked=False, version=None)  # what is there is of the shorter run
         if decision.forgets:
@@ -279,17 +279,13 @@ def _resolved(
         facts = data_facts(recipe, index)
         method = build_method(recipe, facts, initial and initial.state)  # while the nodes answer
         machine = answer() if answer else None
-    resolved = resolve(recipe, index, method, machine, kept, start.step if start else 0)
+    resolved = resolve(recipe, index, method, machine, kept, start)
     return replace(resolved, initial=initial), method
 
 
-def _refuse_other_state(resolved: Resolved, run: Run, start: Commit, method: Method) -> None:
-    """A fork may start from a run with other parameters, another optimiser or other words."""
-    misfit = commits.misfit(start, expected_state(method, resolved.recipe.optim))
-    if misfit is None and start.manifest.get("vocabulary") != resolved.of_texts.get("vocabulary"):
-        misfit = (
-            "its texts have another vocabulary, which was learned from other captions or by other tokenizers"
-        )
+def _refuse_other_state(recipe: Recipe, run: Run, start: Commit, method: Method) -> None:
+    """A fork may start from a run with other parameters or another optimiser."""
+    misfit = commits.misfit(start, expected_state(method, recipe.optim))
     if misfit:
         raise UserError(
             f"run {run.name} cannot go on from {start.path}: {misfit}; a fork needs the same encoder, method and "

@@ -8,20 +8,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from vergence.methods.method import Batch, DataFacts, Method, ReadsText, num_large
+from vergence.methods.method import Batch, DataFacts, Method, num_large
 from vergence.pipelines.recipe import Recipe, build_method, flatten
 from vergence.pipelines.scale import plan_for
 from vergence.platform.cluster.capacity import Need
-from vergence.platform.data.captions import captions_of
+from vergence.platform.data.captions import Captions, captions_of
 from vergence.platform.data.config import BYTES
 from vergence.platform.data.formats import MEMBER_EXTENSIONS
 from vergence.platform.data.index import Index
 from vergence.platform.data.modality import FIELDS, LABEL, TEXT
 from vergence.platform.data.plan import HOLDOUT_RULE, Plan
+from vergence.platform.data.read import Reader
 from vergence.platform.data.stream import Stream
-from vergence.platform.data.vocabulary import vocabulary_of
+from vergence.platform.data.vocabulary import IN_MANIFEST, Vocabulary, of_captions, of_samples
 from vergence.platform.encoders.pretrained import Initial
 from vergence.platform.errors import UserError
+from vergence.platform.runs.commit import Commit
 from vergence.platform.runs.facts import RunFacts
 from vergence.platform.runs.run import Run
 from vergence.platform.train import memory, norm_check
@@ -61,12 +63,6 @@ class Resolved:
         return self.recipe.epochs * self.plan.batches_per_epoch
 
     @property
-    def of_texts(self) -> dict[str, Any]:
-        """What commits say of the tokens of texts, where they are learned."""
-        vocabulary = self.stream.vocabulary
-        return {} if vocabulary is None else {"vocabulary": vocabulary.digest}
-
-    @property
     def lr(self) -> float:
         return effective_lr(self.recipe.optim, self.plan.global_batch)
 
@@ -94,10 +90,15 @@ class Resolved:
             monitor=recipe.monitor,
             commit=recipe.commit,
             metrics_every=recipe.track.every_steps,
-            facts=provenance(recipe, self.index) | self.of_texts,
+            facts=self._facts(),
             stages=stages,
             pause_after=pause_after,
         )
+
+    def _facts(self) -> dict[str, Any]:
+        """Of every commit."""
+        words = self.stream.vocabulary
+        return provenance(self.recipe, self.index) | ({IN_MANIFEST: words.json} if words else {})
 
 
 def need_of(recipe: Recipe) -> Need:
@@ -121,12 +122,13 @@ def resolve(
     method: Method,
     machine: Machine | None = None,
     kept: RunFacts | None = None,
-    start_step: int = 0,
+    start: Commit | None = None,
 ) -> Resolved:
     """Check the recipe against the data and the machine that trains.
 
     method: the built method, on which memory is estimated; machine: by default this one; kept: facts of earlier
-    attempts of the run, whose precision, batch regime, micro-batch and shuffling span stay. Raises UserError.
+    attempts of the run, whose precision, batch regime, micro-batch and shuffling span stay; start: the commit that it goes
+    on from, whose vocabulary stays. Raises UserError.
     """
     scale, kept = recipe.scale.settled(), kept or RunFacts()
     _check_lengths(recipe, method)
@@ -140,7 +142,7 @@ def resolve(
             f"encoder.name={recipe.encoder.name}: {unknown}, whose statistics would depend on micro-batch and "
             f"number of workers; use an encoder with {norm_check.KNOWN}"
         )
-    stream = _stream(recipe, index, plan, method)
+    stream = _stream(recipe, index, plan, method, start)
     with norm_check.recorded(method) as forwards:
         bytes_per_sample = _bytes_per_sample(recipe, method, precision, stream)
     spec = LayoutSpec(
@@ -152,7 +154,7 @@ def resolve(
         bytes_per_sample={precision: bytes_per_sample},
         kept=kept,
     )
-    resolved = Resolved(recipe, index, plan, spec, machine, start_step, stream)
+    resolved = Resolved(recipe, index, plan, spec, machine, start.step if start else 0, stream)
     group = resolved.layout.norm_group
     if isinstance(group, int) and group < resolved.layout.micro:
         _check_rows(recipe, group, forwards)
@@ -215,12 +217,12 @@ def _check_rows(recipe: Recipe, group: int, forwards: Sequence[norm_check.Rows])
         )
 
 
-def _stream(recipe: Recipe, index: Index, plan: Plan, method: Method) -> Stream:
+def _stream(recipe: Recipe, index: Index, plan: Plan, method: Method, start: Commit | None) -> Stream:
     """Raises UserError: the shards lack what the method needs."""
     needs, captions = method.needs, captions_of(recipe.data, index)
     if captions is not None and TEXT not in needs.fields:
         raise UserError(f"data.captions: {recipe.method.name} reads no text; leave data.captions out")
-    if recipe.data.vocabulary > BYTES and not isinstance(method, ReadsText):
+    if recipe.data.vocabulary != BYTES and not needs.tokens:
         what = "reads bytes" if TEXT in needs.fields else "reads no text"
         raise UserError(f"data.vocabulary: {recipe.method.name} {what}; leave data.vocabulary out")
     for name in needs.fields:
@@ -243,10 +245,23 @@ def _stream(recipe: Recipe, index: Index, plan: Plan, method: Method) -> Stream:
         needs.fields,
         recipe.data.max_pixels,
         captions=captions,
-        vocabulary=vocabulary_of(recipe.data, index, captions),
+        vocabulary=_vocabulary(recipe, index, plan, captions, start),
         access=recipe.data.access,
     )
     return stream.measured()
+
+
+def _vocabulary(
+    recipe: Recipe, index: Index, plan: Plan, captions: Captions | None, start: Commit | None
+) -> Vocabulary | None:
+    size = recipe.data.vocabulary
+    if size == BYTES:
+        return None
+    if start is not None and (kept := Vocabulary.of(start.manifest)):
+        return kept
+    if captions is not None:
+        return of_captions(captions, size)
+    return of_samples(Reader(index, access=recipe.data.access), plan, size)
 
 
 def _bytes_per_sample(recipe: Recipe, method: Method, precision: Precision, stream: Stream) -> int:

@@ -63,6 +63,7 @@ def first_screen(planned: Planned) -> None:
         **({} if resolved.initial is None else {"weights": _weights(resolved.initial)}),
         "data": f"{_held_out(plan)}; digest {resolved.index.digest[:12]}",
         **({} if plan.order.kind == "full" else {"order": _windows(resolved)}),
+        **({} if resolved.stream.vocabulary is None else {"texts": _tokens(resolved)}),
         "batch": f"{plan.global_batch} = {scale.workers} workers x {layout.share}, micro {layout.micro} "
         f"({layout.regime}), batch norm over {layout.norm_group}; about {decimal(layout.num_bytes)} a worker",
         "steps": f"{resolved.steps:,} = {recipe.epochs} epochs x {plan.batches_per_epoch:,}; {recipe.optim.name}, "
@@ -85,6 +86,13 @@ def first_screen(planned: Planned) -> None:
 def _weights(initial: Initial) -> str:
     interpolated = f"; interpolated: {', '.join(initial.resampled)}" if initial.resampled else ""
     return f"{initial.where}, sha256 {initial.digest[:12]}{interpolated}"
+
+
+def _tokens(resolved: Resolved) -> str:
+    vocabulary, asked = resolved.stream.vocabulary, resolved.recipe.data.vocabulary
+    found = vocabulary.size if vocabulary else asked
+    few = f"; the captions teach no more of the {asked:,}" if found < asked else ""
+    return f"{found:,} tokens, learned from captions{few}"
 
 
 def _windows(resolved: Resolved) -> str:

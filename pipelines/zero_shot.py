@@ -11,14 +11,13 @@ from vergence.pipelines.handover import trained
 from vergence.pipelines.recipe import Recipe, build_method
 from vergence.platform.data.captions import Captions
 from vergence.platform.data.config import CLASS
-from vergence.platform.data.vocabulary import Vocabulary, kept_vocabulary
+from vergence.platform.data.vocabulary import Vocabulary
 from vergence.platform.encoders.encoder import LoadedEncoder
 from vergence.platform.errors import UserError
 from vergence.platform.evaluate.labelled import Labelled
 from vergence.platform.evaluate.zero_shot import ByNames
 from vergence.platform.home import home
 from vergence.platform.runs import commit as commits
-from vergence.platform.runs.commit import Commit
 
 TEMPLATE = f"a photo of a {CLASS}."
 
@@ -89,20 +88,7 @@ def _text_side(encoder: LoadedEncoder) -> "tuple[Recipe, torch.nn.Module, Vocabu
             f"{encoder.name}: the last commit of run {card.name} in {home()} has other weights than this encoder: another "
             "run of that name, or one that went on; evaluate what that run exported"
         )
-    return recipe, method, _vocabulary(encoder, recipe, commit)
-
-
-def _vocabulary(encoder: LoadedEncoder, recipe: Recipe, commit: Commit) -> Vocabulary | None:
-    """That of the run's texts; None: bytes."""
-    if "vocabulary" not in commit.manifest:
-        return None
-    found = kept_vocabulary(home() / "index", commit.manifest["data_digest"], recipe.data)
-    if found is None or found.digest != commit.manifest["vocabulary"]:
-        raise UserError(
-            f"{encoder.name}: the vocabulary of its texts is not in {home() / 'index'}; copy the files "
-            "*.vocabulary.json there from where the run was trained"
-        )
-    return found
+    return recipe, method, Vocabulary.of(commit.manifest)
 
 
 def _names(data: Labelled, classes: Sequence[str] | None) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ export DS_BUILD_OPS=0
 # torch and torchvision in one command and first: anything later would pull in another build
 $pip torch torchvision
 # psycopg2 and boto3 are the MLflow server's, which runs from this image too
-$pip ".[audio,onnx,serve,tune]" psycopg2-binary boto3
+$pip ".[audio,onnx,serve,text,tune]" psycopg2-binary boto3
 
 "$PREFIX/bin/python" - "$VARIANT" <<'PYTHON'
 import importlib.metadata
@@ -24,7 +24,7 @@ import torch
 built = "cuda" if torch.version.cuda else "cpu"
 if built != sys.argv[1]:
     sys.exit(f"install.sh: VARIANT={sys.argv[1]}, but pip's index has a {built} build of torch")
-import boto3, deepspeed, mlflow, onnxruntime, optuna, psycopg2, ray.serve  # noqa: E401, F401
+import boto3, deepspeed, mlflow, onnxruntime, optuna, psycopg2, ray.serve, tokenizers  # noqa: E401, F401
 
 print("vergence", importlib.metadata.version("vergence"), "ray", ray.__version__, "torch", torch.__version__)
 PYTHON

@@ -32,7 +32,9 @@ class DataConfig(BaseModel, frozen=True, extra="forbid", strict=True):
     vocabulary: int = Field(
         BYTES,
         ge=BYTES,
-        description=f"tokens of a text; {BYTES}: its bytes; more: pairs of bytes too, learned from the set's captions",
+        le=1 << 20,
+        description=f"different tokens that texts are made of, at most; {BYTES}: bytes; more: pairs of bytes too, learned "
+        "from the set's captions",
     )
     order: Order = Field(
         FULL, validate_default=True, description="in which samples come; a part of the run's identity"

@@ -1,33 +1,35 @@
-"""The tokens of a text: pairs of bytes, learned from the training set's captions before the run.
+"""The tokens of texts: pairs of bytes, learned from the training set's captions when a run begins.
 
-Byte pair encoding (Sennrich et al. 2016, arXiv:1508.07909) over bytes, of lower case as in CLIP, by `tokenizers`. It is a
-function of the captions alone; each commit names its digest, for weights mean nothing with another one.
+Byte pair encoding (Sennrich et al. 2016, arXiv:1508.07909) over bytes, of lower case as in CLIP, by `tokenizers`. Every
+commit carries it, for its weights mean nothing with another one: a run goes on, is forked, moved and asked with its own.
 """
 
-import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vergence.platform.data.captions import Captions
-from vergence.platform.data.config import BYTES, DataConfig
+from vergence.platform.data.config import BYTES
 from vergence.platform.data.decode import BadSample
-from vergence.platform.data.index import Index
 from vergence.platform.data.modality import TEXT
+from vergence.platform.data.plan import Plan
+from vergence.platform.data.progress import Bar
 from vergence.platform.data.ragged import Ragged
 from vergence.platform.data.read import Reader
 from vergence.platform.errors import UserError
-from vergence.platform.files import read_mapping, write_atomic
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-TEXTS = 20_000  # that are read, where they are the samples' own
+IN_MANIFEST = "vocabulary"
+TEXTS = 20_000  # that are read, where they are the samples' own ...
+NEIGHBOURS = 64  # ... so many in a row, which come together from a store
+LONGEST = 4096  # bytes of a text that teach
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,15 @@ class Vocabulary:
 
     json: str
 
+    @classmethod
+    def of(cls, manifest: Mapping[str, Any]) -> "Vocabulary | None":
+        """That of a commit; None: its texts are bytes."""
+        return cls(manifest[IN_MANIFEST]) if IN_MANIFEST in manifest else None
+
     @property
-    def digest(self) -> str:
-        return hashlib.sha256(self.json.encode()).hexdigest()
+    def size(self) -> int:
+        """Tokens are below it."""
+        return len(json.loads(self.json)["model"]["vocab"])
 
     def encode(self, texts: Ragged) -> Ragged:
         """Texts in UTF-8, rows of uint8 -> their tokens, rows of int32."""
@@ -51,64 +59,55 @@ class Vocabulary:
 
 def learned(texts: Iterable[str], size: int) -> Vocabulary:
     """Of at most `size` tokens, 256 of which are the bytes. Raises UserError: `tokenizers` is not there."""
-    try:
-        from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-    except ImportError:
-        raise UserError(
-            f"data.vocabulary={size}: tokens of more than a byte are learned by tokenizers: pip install 'vergence[text]'; "
-            f"{BYTES}, the bytes, need nothing"
-        ) from None
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    library = _library()
+    tokenizer = library.Tokenizer(library.models.BPE())
+    tokenizer.normalizer = library.normalizers.Sequence(
+        [library.normalizers.NFC(), library.normalizers.Lowercase()]
     )
+    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = library.decoders.ByteLevel()
+    alphabet = library.pre_tokenizers.ByteLevel.alphabet()
+    trainer = library.trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
     return Vocabulary(tokenizer.to_str())
 
 
-def vocabulary_of(config: DataConfig, index: Index, captions: Captions | None) -> Vocabulary | None:
-    """That of a training set, learned once and kept beside its index; None where tokens are bytes. Raises UserError."""
-    if config.vocabulary == BYTES:
-        return None
-    kept = kept_vocabulary(index.path.parent, index.digest, config)
-    if kept is None:
-        texts = _of_classes(captions) if captions else _own(Reader(index, access=config.access))
-        kept = learned(texts, config.vocabulary)
-        write_atomic(_file(index.path.parent, index.digest, config), kept.json)
-    return kept
+def of_captions(captions: Captions, size: int) -> Vocabulary:
+    """Learned from every template with every name."""
+    templates = range(len(captions.templates))
+    return learned((captions.of(label, t) for label in range(len(captions.names)) for t in templates), size)
 
 
-def kept_vocabulary(folder: Path, data_digest: str, config: DataConfig) -> Vocabulary | None:
-    """What is kept of a training set that need not be there any more; None: nothing, or not whole."""
-    file = _file(folder, data_digest, config)
-    return None if read_mapping(file) is None else Vocabulary(file.read_text(encoding="utf-8"))
+def of_samples(reader: Reader, plan: Plan, size: int) -> Vocabulary:
+    """Learned from the texts of training samples, spread over the whole set."""
+    positions = np.arange(plan.num_training)
+    parts = np.array_split(positions, -(-min(TEXTS, len(positions)) // NEIGHBOURS))
+    chosen = [plan.training_ids(part[:NEIGHBOURS]) for part in parts]
+    return learned(_texts(reader, chosen), size)
 
 
-def _file(folder: Path, data_digest: str, config: DataConfig) -> Path:
-    asked = json.dumps([data_digest, config.captions, config.vocabulary])
-    return folder / f"{hashlib.sha256(asked.encode()).hexdigest()[:16]}.vocabulary.json"
-
-
-def _of_classes(captions: Captions) -> Iterator[str]:
-    for label in range(len(captions.names)):
-        for template in range(len(captions.templates)):
-            yield captions.of(label, template)
-
-
-def _own(reader: Reader) -> Iterator[str]:
-    """The first samples' own texts; from a store they come with pieces that training wants anyway."""
-    ids = np.arange(min(TEXTS, len(reader.index)))
-    for some in np.array_split(ids, -(-len(ids) // 1000)):
-        for parts in reader.field(some, TEXT):
-            if not isinstance(parts, BadSample):
-                yield parts[""].tobytes().decode()
+def _texts(reader: Reader, chosen: Iterable[np.ndarray]) -> Iterator[str]:
+    some = [*chosen]
+    with Bar("reading texts for their tokens", sum(map(len, some)), enabled=True) as advance:
+        for ids in some:
+            for parts in reader.field(ids, TEXT):
+                if not isinstance(parts, BadSample):
+                    yield parts[""].tobytes()[:LONGEST].decode(errors="ignore")
+            advance(len(ids))
 
 
 @lru_cache(maxsize=4)
 def _tokenizer(text: str) -> "Tokenizer":
-    from tokenizers import Tokenizer
+    found: Tokenizer = _library().Tokenizer.from_str(text)
+    return found
 
-    return Tokenizer.from_str(text)
+
+def _library() -> ModuleType:
+    try:
+        import tokenizers
+    except ImportError:
+        raise UserError(
+            f"data.vocabulary: tokens of more than a byte are the affair of tokenizers: pip install 'vergence[text]'; "
+            f"{BYTES}, bytes alone, need nothing"
+        ) from None
+    return tokenizers

@@ -276,23 +276,22 @@ _CAPTIONS: Faults = {
     ),
 }
 
-_OWN_VOCABULARY = "tests/platform/data/test_vocabulary.py::test_it_is_learned_from"
-
 _VOCABULARY: Faults = {
     "one-template-teaches": (
         "range(len(captions.templates))",
         "range(1)",
-        f"{_OWN_VOCABULARY}_every_template_of_every_class",
+        "tests/platform/data/test_vocabulary.py::test_it_is_learned_from_every_template_of_every_class",
     ),
-    "half-a-file-is-a-vocabulary": (
-        "None if read_mapping(file) is None else Vocabulary",
-        "None if not file.exists() else Vocabulary",
-        f"{_OWN_VOCABULARY}_the_samples_own_texts_and_kept_beside_the_index",
+    "the-first-texts-teach": (
+        "for part in parts]",
+        "for part in parts[:1]]",
+        "tests/platform/data/test_vocabulary.py::test_what_is_read_lies_all_over_the_set",
     ),
-    "of-any-size": (
-        "[data_digest, config.captions, config.vocabulary]",
-        "[data_digest, config.captions]",
-        f"{_OWN_VOCABULARY}_the_samples_own_texts_and_kept_beside_the_index",
+    "what-is-held-out-teaches": (
+        "plan.training_ids(part[:NEIGHBOURS])",
+        "part[:NEIGHBOURS]",
+        "tests/platform/data/test_vocabulary.py::"
+        "test_it_is_learned_from_what_can_be_read_of_the_training_samples",
     ),
 }
 

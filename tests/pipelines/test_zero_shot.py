@@ -16,8 +16,7 @@ from tiny_encoder import make_card
 from tokenizers import Tokenizer
 
 from vergence.methods.clip import CLIP
-from vergence.pipelines import cli
-from vergence.pipelines.advance import _refuse_other_state
+from vergence.pipelines import cli, show
 from vergence.pipelines.evaluate import evaluate
 from vergence.pipelines.handover import hand_over, trained
 from vergence.pipelines.recipe import Recipe, build_method, initial_encoder, load_recipe
@@ -62,7 +61,7 @@ def recipe_of(shard: str, *more: str) -> Recipe:
 
 def train(rank: int, world_size: int, folder: Path, name: str, *more: str) -> None:
     shard = folder / "train.tar"
-    recipe, index = recipe_of(str(shard), *more), open_index(shard, folder / "home" / "index")
+    recipe, index = recipe_of(str(shard), *more), open_index(shard, folder / "index")
     resolved = resolve(recipe, index, build_method(recipe, data_facts(recipe, index)))
     run = Run(name)
     run.logs.mkdir(parents=True)
@@ -87,11 +86,12 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str, 
 
 
 def tokens(text: str, run: str) -> list[int]:
-    """By `tokenizers` itself from the file that lies there, or bytes."""
+    """By `tokenizers` itself from the last commit, or bytes."""
     if run == "run":
         return list(text.encode())
-    (file,) = (Run(run).path.parent / "index").glob("*.vocabulary.json")
-    found: list[int] = Tokenizer.from_file(str(file)).encode(text).ids
+    newest = commits.newest(Run(run).commits)
+    assert newest is not None
+    found: list[int] = Tokenizer.from_str(newest.manifest["vocabulary"]).encode(text).ids
     return found
 
 
@@ -166,29 +166,24 @@ def test_names_and_templates_may_be_given_and_a_bank_stands_beside(
 def test_pairs_of_bytes_are_those_that_the_run_has_learned(
     work: tuple[Path, str, str], tmp_path: Path
 ) -> None:
-    folder, bank, test = work
+    _, bank, test = work
     templates = recipe_of(test).data.captions
     assert len(tokens(templates[0].replace("{class}", "red"), "pairs")) < 10  # of 16 bytes
     report = evaluate("pairs", None, test, protocols=["zero_shot"])
     assert report.scores["zero_shot-v1"] == naive_top1(templates, of="pairs") > 0.5
 
-    resolved = resolve(
-        recipe := recipe_of(bank, "data.vocabulary=300"),
-        index := open_index(bank, folder / "home" / "index"),
-        method := build_method(recipe, data_facts(recipe, index)),
-    )
-    newest = commits.newest(Run("pairs").commits)
-    assert newest is not None
-    _refuse_other_state(resolved, Run("pairs"), newest, method)
-    other = newest._replace(manifest={**newest.manifest, "vocabulary": "of other captions"})
-    with pytest.raises(UserError, match="its texts have another vocabulary"):
-        _refuse_other_state(resolved, Run("pairs"), other, method)
-
-    (file,) = (folder / "home" / "index").glob("*.vocabulary.json")
-    file.rename(tmp_path / "aside")
-    with pytest.raises(UserError, match=r"copy the files \*.vocabulary.json there"):
-        evaluate("pairs", None, test, protocols=["zero_shot"])
-    (tmp_path / "aside").rename(file)
+    first = commits.newest(Run("pairs").commits)
+    assert first is not None
+    recipe = recipe_of(bank, "data.vocabulary=300", 'data.captions=["the {class} one"]')
+    index = open_index(bank, tmp_path / "index")
+    method = build_method(recipe, data_facts(recipe, index))
+    anew, gone_on = (resolve(recipe, index, method, start=start).stream.vocabulary for start in (None, first))
+    assert anew is not None
+    assert gone_on is not None
+    assert gone_on.json == first.manifest["vocabulary"] != anew.json
+    assert 256 < anew.size < 300
+    told = show._tokens(resolve(recipe, index, method))
+    assert told == f"{anew.size} tokens, learned from captions; the captions teach no more of the 300"
 
 
 def test_the_card_tells_what_names_alone_told_on_the_holdout(work: tuple[Path, str, str]) -> None:
@@ -239,7 +234,7 @@ def test_what_cannot_be_asked_by_names_is_said_in_one_line(
     aside = home / "run" / "commits"
     aside.rename(tmp_path / "aside")
     refused("which is in the commits of run run; there are none in")
-    method = build_method(recipe_of(test), data_facts(recipe_of(bank), open_index(bank, home / "index")))
+    method = build_method(recipe_of(test), data_facts(recipe_of(bank), open_index(bank, tmp_path / "index")))
     state = {f"model.{name}": value for name, value in method.state_dict().items()}
     commits.write(aside, state, {"step": 12}, "test", lambda: True)
     refused("has other weights than this encoder")
