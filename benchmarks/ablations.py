@@ -70,7 +70,8 @@ class Bench:
         variants = {
             label: {**variant, **found} for (label, variant), found in zip(asked["variants"].items(), trained)
         }
-        return {**asked, "base": base, "variants": variants, "untrained": began}
+        plan = {key: value for key, value in asked.items() if key != "reading"}
+        return {**plan, "base": base, "variants": variants, "untrained": began}
 
     def _figures(self, kind: Any, recipe: str, runs: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
         from benchmarks.experiments import Work
@@ -103,14 +104,14 @@ def page(report: Mapping[str, Any]) -> str:
     """The page in Markdown."""
     from vergence.platform import yaml
 
-    budget, found = report["budget"], report["ablations"]
+    budget, found, plan = report["budget"], report["ablations"], yaml.read(PLAN)["ablations"]
     lines = [
         "# Ablations",
         "",
         f"The papers' ablations on CIFAR-10, ours beside theirs: {budget['images']:,} images, {budget['epochs']} epochs, "
-        "ResNet-18 of width 0.25, one seed, settings from the trials of the table of methods (README). A paper's figure "
-        "is top-1 in percent of a linear classifier on ImageNet unless its source says otherwise: orders and collapses "
-        "compare, numbers do not. Nothing is tuned for an outcome. Columns: top-1 by "
+        "ResNet-18 of width 0.25, one seed; settings, where some are named, from the trials of the table of methods "
+        "(README). A paper's figure is top-1 in percent of a linear classifier on ImageNet unless its source says "
+        "otherwise: orders and collapses compare, numbers do not. Nothing is tuned for an outcome. Columns: top-1 by "
         f"`{KNN}` and `{LINEAR}` on the test set; std of unit h times √d (0: all alike) and effective rank of h there; "
         "what the method told at its last step. "
         f"Written by `make ablations` from `benchmarks/results/ablations.json`, {report['date']}; plan in "
@@ -119,8 +120,11 @@ def page(report: Mapping[str, Any]) -> str:
     for name, one in found.items():
         settings = f" with `{' '.join(one['settings'])}`" if "settings" in one else ""
         lines += ["", f"## {one['title']}", "", f"{one['recipe']}{SUFFIX}{settings}; {one['source']}.", ""]
-        lines += [f"![{one['title']}](ablations/{name}.png)", "", *section(one), "", trained_on(one)]
-    if left := [one["title"] for name, one in yaml.read(PLAN)["ablations"].items() if name not in found]:
+        lines += [f"![{one['title']}](ablations/{name}.png)", "", *section(one), ""]
+        if reading := plan.get(name, {}).get("reading"):
+            lines += [reading, ""]
+        lines += [trained_on(one)]
+    if left := [one["title"] for name, one in plan.items() if name not in found]:
         lines += ["", "## Not run yet", "", "; ".join(left) + "."]
     return "\n".join(lines) + "\n"
 
