@@ -41,6 +41,7 @@ def row(name: str, images: int, epochs: int, seed: int) -> dict[str, Any]:
         f"seed={seed}",
         "data.holdout=0",
         "batch.global=64",
+        "optim.lr=0.0005",
     ]
     recipe = load_recipe(RECIPE, [*settings, "scale.workers=1", "track.register=null", ROWS[name]])
     index = open_index(recipe.data.train, home() / "index")
