@@ -54,9 +54,10 @@ def first_screen(planned: Planned) -> None:
     resolved, run = planned.resolved, planned.run
     recipe, plan, layout = resolved.recipe, resolved.plan, resolved.layout
     encoder, scale = recipe.encoder, resolved.need.scale
-    begun = f"forked from {planned.forked_from}" if planned.forked_from else "new"
     if resolved.start_step:
         begun = f"goes on at step {resolved.start_step:,}"
+    else:
+        begun = f"forked from {planned.forked_from}" if planned.forked_from else "new"
     rows = {
         "method": f"{recipe.method.name} on {encoder.name} (stem {encoder.stem}, width {encoder.width:g}), "
         f"{planned.num_parameters / 1e6:.2f} M parameters",

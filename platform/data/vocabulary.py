@@ -107,7 +107,7 @@ def _library() -> ModuleType:
         import tokenizers
     except ImportError:
         raise UserError(
-            f"data.vocabulary: tokens of more than a byte are the affair of tokenizers: pip install 'vergence[text]'; "
+            "data.vocabulary: tokens of more than a byte need tokenizers: pip install 'vergence[text]'; "
             f"{BYTES}, bytes alone, need nothing"
         ) from None
     return tokenizers

@@ -1,5 +1,6 @@
 """The plan of the ablations fits the recipes, and the page tells what was found; nothing is trained here."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -87,3 +88,11 @@ def test_page_shows_each_ablation_with_its_picture(tmp_path: Path) -> None:
     assert PLAN["dino"]["title"] not in left_out
     draw(FOUND, tmp_path / "ablations" / "dino.png")
     assert (tmp_path / "ablations" / "dino.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_ablation_that_was_run_is_read_beside_the_paper() -> None:
+    kept = json.loads(Path("benchmarks/results/ablations.json").read_text())["ablations"]
+    told = Path("docs/ablations.md").read_text()
+    for name, one in kept.items():
+        assert set(one["variants"]) == set(PLAN[name]["variants"]), name
+        assert f"\n{PLAN[name]['reading']}\n" in told, name
