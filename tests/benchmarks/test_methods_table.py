@@ -28,8 +28,8 @@ PLAN = yaml.read(methods_table.PLAN)
 # What recipes have otherwise than their trials, which are of 2 epochs over 6,000 images: a teacher's memory, clusters, and
 # of SimCLR what its figures in the README were measured with.
 OWN = {
-    "byol": {"method.momentum"},
-    "mocov3": {"method.momentum"},
+    "byol": {"optim.lr", "method.momentum"},
+    "mocov3": {"optim.lr", "method.momentum"},
     "mocov3_vit": {"method.momentum"},
     "deep_cluster": {"method.clusters"},
     "simclr": {"optim.lr", "method.temperature"},
