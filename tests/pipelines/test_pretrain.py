@@ -252,7 +252,7 @@ def test_fork_starts_anew_from_the_newest_state(undisturbed: Undisturbed, place:
         "optim.weight_decay=0", "track.register=null", "--name", "tiny", "--fork", "second",
     )  # fmt: skip
     assert forked.returncode == 0, forked.stderr
-    assert "run second (forked from tiny at step 9)" in forked.stderr
+    assert "run second (forked from tiny at step 27)" in forked.stderr
     commit = commits.newest(home / "second" / "commits")
     assert commit.step == 9
     weights = commits.load_state(commit)["model.encoder.backbone.conv1.weight"]
