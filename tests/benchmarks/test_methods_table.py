@@ -83,8 +83,8 @@ def test_plan_names_recipes_that_are_there_and_settings_that_they_take() -> None
 
 
 def test_recipe_without_a_grid_gets_four_learning_rates() -> None:
-    row, lr = rows({**PLAN, "recipes": {}})["byol"], load_recipe("byol-cifar10").optim.lr
-    assert list(row.trials()) == [{"optim.lr": pytest.approx(lr * factor)} for factor in (0.5, 1, 2, 4)]
+    row = rows({**PLAN, "recipes": {}})["byol"]
+    assert list(row.trials()) == [{"optim.lr": pytest.approx(0.12 * factor)} for factor in (0.5, 1, 2, 4)]
 
 
 def test_the_best_trial_is_of_the_highest_score_and_none_of_those_that_failed() -> None:
